@@ -1,0 +1,54 @@
+"""Stage 2, self-critical training: `python -m har_jax.train --config=configs/scst.py:PRESET --workdir=DIR`.
+
+Presets as in `configs/mle.py`. The model section must be that of the MLE run in `init_from`.
+"""
+
+import importlib.util
+import pathlib
+
+from har_jax.config import defaults, pick_preset
+
+
+def _mle(preset):
+    """The MLE preset of the same name: data, model, mesh and evaluation are taken over from it."""
+    file = pathlib.Path(__file__).with_name("mle.py")
+    spec = importlib.util.spec_from_file_location("har_jax_config_mle", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(preset)
+
+
+def _base(preset):
+    c, mle = defaults("scst"), _mle(preset)
+    for section in ("data", "model", "mesh", "eval"):
+        c[section] = mle[section]
+    return c
+
+
+def tiny():
+    c = _base("tiny")
+    c.init_from = "runs/mle"
+    c.steps = 300
+    c.batch_size = 32
+    c.optim.lr = 3e-4
+    c.optim.warmup_steps = 10
+    c.eval.every = 100
+    c.checkpoint_every = 100
+    return c
+
+
+def coco():
+    c = _base("coco")
+    c.init_from = "runs/mle"
+    c.steps = 8_850  # 5 epochs
+    c.batch_size = 64
+    c.optim.lr = 1e-6
+    c.optim.schedule = "constant"
+    c.optim.warmup_steps = 200
+    c.eval.every = 885
+    c.checkpoint_every = 885
+    return c
+
+
+def get_config(preset="coco"):
+    return pick_preset({"tiny": tiny, "coco": coco}, preset, "configs/scst.py")()

@@ -1,0 +1,92 @@
+"""Choosing the next token of each row: argmax, or a draw by inverse distribution function.
+
+A draw needs one uniform number per row. `jax.random.categorical` needs one per vocabulary entry,
+which on a CPU costs more than the decoder's matrix products (docs/performance.md, "Sampling").
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from har_jax.decoding.plan import DecodePlan
+from har_jax.types import Array, Float, Int, Key
+
+_BLOCK = 128
+
+
+def truncate(
+    logits: Float[Array, "*rows V"], top_k: int, top_p: float
+) -> Float[Array, "*rows V"]:
+    """Tokens outside the k likeliest, or outside the smallest set of mass ≥ p, get -inf.
+
+    The likeliest token always stays (Holtzman et al. 2020, as `transformers` does it).
+    """
+    if 0 < top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1)
+        before = jnp.roll(before, 1, axis=-1).at[..., 0].set(0.0)
+        threshold = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
+    return logits
+
+
+def draw(
+    logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]
+) -> Int[Array, "*rows"]:
+    """One token per row with probability softmax(logits), by inversion of u ∈ [0,1).
+
+    In two levels: the block of the vocabulary in which the cumulated mass passes u, then the token
+    in that block. A token of probability 0 is never drawn.
+    """
+    *rows, v = logits.shape
+    n_blocks = -(-v // _BLOCK)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, [(0, 0)] * len(rows) + [(0, n_blocks * _BLOCK - v)])
+    weights = weights.reshape(*rows, n_blocks, _BLOCK)
+    blocks = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+    # Rounding must not push the target to the total itself: nothing lies beyond it.
+    target = jnp.minimum(uniform * blocks[..., -1], jnp.nextafter(blocks[..., -1], -1.0))
+    block = jnp.argmax(blocks > target[..., None], axis=-1)
+    before = jnp.where(
+        block > 0,
+        jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[..., None], axis=-1)[..., 0],
+        0.0,
+    )
+    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
+    cumulated = jnp.cumsum(inside, axis=-1)
+    passed = (before[..., None] + cumulated > target[..., None]) & (inside > 0)
+    # The two levels round differently: where no token of the block passes, its last possible one.
+    last_possible = _BLOCK - 1 - jnp.argmax(inside[..., ::-1] > 0, axis=-1)
+    within = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last_possible)
+    return (block * _BLOCK + within).astype(jnp.int32)
+
+
+def choose(
+    logits: Float[Array, "B R V"], plan: DecodePlan, key: Key[Array, ""]
+) -> tuple[Int[Array, "B R"], Float[Array, "B R"]]:
+    """The next token of each row and its log-probability under the policy of that row.
+
+    The greedy row's log-probability is that of the untempered model; a sampled row's that of the
+    tempered, truncated distribution that it was drawn from.
+    """
+    b, r, _ = logits.shape
+    tokens, logps = [], []
+    if plan.greedy:
+        greedy = logits[:, :1]
+        token = jnp.argmax(greedy, axis=-1).astype(jnp.int32)
+        tokens.append(token)
+        logps.append(jnp.max(greedy, axis=-1) - jax.nn.logsumexp(greedy, axis=-1))
+    if plan.samples:
+        policy = logits[:, r - plan.samples :] / plan.temperature
+        policy = truncate(policy, plan.top_k, plan.top_p)
+        token = draw(policy, jax.random.uniform(key, (b, plan.samples)))
+        tokens.append(token)
+        chosen = jnp.take_along_axis(policy, token[..., None], axis=-1)[..., 0]
+        logps.append(chosen - jax.nn.logsumexp(policy, axis=-1))
+    return jnp.concatenate(tokens, axis=1), jnp.concatenate(logps, axis=1)
+
+

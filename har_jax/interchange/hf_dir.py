@@ -1,0 +1,227 @@
+"""A model directory as Hugging Face lays it out: `config.json` and safetensors, found and checked.
+
+Where a directory is expected, a hub name such as `openai/clip-vit-large-patch14` works too: it goes
+through huggingface_hub's cache, which answers offline when the model was fetched before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from har_jax.errors import UserError
+from har_jax.interchange.safetensors_file import Tensor, read_header
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The local directory of `name`, a path or the name of a model on the Hugging Face hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file; give the directory that holds its config.json")
+    if not _HUB_NAME.fullmatch(str(name)):
+        raise UserError(
+            f"no directory {path}; give an existing Hugging Face model directory, or a hub name "
+            "such as openai/clip-vit-large-patch14"
+        )
+    return _from_hub(str(name))
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors as hub
+    except ImportError as error:
+        raise UserError(
+            f"no directory {name}, and huggingface_hub, which would fetch a model of that name, is "
+            "not installed; pip install huggingface_hub, or give a local directory"
+        ) from error
+    gone = f"no directory {name}, and the hub's model of that name"
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except hub.GatedRepoError as error:
+        raise UserError(
+            f"{gone} is gated: accept its licence on its page at huggingface.co, then run "
+            "`hf auth login`"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{gone} does not exist or is private; check the spelling, or run `hf auth login`"
+        ) from error
+    except hub.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{gone} is neither in the local cache nor reachable (offline?); fetch it on a machine "
+            f"with a connection (`hf download {name}`) and give the local directory"
+        ) from error
+    except Exception as error:  # the HTTP library's own errors differ between its versions
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{gone} could not be fetched: {reason}; try again, or give a local directory"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; check the directory") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds a JSON {type(value).__name__} where an object is needed")
+    return value
+
+
+def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]:
+    """`config.json`, checked to be of one of `model_types`."""
+    file = directory / "config.json"
+    if not file.exists():
+        raise UserError(
+            f"{directory} has no config.json, so it is no Hugging Face model directory; give the "
+            "directory that a model was saved to"
+        )
+    config = read_json(file)
+    model_type = config.get("model_type")
+    if model_type not in model_types:
+        raise UserError(
+            f"{file} describes a model of type {model_type!r} where "
+            f"{' or '.join(map(repr, model_types))} is needed; give another directory"
+        )
+    return config
+
+
+def _pickled(directory: Path) -> list[str]:
+    patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+    return sorted(f.name for p in patterns for f in directory.glob(p))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that hold the weights: `model.safetensors`, or the shards of its index."""
+    index = directory / INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index} has no weight_map; copy or download it again")
+        files = [directory / name for name in sorted(set(map(str, weight_map.values())))]
+        missing = [f.name for f in files if not f.exists()]
+        if missing:
+            raise UserError(
+                f"{index} names {', '.join(missing)}, which is not in the directory; copy or "
+                "download the missing file(s)"
+            )
+        return files
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise UserError(
+            f"{directory} has {len(found)} safetensors files and no {INDEX} to tell which hold the "
+            "model; copy or download the index too"
+        )
+    if pickled := _pickled(directory):
+        raise UserError(
+            f"{directory} holds its weights as {', '.join(pickled)} only; such files are refused "
+            "because unpickling runs code from them. Convert once where you trust them: "
+            "transformers' AutoModel.from_pretrained(dir).save_pretrained(new_dir)"
+        )
+    raise UserError(f"{directory} has no {WEIGHTS}; give the directory that a model was saved to")
+
+
+def open_weights(directory: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """All tensors of a directory, unread, and a list of what is wrong with the set of files:
+    tensors in more than one file, tensors that the index promises and no file has."""
+    tensors: dict[str, Tensor] = {}
+    problems = []
+    for file in weight_files(directory):
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                first = tensors[name].file.name
+                problems.append(f"{name} is duplicate, in {first} and in {file.name}")
+            tensors[name] = tensor
+    index = directory / INDEX
+    if index.exists():
+        for name, file_name in read_json(index)["weight_map"].items():
+            if name not in tensors:
+                problems.append(f"{name} is missing from {file_name}, where the index places it")
+    return tensors, problems
+
+
+def weights_fingerprint(directory: str | os.PathLike[str]) -> str:
+    """`sha256:...` over names, dtypes, shapes and bytes of all tensors, in the order of their names.
+
+    It does not depend on how the tensors are spread over files. Reads everything once (about a second
+    per gigabyte), and keeps the answer while the files do not change.
+    """
+    path = resolve(directory)
+    stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in weight_files(path))
+    return _fingerprint(path, stamps)
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(directory: Path, stamps: tuple) -> str:
+    del stamps  # part of the cache's key
+    digest = hashlib.sha256()
+    tensors, _ = open_weights(directory)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype_name} {list(tensor.shape)}\n".encode())
+        with tensor.file.open("rb") as f:
+            f.seek(tensor.offset)
+            left = tensor.nbytes
+            while left:
+                chunk = f.read(min(left, 1 << 22))
+                digest.update(chunk)
+                left -= len(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextlib.contextmanager
+def staging(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A directory to write in, which becomes `directory` when the block ends without an error.
+
+    Nothing half-written ever stands under the final name. `UserError` if that exists already.
+    """
+    final = Path(directory)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{final} exists already; remove it or choose another name")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    try:
+        made.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide the result from others
+        yield made
+        if final.exists():
+            final.rmdir()
+        made.rename(final)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Written beside and renamed, so that the file is old or new and never half."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(file)

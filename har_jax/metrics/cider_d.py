@@ -1,0 +1,391 @@
+"""CIDEr-D (Vedantam et al., arXiv 1411.5726), exactly as pycocoevalcap and SCST trainers compute it.
+
+With g an n-gram, tf its raw count, N the number of images and df(g) the number of *images* whose
+references hold g:
+
+    v_n(g) = tf(g) (ln N - ln max(1, df(g)))                                      n = 1..4
+    sim_n(h, r) = sum_g min(h_g, r_g) r_g / (|h| |r|) exp(-(len h - len r)^2 / (2 sigma^2))
+    CIDEr-D = 10 mean_n mean_r sim_n(h, r)                                        in [0, 10]
+
+What papers print as "CIDEr" on COCO is this (times 100), with df taken from the evaluated
+references: `corpus_cider`. A reward takes df from the training references: `CiderD`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int32, Int64
+
+from har_jax.errors import UserError
+from har_jax.metrics import ngrams
+from har_jax.metrics.cider_d_kernel import kernel
+
+Words = Sequence[str]
+
+EOS_WORD = " "  # a word of its own: no tokenizer that splits at spaces can produce it
+_FORMAT = 1
+
+
+class DocumentFrequency:
+    """In how many images' references each 1..n-gram occurs. Immutable.
+
+    Every reference is counted with `EOS_WORD` at its end, so one table serves scorers with and
+    without EOS.
+
+    Attributes:
+      n_images: number of images N (not its logarithm).
+      n: longest n-gram.
+      name: what was counted ("train"), for signatures.
+      vocabulary: word ids; `EOS_WORD` is 0 and the others are sorted.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        keys: Sequence[Int64[np.ndarray, " nodes"]],
+        counts: Sequence[Int32[np.ndarray, " nodes"]],
+        *,
+        n_images: int,
+        name: str,
+    ):
+        self.n_images = n_images
+        self.n = len(counts)
+        self.name = name
+        self.vocabulary = {word: i for i, word in enumerate(words)}
+        self.keys = list(keys)
+        self.counts = list(counts)
+
+    @classmethod
+    def from_references(
+        cls, references: Iterable[Iterable[Words]], *, n: int = 4, name: str = "references"
+    ) -> DocumentFrequency:
+        """Counts the references: for each image, the words of each of its captions.
+
+        Raises:
+          UserError: there is no image.
+        """
+        ids: dict[str, int] = {EOS_WORD: 0}
+        images: list[int] = []
+        n_images = 0
+
+        def captions():
+            nonlocal n_images
+            for image in references:
+                for caption in image:
+                    images.append(n_images)
+                    yield [ids.setdefault(word, len(ids)) for word in (*caption, EOS_WORD)]
+                n_images += 1
+
+        flat, starts = ngrams.flatten(captions())
+        if n_images == 0:
+            raise UserError(
+                "document frequencies need at least one image, got none; pass {image: captions}"
+            )
+        vocabulary = [EOS_WORD, *sorted(word for word in ids if word != EOS_WORD)]
+        rank = np.empty(len(ids), np.int32)
+        rank[[ids[word] for word in vocabulary]] = np.arange(len(ids), dtype=np.int32)
+        flat = rank[flat]
+        found, _ = ngrams.intern(flat, starts, n_words=len(ids), n=n)
+        image_of = np.asarray(images, np.int64)
+        counts = []
+        offset = 0
+        for keys, nodes, caption in zip(found.keys, found.levels, found.captions, strict=True):
+            pairs = np.unique(ngrams.pack(image_of[caption], nodes - offset))
+            _, once_per_image = ngrams.unpack(pairs)
+            counts.append(np.bincount(once_per_image, minlength=len(keys)).astype(np.int32))
+            offset += len(keys)
+        return cls(vocabulary, found.keys[1:], counts, n_images=n_images, name=name)
+
+    def get(self, ngram: Words) -> int:
+        """Document frequency of an n-gram; 0 when it was never seen (scorers take max(1, df))."""
+        if not 1 <= len(ngram) <= self.n or ngram[0] not in self.vocabulary:
+            return 0
+        node, offset = self.vocabulary[ngram[0]], 0
+        for k, word in enumerate(ngram[1:]):
+            if word not in self.vocabulary:
+                return 0
+            offset += len(self.counts[k])
+            key = (node << 32) | self.vocabulary[word]
+            i = int(np.searchsorted(self.keys[k], key))
+            if i == len(self.keys[k]) or self.keys[k][i] != key:
+                return 0
+            node = offset + i
+        return int(self.counts[len(ngram) - 1][node - offset])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what was counted; the order of images and captions does not matter."""
+        digest = hashlib.sha256(f"{self.n_images},{self.n}".encode())
+        digest.update("\n".join(self.vocabulary).encode())
+        for array in (*self.keys, *self.counts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz; the final name appears only when the file is whole."""
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = "\n".join(self.vocabulary).encode()
+        arrays = {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
+        arrays |= {f"counts{k + 1}": counts for k, counts in enumerate(self.counts)}
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                np.savez_compressed(
+                    file,
+                    format=_FORMAT,
+                    n_images=self.n_images,
+                    n=self.n,
+                    name=self.name,
+                    words=np.frombuffer(words, np.uint8),
+                    **arrays,
+                )
+                file.close()
+                os.chmod(file.name, 0o644)  # temporary files are private by default
+                os.replace(file.name, path)
+            except BaseException:
+                pathlib.Path(file.name).unlink(missing_ok=True)
+                raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DocumentFrequency:
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: no such file, or not such a file.
+        """
+        if not os.path.exists(path):
+            raise UserError(
+                f"no document frequencies at {os.fspath(path)}; "
+                "`python -m har_jax.prepare` writes them beside a dataset"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if int(file["format"]) != _FORMAT:
+                    raise UserError(
+                        f"{os.fspath(path)} has format {int(file['format'])}, this version reads "
+                        f"{_FORMAT}; prepare the dataset again"
+                    )
+                n = int(file["n"])
+                return cls(
+                    file["words"].tobytes().decode().split("\n"),
+                    [file[f"keys{k}"] for k in range(2, n + 1)],
+                    [file[f"counts{k}"] for k in range(1, n + 1)],
+                    n_images=int(file["n_images"]),
+                    name=str(file["name"]),
+                )
+        except (KeyError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{os.fspath(path)} is not a document-frequency file ({error}); "
+                "prepare the dataset again"
+            ) from error
+
+
+class CiderD:
+    """CIDEr-D against fixed references, which are cooked once. Read-only and thread-safe.
+
+    Args:
+      df: document frequencies; n is theirs.
+      references: words of each caption of each image.
+      eos: append `EOS_WORD` to the references, and to the candidates that ended.
+      sigma: width of the length penalty, in words.
+
+    Raises:
+      UserError: no images, or an image without references.
+    """
+
+    def __init__(
+        self,
+        df: DocumentFrequency,
+        references: Mapping[int, Sequence[Words]],
+        *,
+        eos: bool,
+        sigma: float = 6.0,
+    ):
+        if not references:
+            raise UserError("CIDEr-D needs references of at least one image, got none")
+        for image_id, captions in references.items():
+            if not captions:
+                raise UserError(f"image {image_id} has no references; CIDEr-D needs at least one")
+        self.df = df
+        self.eos = eos
+        self.sigma = float(sigma)
+        self._row = {int(image_id): row for row, image_id in enumerate(references)}
+        self._vocabulary = dict(df.vocabulary)
+        ids, ends = self._vocabulary, [0]
+
+        def captions():
+            for image in references.values():
+                for caption in image:
+                    words = [ids.setdefault(word, len(ids)) for word in caption]
+                    yield words + [0] if eos else words
+                ends.append(ends[-1] + len(image))
+
+        flat, starts = ngrams.flatten(captions())
+        self._image_refs = np.asarray(ends, np.int64)
+        self._cook(flat, starts)
+        self._score_flat([], [])  # compiles now, not inside the first training step
+
+    def _cook(
+        self, flat: Int32[np.ndarray, " words"], starts: Int64[np.ndarray, " captions_plus_1"]
+    ) -> None:
+        """Builds the trie over df and references, the idf of its nodes and the references' nodes."""
+        df, n = self.df, self.df.n
+        # Words outside df get ids after its own: its nodes of levels >= 2 move by that many.
+        added = len(self._vocabulary) - len(df.vocabulary)
+        known = [_shift_parents(keys, len(df.vocabulary), added) for keys in df.keys]
+        found, moved = ngrams.intern(flat, starts, n_words=len(self._vocabulary), n=n, known=known)
+        self._first_child, self._last_word = ngrams.children(found.keys)
+        counts = np.zeros(len(self._last_word), np.int64)
+        moved[0] = moved[0][: len(df.vocabulary)]
+        for nodes, count in zip(moved, df.counts, strict=True):
+            counts[nodes] = count
+        self._log_n = math.log(df.n_images)
+        self._idf = self._log_n - np.log(np.maximum(1, counts))
+
+        lengths = np.diff(starts)
+        per_level = np.maximum(0, lengths[:, None] - np.arange(n))
+        self._ref_starts = np.concatenate([[0], np.cumsum(per_level)]).astype(np.int64)
+        self._ref_lengths = lengths
+        occurrences = np.sort(
+            ngrams.pack(np.concatenate(found.captions), np.concatenate(found.levels))
+        )
+        _, self._ref_nodes = ngrams.unpack(occurrences)
+        distinct, repeats = np.unique(occurrences, return_counts=True)
+        caption, node = ngrams.unpack(distinct)
+        level = np.searchsorted(np.cumsum([len(keys) for keys in found.keys]), node, side="right")
+        squares = np.bincount(
+            caption * n + level, (repeats * self._idf[node]) ** 2, minlength=len(lengths) * n
+        )
+        self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
+
+    def score(
+        self,
+        image_ids: Sequence[int],
+        captions: Sequence[Sequence[Words]],
+        ended: Sequence[Sequence[bool]] | np.ndarray | None = None,
+    ) -> Float64[np.ndarray, "B R"]:
+        """CIDEr-D of R captions (as words) of each of B images, in [0, 10].
+
+        Args:
+          ended: [B, R], whether the caption reached EOS; None means that all did. Without `eos` it
+            has no effect.
+
+        Raises:
+          UserError: an image without references, or lengths that do not fit together.
+        """
+        if len(image_ids) != len(captions):
+            raise UserError(f"got {len(image_ids)} image ids for captions of {len(captions)} images")
+        width = len(captions[0]) if len(captions) else 0
+        rows = []
+        for image_id, group in zip(image_ids, captions, strict=True):
+            if len(group) != width:
+                raise UserError(
+                    f"image {image_id} has {len(group)} captions, the first image has {width}; "
+                    "every image of a batch needs as many"
+                )
+            row = self._row.get(int(image_id))
+            if row is None:
+                raise UserError(
+                    f"no references for image {image_id} (there are references of "
+                    f"{len(self._row)} images); score images of the split the scorer was built from"
+                )
+            rows.extend([row] * width)
+        unknown: dict[str, int] = {}  # ids of words outside the vocabulary, for this call only
+        flat = []
+        for group in captions:
+            flat.extend([self._ids(caption, unknown) for caption in group])
+        if self.eos:
+            finished = (
+                [True] * len(flat) if ended is None else np.asarray(ended).reshape(-1).tolist()
+            )
+            if len(finished) != len(flat):
+                raise UserError(f"`ended` has {len(finished)} values for {len(flat)} captions")
+            for words, done in zip(flat, finished, strict=True):
+                if done:
+                    words.append(0)
+        return self._score_flat(flat, rows).reshape(len(captions), width)
+
+    def _ids(self, caption: Words, unknown: dict[str, int]) -> list[int]:
+        """Word ids; a word outside the vocabulary gets the next id after it."""
+        vocabulary = self._vocabulary
+        try:
+            return [vocabulary[word] for word in caption]
+        except KeyError:
+            size = len(vocabulary)
+            return [
+                vocabulary[word]
+                if word in vocabulary
+                else unknown.setdefault(word, size + len(unknown))
+                for word in caption
+            ]
+
+    def _score_flat(self, captions: list[list[int]], rows: list[int]) -> Float64[np.ndarray, " C"]:
+        flat, starts = ngrams.flatten(captions)
+        out = np.empty(len(captions), np.float64)
+        kernel()(
+            flat,
+            starts,
+            np.asarray(rows, np.int64),
+            self._first_child,
+            self._last_word,
+            len(self._vocabulary),
+            self._idf,
+            self._log_n,
+            self._image_refs,
+            self._ref_nodes,
+            self._ref_starts,
+            self._ref_norms,
+            self._ref_lengths,
+            self.sigma,
+            out,
+        )
+        return out
+
+
+def _shift_parents(
+    keys: Int64[np.ndarray, " nodes"], n_words: int, added: int
+) -> Int64[np.ndarray, " nodes"]:
+    """Renumbers the parents of a level after `added` words were appended to `n_words`."""
+    parent, word = ngrams.unpack(keys)
+    return ngrams.pack(np.where(parent < n_words, parent, parent + added), word)
+
+
+def corpus_cider(
+    references: Mapping[int, Sequence[Words]],
+    predictions: Mapping[int, Words],
+    *,
+    n: int = 4,
+    sigma: float = 6.0,
+) -> tuple[float, dict[int, float]]:
+    """The official "CIDEr": df from the references of exactly the images that are scored.
+
+    The value depends on that set of images, and is 0 when there is only one.
+
+    Returns:
+      (mean over the images, {image id: CIDEr-D}).
+
+    Raises:
+      UserError: an image without references, or nothing to score.
+    """
+    scored = {image_id: references.get(image_id, ()) for image_id in predictions}
+    for image_id, captions in scored.items():
+        if not captions:
+            raise UserError(f"no references for image {image_id}; CIDEr needs at least one")
+    df = DocumentFrequency.from_references(scored.values(), n=n)
+    scorer = CiderD(df, scored, eos=False, sigma=sigma)
+    values = scorer.score(list(predictions), [[words] for words in predictions.values()])[:, 0]
+    per_image = dict(zip(predictions, values.tolist(), strict=True))
+    return float(np.mean(values)), per_image

@@ -1,0 +1,154 @@
+"""The inner loop of CIDEr-D, compiled by numba.
+
+One function and no library calls inside it, because each one adds to the compile time at the first
+use (about a second, then cached by numba beside the module, or in the user's cache directory when
+the package is read-only). It releases the GIL and works on arguments and locals only, so several
+threads may score at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+
+def _score(
+    words,
+    starts,
+    images,
+    first_child,
+    last_word,
+    n_words,
+    idf,
+    unseen_idf,
+    image_refs,
+    ref_nodes,
+    ref_starts,
+    ref_norms,
+    ref_lengths,
+    sigma,
+    out,
+):
+    """CIDEr-D of each candidate against the references of its image, written to `out`.
+
+    Args:
+      words: int32 [words], candidates' word ids; ids >= n_words are words the trie does not know.
+      starts: int64 [C+1], where each candidate starts and ends in `words`.
+      images: int64 [C], the row of each candidate's image in `image_refs`.
+      first_child, last_word: the trie, see `ngrams.children`.
+      idf: float64 [nodes]; unseen_idf: the idf of an n-gram outside the trie.
+      image_refs: int64 [I+1], the references of image i are `image_refs[i] .. image_refs[i+1]`.
+      ref_nodes: int32, the sorted nodes (repeats kept) of each reference, level by level.
+      ref_starts: int64 [R*n+1], where the nodes of (reference, level) start and end.
+      ref_norms: float64 [R, n], length of the tf-idf vector; ref_lengths: int64 [R], words.
+      sigma: width of the length penalty.
+      out: float64 [C].
+    """
+    n = ref_norms.shape[1]
+    n_nodes = last_word.shape[0]
+    longest = 0
+    for c in range(starts.shape[0] - 1):
+        longest = max(longest, starts[c + 1] - starts[c])
+    node = np.empty(longest, np.int64)
+    distinct = np.empty(longest, np.int64)
+    weight = np.empty(longest, np.float64)
+    for c in range(starts.shape[0] - 1):
+        begin = starts[c]
+        size = starts[c + 1] - begin
+        ref_begin = image_refs[images[c]]
+        ref_end = image_refs[images[c] + 1]
+        total = 0.0
+        for k in range(min(n, size)):
+            count = size - k
+            # Nodes of the (k+1)-grams; -1 for one that the trie does not hold.
+            for i in range(count):
+                word = words[begin + i + k]
+                if k == 0:
+                    node[i] = word if word < n_words else -1
+                elif node[i] >= 0:
+                    low = first_child[node[i]]
+                    end = first_child[node[i] + 1]
+                    high = end
+                    while low < high:
+                        middle = (low + high) >> 1
+                        if last_word[middle] < word:
+                            low = middle + 1
+                        else:
+                            high = middle
+                    node[i] = low if low < end and last_word[low] == word else -1
+            # Sorted by insertion (captions are short). Unknown n-grams still count in the norm, so
+            # equal ones must share an identity: the position where they first occur.
+            for i in range(count):
+                value = node[i]
+                if value < 0:
+                    value = n_nodes + i
+                    for j in range(i):
+                        if node[j] < 0:
+                            same = True
+                            for w in range(k + 1):
+                                if words[begin + i + w] != words[begin + j + w]:
+                                    same = False
+                                    break
+                            if same:
+                                value = n_nodes + j
+                                break
+                j = i
+                while j > 0 and distinct[j - 1] > value:
+                    distinct[j] = distinct[j - 1]
+                    j -= 1
+                distinct[j] = value
+            # Runs of equal nodes become tf * idf.
+            m = 0
+            norm = 0.0
+            i = 0
+            while i < count:
+                value = distinct[i]
+                j = i
+                while j < count and distinct[j] == value:
+                    j += 1
+                w = (j - i) * (idf[value] if value < n_nodes else unseen_idf)
+                distinct[m] = value
+                weight[m] = w
+                norm += w * w
+                m += 1
+                i = j
+            norm = math.sqrt(norm)
+            for r in range(ref_begin, ref_end):
+                i = 0
+                j = ref_starts[r * n + k]
+                end = ref_starts[r * n + k + 1]
+                similarity = 0.0
+                while i < m and j < end:
+                    value = ref_nodes[j]
+                    if value < distinct[i]:
+                        j += 1
+                    elif value > distinct[i]:
+                        i += 1
+                    else:
+                        repeats = 0
+                        while j < end and ref_nodes[j] == value:
+                            repeats += 1
+                            j += 1
+                        w = repeats * idf[value]
+                        similarity += min(weight[i], w) * w
+                        i += 1
+                if norm != 0.0 and ref_norms[r, k] != 0.0:
+                    similarity /= norm * ref_norms[r, k]
+                # The length is counted in bigrams, so that 0 and 1 word are the same length.
+                delta = max(size - 1, 0) - max(ref_lengths[r] - 1, 0)
+                total += similarity * math.exp(-(delta * delta) / (2.0 * sigma * sigma))
+        out[c] = 10.0 * total / n / (ref_end - ref_begin)
+
+
+@functools.cache
+def kernel() -> Callable[..., None]:
+    """`_score`, compiled on its first call. numba is imported here because it takes a while."""
+    import numba
+
+    try:
+        return numba.njit(_score, nogil=True, cache=True)
+    except RuntimeError:  # no directory to cache in
+        return numba.njit(_score, nogil=True)

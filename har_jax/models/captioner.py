@@ -1,0 +1,144 @@
+"""The captioner: a frozen CLIP vision tower, a projector and a Mistral, as four verbs.
+
+    features = captioner.encode(images)            # [B,S,Dv]
+    prefix   = captioner.project(features)         # [B,P,D]
+    cache    = captioner.prefill(prefix)           # keys and values of the prefix, once per image
+    logp     = captioner.score(cache, captions)    # [B,R,T], R captions of each image
+
+and `har_jax.decoding.decode(captioner, cache, plan, key)` writes captions. What the decoder reads is
+`<bos>`, the P visual tokens, the prompt's tokens (if any), then the caption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from har_jax.models.clip import VisionConfig, VisionTower
+from har_jax.models.mistral import Cache, Mistral, MistralConfig
+from har_jax.models.projector import Projector, ProjectorKind
+from har_jax.types import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionerConfig:
+    """Everything that fixes the parameters' shapes and how images and text reach the decoder."""
+
+    vision: VisionConfig
+    lm: MistralConfig
+    projector: ProjectorKind = "patch"
+    prefix_tokens: int = 10  # of a pooled projector
+    projector_hidden: int = 0  # 0: the decoder's width
+    vision_layer: int = -2  # whose patch tokens a patch projector reads; -2 as LLaVA does
+    prompt: tuple[int, ...] = ()  # token ids after the image, without <bos>
+    remat: str = "none"
+    dtype: str = "float32"  # of the activations
+
+    @property
+    def visual_tokens(self) -> int:
+        """P: how many prefix tokens an image becomes."""
+        return self.vision.n_patches if self.projector == "patch" else self.prefix_tokens
+
+
+class Prefix(NamedTuple):
+    """What an image leaves in the decoder.
+
+    The last input of the prefix is not in the cache yet: it is what every caption reads first, and
+    its output predicts the caption's first token.
+    """
+
+    kv: Cache  # per layer K, V [B,P',Hkv,Dh]
+    last_bd: Array  # [B,D]
+
+
+class Captioner(nnx.Module):
+    def __init__(
+        self,
+        config: CaptionerConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+        vision_dtype: jnp.dtype | None = None,
+    ):
+        """`dtype` is that of the trained parameters, `vision_dtype` that of the frozen tower."""
+        self.config = config
+        self.vision = VisionTower(config.vision, rngs=rngs, dtype=vision_dtype or dtype)
+        self.projector = Projector(
+            config.projector,
+            config.vision.hidden_size,
+            config.lm.hidden_size,
+            hidden=config.projector_hidden,
+            prefix_tokens=config.prefix_tokens,
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.lm = Mistral(config.lm, rngs=rngs, dtype=dtype, remat=config.remat)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.dtype)
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B S Dv"]:
+        """Normalised pixels to vision features: patch tokens of one layer, or the pooled CLS (S=1).
+
+        The tower is frozen: no gradient flows into it.
+        """
+        images = images.astype(self.compute_dtype)
+        if self.config.projector == "patch":
+            features = self.vision.features(images, layer=self.config.vision_layer)
+        else:
+            features = self.vision.pooled(images)[:, None]
+        return jax.lax.stop_gradient(features)
+
+    def project(self, features: Float[Array, "B S Dv"]) -> Float[Array, "B P D"]:
+        """W_proj: the soft visual prefix."""
+        return self.projector(features.astype(self.compute_dtype))
+
+    def prefill(self, prefix: Float[Array, "B P D"]) -> Prefix:
+        """The decoder's keys and values over `<bos>`, the visual prefix and the prompt, once per image."""
+        b, _, d = prefix.shape
+
+        def text(*ids: int) -> Array:
+            embedded = self.lm.embed(jnp.asarray(ids, jnp.int32), prefix.dtype)
+            return jnp.broadcast_to(embedded, (b, len(ids), d))
+
+        inputs = [text(self.config.lm.bos_token_id), prefix]
+        if self.config.prompt:
+            inputs.append(text(*self.config.prompt))
+        x_bpd = jnp.concatenate(inputs, axis=1)
+        _, kv = self.lm.prefill(x_bpd[:, :-1])
+        return Prefix(kv, x_bpd[:, -1])
+
+    def logits(self, cache: Prefix, tokens: Int[Array, "B R T"]) -> Float[Array, "B R T V"]:
+        """Teacher forcing: the float32 logits that predict each token of R known captions per image."""
+        b, r, _ = tokens.shape
+        d = cache.last_bd.shape[-1]
+        first = jnp.broadcast_to(cache.last_bd[:, None, None], (b, r, 1, d))
+        known = self.lm.embed(tokens[:, :, :-1], first.dtype)
+        hidden = self.lm.extend(jnp.concatenate([first, known], axis=2), cache.kv)
+        return self.lm.logits(hidden)
+
+    def score(
+        self,
+        cache: Prefix,
+        tokens: Int[Array, "B R T"],
+        *,
+        temperature: float = 1.0,
+    ) -> Float[Array, "B R T"]:
+        """log P(y_t | y_<t, p) of R captions per image, under logits / temperature.
+
+        Positions after a caption's end hold values without meaning: mask them by length
+        (`length_mask`), never by id, for Mistral has no pad token.
+        """
+        logits = self.logits(cache, tokens) / temperature
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def length_mask(lengths: Int[Array, "B R"], max_tokens: int) -> Float[Array, "B R T"]:
+    """1 for the tokens of a caption, its EOS included, and 0 after; all 0 for a padded row."""
+    return (jnp.arange(max_tokens) < lengths[..., None]).astype(jnp.float32)

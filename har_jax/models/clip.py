@@ -1,0 +1,368 @@
+"""CLIP's two towers (Radford et al. 2021, arXiv:2103.00020), for any Hugging Face CLIP config.
+
+The captioner uses the vision tower alone (`VisionTower.features`, or `pooled`); CLIPScore and the
+contrastive training of the miniature models use both. What each method returns equals what
+`transformers` calls it: `hidden_states[layer]`, `pooler_output`, `image_embeds`, `text_embeds`.
+
+Every tower computes in the dtype of its input activations (pixels, or `dtype=` for text); softmax,
+norms and embeddings for cosine similarities are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from har_jax.errors import UserError, did_you_mean
+from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
+from har_jax.sharding import constrain
+from har_jax.types import Array, Bool, Float, Int
+
+MAX_LOGIT_SCALE = 100.0
+"""Radford et al. clip the learnt temperature there, and so do we in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """What both towers have. Names and defaults are those of Hugging Face's configs."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"CLIP config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}; correct the config.json"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(
+                f"CLIP config: hidden_act {self.hidden_act!r} is unknown"
+                f"{did_you_mean(self.hidden_act, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]):
+        """From the dict of a tower; keys that do not shape the computation are passed over."""
+        fields = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in hf.items() if k in fields and v is not None})
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.image_size, int) or not isinstance(self.patch_size, int):
+            raise UserError(
+                f"CLIP config: image_size {self.image_size} and patch_size {self.patch_size} must "
+                "be single integers (square images), as in OpenAI's CLIPs"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side. As in a strided convolution, a remainder of pixels is dropped."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(TowerConfig):
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    pad_token_id: int = 1
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    projection_dim: int = 512
+    logit_scale_init_value: float = 2.6592
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> CLIPConfig:
+        """From a `config.json`. As in transformers, an old `*_config_dict` replaces `*_config`."""
+
+        def part(name: str) -> Mapping[str, Any]:
+            old = hf.get(f"{name}_config_dict")
+            return old if old is not None else (hf.get(f"{name}_config") or {})
+
+        given = {k: hf.get(k) for k in ("projection_dim", "logit_scale_init_value")}
+        return cls(
+            vision=VisionConfig.from_hf(part("vision")),
+            text=TextConfig.from_hf(part("text")),
+            **{k: v for k, v in given.items() if v is not None},
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` that `transformers.CLIPModel` reads."""
+        shared = {"projection_dim": self.projection_dim}
+        text, vision = dataclasses.asdict(self.text), dataclasses.asdict(self.vision)
+        return {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": self.projection_dim,
+            "logit_scale_init_value": self.logit_scale_init_value,
+            "text_config": {"model_type": "clip_text_model", **shared, **text},
+            "vision_config": {"model_type": "clip_vision_model", **shared, **vision},
+        }
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with biases, [B,S,D] -> [B,S,D]."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, n, h = config.hidden_size, config.num_attention_heads, config.head_dim
+        axes = ("embed", "heads", "head_dim")
+
+        def heads(std: float) -> Linear:
+            return Linear((d,), (n, h), axes, bias=True, init=normal(std), rngs=rngs, dtype=dtype)
+
+        std = d**-0.5 * (2 * config.num_hidden_layers) ** -0.5
+        self.q, self.k, self.v = heads(std), heads(std), heads(std)
+        out_axes = ("heads", "head_dim", "embed")
+        init = normal(d**-0.5)
+        self.o = Linear((n, h), (d,), out_axes, bias=True, init=init, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None) -> Array:
+        q_bsnh = self.q(x_bsd)
+        q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
+        k_btnh, v_btnh = self.k(x_bsd), self.v(x_bsd)
+        scores = jnp.einsum("bsnh,btnh->bnst", q_bsnh, k_btnh, preferred_element_type=jnp.float32)
+        if mask_st is not None:
+            scores = jnp.where(mask_st, scores, jnp.finfo(jnp.float32).min)
+        weights_bnst = jax.nn.softmax(scores, axis=-1).astype(x_bsd.dtype)
+        return self.o(jnp.einsum("bnst,btnh->bsnh", weights_bnst, v_btnh))
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, f = config.hidden_size, config.intermediate_size
+        in_init = normal((2 * d) ** -0.5)
+        out_init = normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
+        kw = {"bias": True, "rngs": rngs, "dtype": dtype}
+        self.up = Linear((d,), (f,), ("embed", "mlp"), init=in_init, **kw)
+        self.down = Linear((f,), (d,), ("mlp", "embed"), init=out_init, **kw)
+        self.activation = config.hidden_act
+
+    def __call__(self, x_bsd: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x_bsd)))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, eps = config.hidden_size, config.layer_norm_eps
+        self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None) -> Array:
+        x_bsd = constrain(x_bsd, "batch")
+        x_bsd = x_bsd + self.attn(self.attn_norm(x_bsd), mask_st)
+        return x_bsd + self.mlp(self.mlp_norm(x_bsd))
+
+
+def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: jnp.dtype) -> Linear:
+    axes = ("embed", "projection")
+    return Linear((d,), (size,), axes, init=normal(d**-0.5), rngs=rngs, dtype=dtype)
+
+
+def _unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """L2-normalised in float32, whatever came in: cosine similarities are compared to 4 digits."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class VisionTower(nnx.Module):
+    """A ViT with a class token. `pixels` is [B,H,W,3] float, normalised by the `Preprocessor`.
+
+    `projection_dim=None` leaves the projection out (a `CLIPVisionModel` directory has none).
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        projection_dim: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        d, p = config.hidden_size, config.patch_size
+        self.config = config
+        kw = {"rngs": rngs, "dtype": dtype}
+        patch_axes = ("patch", "patch", None, "embed")
+        self.patch_embedding = Linear((p, p, config.num_channels), (d,), patch_axes, **kw)
+        self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5), dtype)
+        positions = (config.n_patches + 1, d)
+        self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
+        self.pre_norm = LayerNorm(d, config.layer_norm_eps, **kw)
+        self.layers = nnx.List([Block(config, **kw) for _ in range(config.num_hidden_layers)])
+        self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
+        self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)
+
+    def patchify(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B S p p C"]:
+        """Rows of patches, left to right, top to bottom. One reshape instead of a convolution."""
+        b, height, width, channels = pixels.shape
+        size, p, g = self.config.image_size, self.config.patch_size, self.config.grid
+        if (height, width, channels) != (size, size, self.config.num_channels):
+            raise UserError(
+                f"images of shape {height}x{width}x{channels}, but this CLIP takes "
+                f"{size}x{size}x{self.config.num_channels}; prepare them with "
+                "data.images.Preprocessor.from_hf(the CLIP's directory)"
+            )
+        pixels = pixels[:, : g * p, : g * p]
+        x = pixels.reshape(b, g, p, g, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(b, g * g, p, p, channels)
+
+    def hidden(self, pixels: Float[Array, "B H W C"], layer: int = -1) -> Float[Array, "B S1 D"]:
+        """`hidden_states[layer]` of transformers, CLS first: 0 precedes the first layer, -1 is last.
+
+        Layers behind `layer` are not computed.
+        """
+        n_layers = self.config.num_hidden_layers
+        n_run = layer if layer >= 0 else n_layers + 1 + layer
+        if not 0 <= n_run <= n_layers:
+            raise UserError(
+                f"CLIP feature layer {layer} of a tower of {n_layers} layers; allowed: "
+                f"{-n_layers - 1} to {n_layers}"
+            )
+        x_bsd = self.patch_embedding(self.patchify(pixels))
+        cls = jnp.broadcast_to(
+            self.class_embedding[...].astype(x_bsd.dtype), (x_bsd.shape[0], 1, x_bsd.shape[-1])
+        )
+        x_bsd = jnp.concatenate([cls, x_bsd], axis=1)
+        x_bsd = self.pre_norm(x_bsd + self.position_embedding[...].astype(x_bsd.dtype))
+        for block in self.layers[:n_run]:
+            x_bsd = block(x_bsd, None)
+        return x_bsd
+
+    def features(
+        self, pixels: Float[Array, "B H W C"], layer: int = -2, with_cls: bool = False
+    ) -> Float[Array, "B S D"]:
+        """Patch tokens of a layer; -2 is LLaVA's choice (arXiv:2304.08485): the last layer of a
+        tower trained only through its CLS token need not keep its patches informative."""
+        hidden = self.hidden(pixels, layer)
+        return hidden if with_cls else hidden[:, 1:]
+
+    def pooled(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        """The last layer's CLS, layer-normed."""
+        return self.post_norm(self.hidden(pixels)[:, 0])
+
+    def embed(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B E"]:
+        """`pooled` projected into the space shared with text; not normalised."""
+        if self.projection is None:
+            raise UserError(
+                "this vision tower has no projection (its directory holds a CLIPVisionModel); "
+                "use `pooled`, or load a CLIPModel directory"
+            )
+        return self.projection(self.pooled(pixels))
+
+
+class TextTower(nnx.Module):
+    """A causal transformer over tokens; the state at the end-of-text token stands for the text."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        projection_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        d = config.hidden_size
+        self.config = config
+        kw = {"rngs": rngs, "dtype": dtype}
+        self.token_embedding = Embedding(config.vocab_size, d, **kw)
+        positions = (config.max_position_embeddings, d)
+        self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
+        self.layers = nnx.List([Block(config, **kw) for _ in range(config.num_hidden_layers)])
+        self.final_norm = LayerNorm(d, config.layer_norm_eps, **kw)
+        self.projection = _projection(d, projection_dim, **kw)
+
+    def hidden(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+        """[B,T,D], layer-normed. What follows a token never changes it, so padding needs no mask."""
+        t = tokens_bt.shape[1]
+        if t > self.config.max_position_embeddings:
+            raise UserError(
+                f"a text of {t} tokens, but this CLIP reads at most "
+                f"{self.config.max_position_embeddings}; truncate it in the tokenizer"
+            )
+        x_btd = self.token_embedding(tokens_bt, dtype)
+        x_btd = x_btd + self.position_embedding[...][:t].astype(dtype)
+        causal_tt = jnp.tril(jnp.ones((t, t), bool))
+        for block in self.layers:
+            x_btd = block(x_btd, causal_tt)
+        return self.final_norm(x_btd)
+
+    def eot_position(self, tokens_bt: Int[Array, "B T"]) -> Int[Array, " B"]:
+        """Where the text ends: the first EOS.
+
+        Configs written before transformers' PR #24773 carry a wrong `eos_token_id` of 2; for them
+        it is the highest id, which in OpenAI's vocabulary is end-of-text.
+        """
+        legacy = self.config.eos_token_id == 2
+        marks = tokens_bt if legacy else (tokens_bt == self.config.eos_token_id)
+        return jnp.argmax(marks.astype(jnp.int32), axis=-1)
+
+    def pooled(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+        """[B,D], the state at the end-of-text token."""
+        at_b11 = self.eot_position(tokens_bt)[:, None, None]
+        return jnp.take_along_axis(self.hidden(tokens_bt, dtype), at_b11, axis=1)[:, 0]
+
+    def embed(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+        """[B,E], `pooled` projected; not normalised."""
+        return self.projection(self.pooled(tokens_bt, dtype))
+
+
+class CLIP(nnx.Module):
+    """Both towers and the learnt temperature (`logit_scale`, a logarithm)."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.config = config
+        self.vision = VisionTower(config.vision, config.projection_dim, rngs=rngs, dtype=dtype)
+        self.text = TextTower(config.text, config.projection_dim, rngs=rngs, dtype=dtype)
+        init: Callable = jax.nn.initializers.constant(config.logit_scale_init_value)
+        self.logit_scale = param(rngs, (), (), init, dtype)
+
+    def image_embedding(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B E"]:
+        """Unit vectors, float32."""
+        return _unit(self.vision.embed(pixels))
+
+    def text_embedding(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        """Unit vectors, float32. Tokens start with BOS and end with EOS, then anything."""
+        return _unit(self.text.embed(tokens_bt))
+
+    def __call__(
+        self, pixels: Float[Array, "B H W C"], tokens_bt: Int[Array, "C T"]
+    ) -> Float[Array, "B C"]:
+        """`logits_per_image`: cosine similarities times the temperature."""
+        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
+        return scale * self.image_embedding(pixels) @ self.text_embedding(tokens_bt).T

@@ -1,0 +1,130 @@
+"""The layers that the towers and decoders share: parameters with named axes, linears, norms.
+
+A kernel is stored `[in..., out...]`, so that `x @ kernel` needs no transpose; interchange/ turns
+Hugging Face's `[out, in]` around. Computation follows the dtype of the activations; norms work in
+float32 and return the dtype that came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from har_jax.sharding import LogicalAxes
+from har_jax.types import Array, Float, Int
+
+Initializer = Callable[..., Array]
+
+
+def normal(stddev: float = 0.02) -> Initializer:
+    return jax.nn.initializers.normal(stddev)
+
+
+def param(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: LogicalAxes,
+    init: Initializer,
+    dtype: jnp.dtype = jnp.float32,
+) -> nnx.Param:
+    """A parameter that knows its logical axes (see `har_jax.sharding`)."""
+    if len(axes) != len(shape):
+        raise ValueError(f"axes {axes} do not name the {len(shape)} dimensions of {shape}")
+    return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
+
+
+class Linear(nnx.Module):
+    """`y = x @ kernel (+ bias)`; `in_shape`/`out_shape` may have several axes, such as (heads, head_dim)."""
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        axes: LogicalAxes,
+        *,
+        bias: bool = False,
+        init: Initializer | None = None,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        self.n_in = len(in_shape)
+        self.kernel = param(rngs, (*in_shape, *out_shape), axes, init or normal(), dtype)
+        out_axes = axes[len(in_shape) :]
+        zeros = jax.nn.initializers.zeros
+        self.bias = param(rngs, out_shape, out_axes, zeros, dtype) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, axes=self.n_in)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table `[V, D]`: rows for ids, and `attend` for logits of tied embeddings."""
+
+    def __init__(
+        self,
+        size: int,
+        features: int,
+        *,
+        axes: LogicalAxes = ("vocab", "embed"),
+        init: Initializer | None = None,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        self.embedding = param(rngs, (size, features), axes, init or normal(), dtype)
+
+    def __call__(self, ids: Int[Array, "*batch"], dtype: jnp.dtype = jnp.float32):
+        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+
+    def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Logits in float32."""
+        table = self.embedding[...].astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm without mean (Zhang & Sennrich 2019), as Mistral uses it."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.eps = eps
+        self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.eps = eps
+        self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
+        self.bias = param(rngs, (features,), ("embed",), jax.nn.initializers.zeros, dtype)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        x32 = x.astype(jnp.float32)
+        mean = jnp.mean(x32, axis=-1, keepdims=True)
+        var = jnp.mean((x32 - mean) ** 2, axis=-1, keepdims=True)
+        y = (x32 - mean) * jax.lax.rsqrt(var + self.eps)
+        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+def quick_gelu(x: Array) -> Array:
+    """`x * sigmoid(1.702 x)`: what OpenAI's CLIP weights were trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+"""Activations by the names that Hugging Face configs give them."""

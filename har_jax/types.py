@@ -1,0 +1,19 @@
+"""Names of array types and axes used throughout the package.
+
+Axes, as they stand in annotations and in suffixes such as `tokens_brt`:
+
+    B  images of a batch                R  captions of one image (references, rollouts or beams)
+    T  tokens of a caption              P  visual prefix tokens
+    S  tokens of the vision tower       D  width of the decoder
+    V  vocabulary                       N, K, H  query heads, key/value heads, width of a head
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
+
+PyTree = Any
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt"]

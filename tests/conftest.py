@@ -1,0 +1,29 @@
+"""Tests run on eight virtual CPU devices, with a persistent compilation cache."""
+
+import os
+import pathlib
+
+# Before jax starts. NPROC sizes XLA:CPU's thread pool: with more virtual devices than cores, a
+# callback can otherwise deadlock with a collective (docs/architecture.md, "Callbacks").
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+def shared_data() -> pathlib.Path:
+    """Real captions, photographs and tokenizers that do not belong in the repository."""
+    return pathlib.Path(os.environ.get("HAR_SHARED", ROOT.parent / "shared")) / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    path = shared_data()
+    if not path.is_dir():
+        pytest.skip(f"real data is absent: no directory {path} (set HAR_SHARED)")
+    return path

@@ -1,0 +1,115 @@
+"""Decoding against teacher forcing, against itself in other company, and against plain recomputation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from har_jax.decoding import DecodePlan, decode
+from har_jax.decoding.sampling import draw, truncate
+from har_jax.models.captioner import length_mask
+from tests.helpers import images, small_captioner
+
+T = 7
+
+
+def rollout_of(captioner, pixels, plan, seed=0):
+    cache = captioner.prefill(captioner.project(captioner.encode(pixels)))
+    return cache, decode(captioner, cache, plan, jax.random.key(seed))
+
+
+@pytest.mark.parametrize("changes", [{}, {"projector": "pooled"}, {"prompt": (5, 9)}])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_score_equals_decode(changes, temperature):
+    captioner = small_captioner(**changes)
+    plan = DecodePlan(T, greedy=True, samples=3, temperature=temperature)
+    cache, rollout = rollout_of(captioner, images(8), plan)
+    mask = length_mask(rollout.lengths, T)
+    greedy = captioner.score(cache, rollout.tokens[:, :1])
+    sampled = captioner.score(cache, rollout.tokens[:, 1:], temperature=temperature)
+    logp = jnp.concatenate([greedy, sampled], axis=1) * mask
+    assert 0.2 < float(mask.mean()) < 1  # some rows ended, some did not
+    np.testing.assert_allclose(logp, rollout.logp, atol=1e-5)
+
+
+def test_greedy_row_equals_greedy_alone():
+    captioner = small_captioner()
+    _, together = rollout_of(captioner, images(4), DecodePlan(T, samples=5))
+    _, alone = rollout_of(captioner, images(4), DecodePlan(T))
+    np.testing.assert_array_equal(together.tokens[:, :1], alone.tokens)
+    np.testing.assert_array_equal(together.lengths[:, :1], alone.lengths)
+    assert not np.array_equal(together.tokens[:, 1:2], alone.tokens)
+
+
+def test_greedy_equals_brute_force():
+    """Argmax of a full forward pass, one token at a time, without any cache."""
+    captioner = small_captioner()
+    pixels = images(3)
+    cache, rollout = rollout_of(captioner, pixels, DecodePlan(T))
+    tokens = jnp.zeros((3, 1, T), jnp.int32)
+    eos = captioner.config.lm.eos_token_id
+    done = np.zeros((3,), bool)
+    for t in range(T):
+        choice = jnp.argmax(captioner.logits(cache, tokens)[:, 0, t], axis=-1)
+        choice = jnp.where(done, eos, choice)
+        tokens = tokens.at[:, 0, t].set(choice)
+        done |= np.asarray(choice) == eos
+    np.testing.assert_array_equal(rollout.tokens, tokens)
+
+
+def test_shared_prefix_equals_repeated_images():
+    """R captions of one image score as R images with one caption each."""
+    captioner = small_captioner()
+    pixels = images(2)
+    tokens = jax.random.randint(jax.random.key(5), (2, 3, T), 0, 14)
+    cache = captioner.prefill(captioner.project(captioner.encode(pixels)))
+    shared = captioner.score(cache, tokens)
+    repeated = jnp.repeat(pixels, 3, axis=0)
+    cache = captioner.prefill(captioner.project(captioner.encode(repeated)))
+    alone = captioner.score(cache, tokens.reshape(6, 1, T)).reshape(2, 3, T)
+    np.testing.assert_allclose(shared, alone, atol=1e-5)
+
+
+def test_lengths_end_at_the_first_eos():
+    captioner = small_captioner()
+    eos = captioner.config.lm.eos_token_id
+    _, rollout = rollout_of(captioner, images(8), DecodePlan(T, samples=6))
+    tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.lengths)
+    for row, length in zip(tokens.reshape(-1, T), lengths.ravel(), strict=True):
+        where = np.flatnonzero(row == eos)
+        assert length == (where[0] + 1 if len(where) else T)
+        assert (row[length:] == eos).all()
+
+
+def test_draw_follows_softmax():
+    """Frequencies over a vocabulary of several blocks, within five standard errors."""
+    n = 200_000
+    logits = 2 * jax.random.normal(jax.random.key(0), (300,))
+    logits = logits.at[7].set(-jnp.inf)
+    u = jax.random.uniform(jax.random.key(1), (n,))
+    counts = np.bincount(draw(jnp.broadcast_to(logits, (n, 300)), u), minlength=300)
+    p = np.asarray(jax.nn.softmax(logits))
+    assert counts[7] == 0
+    assert (np.abs(counts / n - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-9).all()
+
+
+@pytest.mark.parametrize("v", [1, 5, 128, 129, 300])
+def test_draw_at_the_edges(v):
+    """u = 0 and the largest u below 1 give possible tokens, even where most have no mass."""
+    logits = jnp.full((v,), -jnp.inf).at[v // 2].set(0.0)
+    for u in (0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))):
+        assert int(draw(logits, jnp.float32(u))) == v // 2
+
+
+def test_truncate_equals_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32) * 3
+    ids = torch.zeros((6, 1), dtype=torch.long)
+    for k in (1, 5, 50):
+        expected = TopKLogitsWarper(k)(ids, torch.tensor(logits)).numpy()
+        np.testing.assert_array_equal(truncate(jnp.asarray(logits), k, 1.0), expected)
+    for p in (0.1, 0.5, 0.9):
+        expected = TopPLogitsWarper(p)(ids, torch.tensor(logits)).numpy()
+        np.testing.assert_array_equal(truncate(jnp.asarray(logits), 0, p), expected)

@@ -1,0 +1,46 @@
+"""Small models for tests: a few thousand parameters, compiled in a second or two."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from har_jax.models.captioner import Captioner, CaptionerConfig
+from har_jax.models.clip import VisionConfig
+from har_jax.models.mistral import MistralConfig
+
+VISION = VisionConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+)
+LM = MistralConfig(
+    vocab_size=14,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    sliding_window=None,
+)
+
+
+def small_config(vocab_size: int = 14, **changes) -> CaptionerConfig:
+    lm = dataclasses.replace(LM, vocab_size=vocab_size)
+    return dataclasses.replace(CaptionerConfig(vision=VISION, lm=lm), **changes)
+
+
+def small_captioner(seed: int = 0, scale: float = 8.0, **changes) -> Captioner:
+    """Random, with weights scaled up so that its policy is far from uniform."""
+    captioner = Captioner(small_config(**changes), rngs=nnx.Rngs(seed))
+    graphdef, state = nnx.split(captioner)
+    state = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, state)
+    return nnx.merge(graphdef, state)
+
+
+def images(b: int, seed: int = 3) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (b, 16, 16, 3))
