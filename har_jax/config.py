@@ -196,7 +196,10 @@ def check_devices(config: Config, n_devices: int) -> None:
 
     mesh = config.mesh
     data, fsdp, tensor = resolve_mesh_shape((mesh.data, mesh.fsdp, mesh.tensor), n_devices)
-    for name, size in (("batch_size", config.batch_size), ("eval.batch_size", config.eval.batch_size)):
+    for name, size in (
+        ("batch_size", config.batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
         if size % n_devices:
             raise UserError(
                 f"config.{name}={size} cannot be divided over {n_devices} devices (mesh data={data}"
@@ -211,7 +214,9 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     target: Any = values
     for depth, section in enumerate((*sections, leaf)):
         if not isinstance(target, Mapping) or section not in target:
-            raise _unknown_key(".".join(("config", *sections, leaf)[: depth + 2]), _all_keys(values))
+            raise _unknown_key(
+                ".".join(("config", *sections, leaf)[: depth + 2]), _all_keys(values)
+            )
         if depth < len(sections):
             target = target[section]
     if isinstance(target[leaf], Mapping):
@@ -280,5 +285,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if type(value) is not hint:
-        raise UserError(f"{where} is {value!r} ({type(value).__name__}); it must be {hint.__name__}")
+        raise UserError(
+            f"{where} is {value!r} ({type(value).__name__}); it must be {hint.__name__}"
+        )
     return value

@@ -15,9 +15,7 @@ from har_jax.types import Array, Float, Int, Key
 _BLOCK = 128
 
 
-def truncate(
-    logits: Float[Array, "*rows V"], top_k: int, top_p: float
-) -> Float[Array, "*rows V"]:
+def truncate(logits: Float[Array, "*rows V"], top_k: int, top_p: float) -> Float[Array, "*rows V"]:
     """Tokens outside the k likeliest, or outside the smallest set of mass ≥ p, get -inf.
 
     The likeliest token always stays (Holtzman et al. 2020, as `transformers` does it).
@@ -34,9 +32,7 @@ def truncate(
     return logits
 
 
-def draw(
-    logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]
-) -> Int[Array, "*rows"]:
+def draw(logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]) -> Int[Array, "*rows"]:
     """One token per row with probability softmax(logits), by inversion of u ∈ [0,1).
 
     In two levels: the block of the vocabulary in which the cumulated mass passes u, then the token
@@ -88,5 +84,3 @@ def choose(
         chosen = jnp.take_along_axis(policy, token[..., None], axis=-1)[..., 0]
         logps.append(chosen - jax.nn.logsumexp(policy, axis=-1))
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(logps, axis=1)
-
-

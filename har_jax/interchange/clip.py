@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,19 @@ def clip_table() -> list[Row]:
     ]
 
 
+def _vision_config(path: Path) -> tuple[VisionConfig, int]:
+    hf = hf_dir.read_config(path, ["clip", "clip_vision_model"])
+    if hf["model_type"] == "clip":
+        whole = CLIPConfig.from_hf(hf)
+        return whole.vision, whole.projection_dim
+    return VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
+
+
+def read_vision_config(directory: str | os.PathLike[str]) -> VisionConfig:
+    """The vision tower's configuration; no weights are read."""
+    return _vision_config(hf_dir.resolve(directory))[0]
+
+
 def load_clip(
     directory: str | os.PathLike[str],
     *,
@@ -97,32 +109,25 @@ def load_clip(
 def load_vision(
     directory: str | os.PathLike[str],
     *,
+    projection: bool = False,
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     dtype: Any = jnp.float32,
     allow_nan: bool = False,
 ) -> VisionTower:
-    """The vision tower alone, with its projection where the directory has one; no text weights are
-    read."""
+    """The vision tower alone, with `projection` or without; no text weights are read."""
     path = hf_dir.resolve(directory)
-    hf = hf_dir.read_config(path, ["clip", "clip_vision_model"])
-    if hf["model_type"] == "clip":
-        whole = CLIPConfig.from_hf(hf)
-        config, projection_dim = whole.vision, whole.projection_dim
-    else:
-        config, projection_dim = VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
-    names = hf_dir.open_weights(path)[0]
-    if hf["model_type"] != "clip" and "visual_projection.weight" not in names:
-        projection_dim = None
-    prefix = "" if "embeddings.class_embedding" in names else "vision_model."
+    config, projection_dim = _vision_config(path)
+    bare = "embeddings.class_embedding" in hf_dir.open_weights(path)[0]
+    ignore = rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale"
     return load(
-        functools.partial(VisionTower, config, projection_dim, rngs=nnx.Rngs(0)),
+        lambda: VisionTower(config, projection_dim if projection else None, rngs=nnx.Rngs(0)),
         path,
-        vision_table(prefix),
+        vision_table("" if bare else "vision_model."),
         mesh=mesh,
         rules=rules,
         dtype=dtype,
-        ignore=rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale",
+        ignore=ignore if projection else rf"{ignore}|visual_projection\..*",
         allow_nan=allow_nan,
     )
 

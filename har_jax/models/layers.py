@@ -89,7 +89,9 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square norm without mean (Zhang & Sennrich 2019), as Mistral uses it."""
 
-    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+    ):
         self.eps = eps
         self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
 
@@ -100,7 +102,9 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+    ):
         self.eps = eps
         self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
         self.bias = param(rngs, (features,), ("embed",), jax.nn.initializers.zeros, dtype)

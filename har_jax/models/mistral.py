@@ -155,9 +155,7 @@ def attend(
     e_own = jnp.exp(s_own - top)
     total = jnp.sum(e_own, axis=-1)
     dtype = q.dtype
-    out = jnp.einsum(
-        "bkgrts,brskh->brtkgh", e_own.astype(dtype), own.v, preferred_element_type=f32
-    )
+    out = jnp.einsum("bkgrts,brskh->brtkgh", e_own.astype(dtype), own.v, preferred_element_type=f32)
     if shared is not None:
         e_shared = jnp.exp(s_shared - top)
         total += jnp.sum(e_shared, axis=-1)

@@ -78,11 +78,11 @@ def sample_scene(dice: Dice, *, held_out: bool) -> Scene:
         options = novel if at == novel_at else known
         if relation == "inside" and at == 1:  # something must go around the first thing
             options = [p for p in options if p[1] in ("ring", "square")]
-            if not options:  # no such held-out pair stands out here: hold the first one out
-                return sample_scene(dice, held_out=held_out)
-        pair = dice.pick(options)
-        if all(pair[0] != other[0] and pair[1] != other[1] for other in pairs):
-            pairs.append(pair)
+        # No two things of a scene share a colour or a shape: any caption tells them apart.
+        options = [p for p in options if all(p[0] != q[0] and p[1] != q[1] for q in pairs)]
+        if not options:  # a held-out pair that fits may not exist: throw the dice again
+            return sample_scene(dice, held_out=held_out)
+        pairs.append(dice.pick(options))
     layout = _pair_layout(dice, relation)
     for _ in range(count - 2):
         layout.append(_bystander(dice, layout))

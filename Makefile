@@ -1,0 +1,46 @@
+# make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
+# make test    the test suite
+# make lint    ruff and pyright
+# Each sets up its own environment in .venv on a fresh machine.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SEEDS ?= 1
+OUT ?= runs/demo
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "installing har_jax into $(VENV) ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+# torch is pinned to a build for CPUs: it only serves as the oracle of the parity tests.
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "installing the test requirements ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(PY) -m har_jax.reproduce --scale=tiny --seeds=$(SEEDS) --out=$(OUT)
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest -q --durations=15
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,171 @@
+"""The comparison that a reader looks for first: MLE | SCST with what changed, over one or more seeds.
+
+    table = comparison_table({"MLE": [scores, ...], "SCST": [scores, ...]})
+
+`scores` are the contents of `scores.json`. The report and the reproduction print the same rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Kind = Literal["score", "words", "rate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A row: where `scores.json` has it, how it is called and printed, and which way is better."""
+
+    key: str  # "CIDEr", or "health/mean_length"
+    label: str
+    kind: Kind = "score"
+    better: Literal["higher", "lower", "neither"] = "higher"
+
+
+MEASURES = (
+    Measure("CIDEr", "CIDEr"),
+    Measure("Bleu_4", "BLEU-4"),
+    Measure("ROUGE_L", "ROUGE-L"),
+    Measure("METEOR", "METEOR"),
+    Measure("SPICE", "SPICE"),
+    Measure("CLIPScore", "CLIPScore"),
+    Measure("RefCLIPScore", "RefCLIPScore"),
+    Measure("health/mean_length", "mean length (words)", "words", "neither"),
+    Measure("health/bad_end_rate", "bad endings", "rate", "lower"),
+    Measure("health/repetition_rate", "repeated bigrams", "rate", "lower"),
+    Measure("health/distinct_captions", "different captions", "rate", "higher"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation (None with one seed) over n seeds; mean None: no value."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    measure: Measure
+    cells: tuple[Cell, ...]  # one for each column
+
+    @property
+    def change(self) -> float | None:
+        """Last column against the first: relative, or the difference where the measure is a rate."""
+        first, last = self.cells[0].mean, self.cells[-1].mean
+        if len(self.cells) < 2 or first is None or last is None:
+            return None
+        if self.measure.kind == "rate":
+            return last - first
+        return (last - first) / abs(first) if first else None
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "same"]:
+        """Whether the change is one for the better; "same" also where neither way is better."""
+        change = self.change
+        if not change or self.measure.better == "neither" or abs(change) < 5e-4:
+            return "same"
+        return "better" if (change > 0) == (self.measure.better == "higher") else "worse"
+
+
+def lookup(scores: Mapping[str, Any], key: str) -> float | None:
+    """`scores["a"]["b"]` for "a/b"; None if it is missing, null or not finite."""
+    value: Any = scores
+    for part in key.split("/"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def comparison_rows(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """The measures that at least one column has, in the order of `MEASURES`."""
+    rows = []
+    for measure in MEASURES:
+        cells = tuple(_cell([lookup(s, measure.key) for s in runs]) for runs in columns.values())
+        if any(cell.mean is not None for cell in cells):
+            rows.append(Row(measure, cells))
+    return rows
+
+
+def _cell(values: Sequence[float | None]) -> Cell:
+    """A seed without a value leaves the cell empty: a mean of other seeds would not compare."""
+    present = [value for value in values if value is not None]
+    if not present or len(present) < len(values):
+        return Cell(None, None, len(present))
+    mean = sum(present) / len(present)
+    if len(present) == 1:
+        return Cell(mean, None, 1)
+    variance = sum((value - mean) ** 2 for value in present) / (len(present) - 1)
+    return Cell(mean, math.sqrt(variance), len(present))
+
+
+def format_value(value: float | None, kind: Kind) -> str:
+    if value is None:
+        return "–"
+    if kind == "rate":
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if kind == "words" else f"{value:.3f}"
+
+
+def format_cell(cell: Cell, kind: Kind) -> str:
+    """`1.203`, or `1.203 ± 0.031` with several seeds."""
+    if cell.mean is None or cell.std is None:
+        return format_value(cell.mean, kind)
+    if kind == "rate":
+        return f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f} %"
+    return f"{format_value(cell.mean, kind)} ± {format_value(cell.std, kind)}"
+
+
+def format_change(row: Row) -> str:
+    """`+18.9 %`; of a rate the difference, in percentage points: `-0.2 pt`."""
+    if row.change is None:
+        return "–" if len(row.cells) > 1 else ""
+    text = f"{100 * row.change:+.1f}"
+    text = text.replace("-0.0", "+0.0").replace("+0.0", "0.0")
+    return f"{text} {'pt' if row.measure.kind == 'rate' else '%'}"
+
+
+def comparison_table(
+    columns: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = ""
+) -> str:
+    """An aligned text table with a column per name and, with two or more, the change to the last.
+
+    Args:
+      columns: {"MLE": [scores of each seed], "SCST": [...]}.
+      title: first line; without it the number of images and seeds is told.
+    """
+    rows = comparison_rows(columns)
+    header = ["", *columns, *(["change"] if len(columns) > 1 else [])]
+    lines = [header]
+    for row in rows:
+        cells = [format_cell(cell, row.measure.kind) for cell in row.cells]
+        lines.append([row.measure.label, *cells])
+        if len(columns) > 1:
+            lines[-1].append(format_change(row))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        first = line[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "   ".join([first, *rest]).rstrip()
+
+    rule = "─" * max(len(text(line)) for line in lines)
+    return "\n".join([title or _title(columns), rule, text(header), *map(text, lines[1:]), rule])
+
+
+def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    runs = [scores for column in columns.values() for scores in column]
+    images = {scores["n_images"] for scores in runs if scores.get("n_images") is not None}
+    seeds = max((len(column) for column in columns.values()), default=0)
+    parts = [f"{n} images" for n in sorted(images)[:1]] if len(images) == 1 else []
+    if len(images) > 1:
+        parts.append("different numbers of images: not comparable")
+    if seeds > 1:
+        parts.append(f"{seeds} seeds, mean ± std")
+    return ", ".join(parts) or "scores"

@@ -1,0 +1,95 @@
+"""JSON on disk that is always valid and never half-written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from har_jax.errors import UserError
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: numpy scalars become Python's, NaN and infinities (not JSON) None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces `path` in one step: a reader sees the old file or the whole new one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide the result from others
+        os.replace(partial, path)
+    except BaseException:
+        pathlib.Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
+    write_bytes(path, (dumps(value, indent) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Reads a file that the user named; `what` says in the error what it should have been.
+
+    Raises:
+      UserError: no such file, or not JSON.
+    """
+    path = pathlib.Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {str(path)!r}; give {what}") from None
+    except IsADirectoryError:
+        raise UserError(f"{str(path)!r} is a directory; give {what}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{str(path)!r} is not a text file; give {what}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{str(path)!r} is not valid JSON (line {error.lineno}: {error.msg}); give {what}"
+        ) from None
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a `.jsonl`; [] without the file. A line that a kill cut off is left out."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    rows = (parse_line(line) for line in text.splitlines())
+    return [row for row in rows if row is not None]
+
+
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """One line of a log of ours, or None if it is not one whole object with a step."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and isinstance(row.get("step"), int):
+        return row
+    return None

@@ -1,0 +1,352 @@
+"""Captioners from a run, or from Hugging Face directories: built in their shards, ready to write.
+
+    captioner = har_jax.load_captioner("runs/scst", mesh=mesh)
+    texts = captioner.generate(["photo.jpg"], method="beam")
+
+and for other JAX programs: `captioner.structure`, `captioner.params` and the verbs of
+`har_jax.models.captioner.Captioner`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from har_jax.checkpoint import Checkpoints
+from har_jax.config import Config, ModelConfig
+from har_jax.data.images import Preprocessor
+from har_jax.decoding import DecodePlan, decode
+from har_jax.decoding.beam import beam_search
+from har_jax.errors import UserError, did_you_mean
+from har_jax.interchange import hf_dir
+from har_jax.interchange.clip import load_vision, read_vision_config
+from har_jax.interchange.mistral import load_mistral
+from har_jax.models.captioner import Captioner, CaptionerConfig
+from har_jax.models.functional import Params, Structure, prefixed, split, structure_of
+from har_jax.models.mistral import MistralConfig
+from har_jax.models.projector import Projector
+from har_jax.sharding import RULES, Rules, batch_sharding, make_mesh, replicated
+from har_jax.text.tokenizer import CaptionTokenizer, load_tokenizer
+
+METHODS = ("greedy", "sample", "beam")
+Method = Literal["greedy", "sample", "beam"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Foundation:
+    """What a captioner is built upon, read without touching a device."""
+
+    config: CaptionerConfig
+    tokenizer: CaptionTokenizer
+    preprocessor: Preprocessor
+    base: Mapping[str, Any]  # where the weights came from: {"clip": {path, fingerprint}, "lm": …}
+
+    def structure(self, model: ModelConfig) -> Structure[Captioner]:
+        dtypes = dict(
+            dtype=jnp.dtype(model.param_dtype), vision_dtype=jnp.dtype(model.frozen_dtype)
+        )
+        return structure_of(lambda: Captioner(self.config, rngs=nnx.Rngs(0), **dtypes))
+
+
+def read_foundation(model: ModelConfig) -> Foundation:
+    """Reads configs, tokenizer and hashes of `model.clip` and `model.lm`; `UserError` if they misfit."""
+    clip_dir, lm_dir = hf_dir.resolve(model.clip), hf_dir.resolve(model.lm)
+    vision = read_vision_config(clip_dir)
+    lm = MistralConfig.from_hf(hf_dir.read_config(lm_dir, ["mistral"]))
+    tokenizer = load_tokenizer(lm_dir)
+    if tokenizer.vocab_size > lm.vocab_size:
+        raise UserError(
+            f"{model.lm}: its tokenizer has {tokenizer.vocab_size} ids but the model only "
+            f"{lm.vocab_size}; the two do not belong together"
+        )
+    lm = dataclasses.replace(lm, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
+    prompt = tuple(tokenizer.encode(model.prompt)[:-1]) if model.prompt else ()
+    config = CaptionerConfig(
+        vision=vision,
+        lm=lm,
+        projector=model.projector,
+        prefix_tokens=model.prefix_tokens,
+        projector_hidden=model.projector_hidden,
+        vision_layer=model.vision_layer,
+        prompt=prompt,
+        remat=model.remat,
+        dtype=model.dtype,
+    )
+    base = {
+        "clip": {"path": str(model.clip), "fingerprint": hf_dir.weights_fingerprint(clip_dir)},
+        "lm": {"path": str(model.lm), "fingerprint": hf_dir.weights_fingerprint(lm_dir)},
+        "tokenizer": {"fingerprint": tokenizer.fingerprint},
+    }
+    return Foundation(config, tokenizer, Preprocessor.from_hf(clip_dir), base)
+
+
+def load_vision_params(model: ModelConfig, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """The frozen tower, straight into its shards: names start with `vision.`."""
+    vision = load_vision(model.clip, mesh=mesh, rules=rules, dtype=jnp.dtype(model.frozen_dtype))
+    return prefixed(split(vision)[1], "vision")
+
+
+def load_lm_params(
+    model: ModelConfig, mesh: Mesh, rules: Rules = RULES, dtype: str | None = None
+) -> Params:
+    """The base decoder: names start with `lm.`."""
+    lm = load_mistral(model.lm, mesh=mesh, rules=rules, dtype=jnp.dtype(dtype or model.param_dtype))
+    return prefixed(split(lm)[1], "lm")
+
+
+def new_projector_params(
+    foundation: Foundation, model: ModelConfig, seed: int, mesh: Mesh, rules: Rules = RULES
+) -> Params:
+    """A fresh projector: names start with `projector.`."""
+    c = foundation.config
+
+    def build(key: jax.Array) -> Projector:
+        return Projector(
+            c.projector,
+            c.vision.hidden_size,
+            c.lm.hidden_size,
+            hidden=c.projector_hidden,
+            prefix_tokens=c.prefix_tokens,
+            rngs=nnx.Rngs(key),
+            dtype=jnp.dtype(model.param_dtype),
+        )
+
+    structure = structure_of(lambda: build(jax.random.key(0)))
+    make = jax.jit(lambda k: split(build(k))[1], out_shardings=structure.shardings(mesh, rules))
+    return prefixed(make(jax.random.key(seed)), "projector")
+
+
+def is_trained(name: str, model: ModelConfig) -> bool:
+    """Whether a parameter learns, has optimizer state and goes into checkpoints."""
+    if name.startswith("vision."):
+        return False
+    return model.train_lm or not name.startswith("lm.")
+
+
+@dataclasses.dataclass
+class LoadedCaptioner:
+    """A captioner with its parameters, tokenizer and image preprocessing."""
+
+    structure: Structure[Captioner]
+    params: Params
+    tokenizer: CaptionTokenizer
+    preprocessor: Preprocessor
+    mesh: Mesh
+    config: Config
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # run.json
+    step: int = 0
+
+    def generate(
+        self,
+        images: Sequence[Any] | np.ndarray,
+        *,
+        method: Method = "greedy",
+        max_tokens: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        beams: int = 5,
+        batch_size: int | None = None,
+    ) -> list[str]:
+        """A caption for each image: paths, encoded bytes, PIL images, or `[B,H,W,3]` pixels.
+
+        `[B,H,W,3]` float arrays are taken as preprocessed already (`self.preprocessor`).
+        """
+        ready = isinstance(images, np.ndarray | jax.Array) and images.ndim == 4
+        if len(images) == 0:
+            return []
+        size = min(
+            batch_size or self.config.eval.batch_size, _round_up(len(images), self.mesh.size)
+        )
+        texts: list[str] = []
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            pixels = np.asarray(chunk) if ready else np.stack([self.preprocessor(x) for x in chunk])
+            tokens, lengths = self.generate_tokens(
+                _pad_rows(pixels, size),
+                method=method,
+                max_tokens=max_tokens,
+                seed=seed + start,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                beams=beams,
+            )
+            texts += self.decode_texts(tokens[: len(chunk)], lengths[: len(chunk)])
+        return texts
+
+    def generate_tokens(
+        self,
+        pixels: np.ndarray,
+        *,
+        method: Method = "greedy",
+        max_tokens: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        beams: int = 5,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Preprocessed pixels `[B,H,W,3]` to token ids int32 `[B,T]` and lengths `[B]` (EOS included).
+
+        One jitted call, compiled once per shape and method; B must divide by the mesh's size.
+        """
+        if method not in METHODS:
+            raise UserError(
+                f"method {method!r}{did_you_mean(method, METHODS)}; allowed: {', '.join(METHODS)}"
+            )
+        t = max_tokens or self.config.data.max_tokens
+        if method == "beam":
+            write = self._beam(beams, t)
+        else:
+            sampled = method == "sample"
+            write = self._write(DecodePlan(t, not sampled, int(sampled), temperature, top_k, top_p))
+        with jax.set_mesh(self.mesh):
+            # Every process has all rows here: captions come back whole to each of them.
+            sharding = batch_sharding(self.mesh)
+            images = jax.make_array_from_callback(pixels.shape, sharding, lambda i: pixels[i])
+            tokens, lengths = write(self.params, images, jax.random.key(seed))
+            return np.asarray(tokens), np.asarray(lengths)
+
+    def decode_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
+        """Token ids `[B,T]` with lengths `[B]` to captions, without EOS."""
+        return [
+            self.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)
+        ]
+
+    @functools.cached_property
+    def _compiled(self) -> dict[Any, Any]:
+        return {}
+
+    def _write(self, plan: DecodePlan) -> Any:
+        if plan not in self._compiled:
+
+            def write(params: Params, images: jax.Array, key: jax.Array):
+                captioner = self.structure.merge(params)
+                cache = captioner.prefill(captioner.project(captioner.encode(images)))
+                rollout = decode(captioner, cache, plan, key)
+                return rollout.tokens[:, 0], rollout.lengths[:, 0]
+
+            self._compiled[plan] = jax.jit(write, out_shardings=replicated(self.mesh))
+        return self._compiled[plan]
+
+    def _beam(self, beams: int, max_tokens: int) -> Any:
+        if (beams, max_tokens) not in self._compiled:
+
+            def write(params: Params, images: jax.Array, key: jax.Array):
+                del key
+                captioner = self.structure.merge(params)
+                cache = captioner.prefill(captioner.project(captioner.encode(images)))
+                found = beam_search(captioner, cache, beams=beams, max_tokens=max_tokens)
+                return found.tokens[:, 0], found.lengths[:, 0]
+
+            self._compiled[beams, max_tokens] = jax.jit(write, out_shardings=replicated(self.mesh))
+        return self._compiled[beams, max_tokens]
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch, as global arrays split over `data` and `fsdp`."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def load_captioner(
+    run: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    step: str | int = "best",
+) -> LoadedCaptioner:
+    """A captioner from a run directory of `har_jax.train`, its parameters sharded over `mesh`.
+
+    `step` is `"best"` (by validation CIDEr), `"latest"` or a number. `mesh` defaults to all devices.
+    The base weights are read again from where the run found them, and must still hash the same.
+    """
+    config, info = read_run(run)
+    foundation = read_foundation(config.model)
+    check_base(info, foundation, run)
+    mesh = mesh or make_mesh()
+    checkpoints = Checkpoints(run, read_only=True)
+    number = checkpoints.resolve(step)
+    structure = foundation.structure(config.model)
+    shardings = structure.shardings(mesh, rules)
+    trained = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+        for name, x in structure.shapes.items()
+        if is_trained(name, config.model)
+    }
+    params = load_vision_params(config.model, mesh, rules)
+    if not config.model.train_lm:
+        params |= load_lm_params(config.model, mesh, rules, config.model.frozen_dtype)
+    params |= checkpoints.restore_params(number, trained)
+    checkpoints.close()
+    return LoadedCaptioner(
+        structure,
+        params,
+        foundation.tokenizer,
+        foundation.preprocessor,
+        mesh,
+        config,
+        info,
+        number,
+    )
+
+
+def read_run(run: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
+    """`config.json` and `run.json` of a run directory."""
+    path = pathlib.Path(run)
+    if not path.is_dir():
+        raise UserError(
+            f"there is no run directory {str(run)!r}; give the --workdir of a run of har_jax.train"
+        )
+    values = []
+    for name in ("config.json", "run.json"):
+        try:
+            values.append(json.loads((path / name).read_text()))
+        except FileNotFoundError:
+            raise UserError(
+                f"{str(run)!r} is not a run of har_jax.train: it has no {name}; give the --workdir "
+                "of one"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path / name} is not valid JSON: {error}") from None
+    return Config.from_dict(values[0]), values[1]
+
+
+def check_base(
+    info: Mapping[str, Any], foundation: Foundation, run: str | os.PathLike[str]
+) -> None:
+    """The base weights and tokenizer that a run recorded must be those that are there now."""
+    for part, now in foundation.base.items():
+        then = info.get("base", {}).get(part, {})
+        if then.get("fingerprint") != now["fingerprint"]:
+            where = now.get("path", foundation.base["lm"]["path"])
+            raise UserError(
+                f"{str(run)!r} was trained on another {part} than {where!r} holds now "
+                f"(fingerprint {str(then.get('fingerprint'))[:12]} then, {now['fingerprint'][:12]} "
+                "now); put the former back"
+            )
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _pad_rows(x: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the last row until there are `size`, so that every batch has one shape."""
+    return x if len(x) == size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])

@@ -1,0 +1,70 @@
+"""Signs of collapse that a rising CIDEr hides: captions that break off, repeat or all look alike.
+
+SCST without EOS in its reward breeds captions ending in "with a" (ruotianluo/self-critical.pytorch,
+issue 283); watch `bad_end_rate` above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Words = Sequence[str]
+
+# Words no sentence ends with: the list of self-critical.pytorch's eval_utils.
+BAD_ENDINGS = frozenset(
+    "a an the in for at of with before after on upon near to is are am this that his her".split()
+    + "and by from".split()
+)
+
+
+def bad_end_rate(captions: Iterable[Words]) -> float:
+    """Share of captions, in [0, 1], whose last word is in `BAD_ENDINGS`."""
+    captions = list(captions)
+    bad = sum(bool(words) and words[-1] in BAD_ENDINGS for words in captions)
+    return bad / max(1, len(captions))
+
+
+def mean_length(captions: Iterable[Words]) -> float:
+    """Words per caption."""
+    captions = list(captions)
+    return sum(map(len, captions)) / max(1, len(captions))
+
+
+def repetition_rate(captions: Iterable[Words], *, n: int = 2) -> float:
+    """Share of n-grams, in [0, 1], that already occurred in the same caption."""
+    total = repeated = 0
+    for words in captions:
+        grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+        total += len(grams)
+        repeated += len(grams) - len(set(grams))
+    return repeated / max(1, total)
+
+
+def empty_rate(captions: Iterable[Words]) -> float:
+    """Share of captions, in [0, 1], without any word."""
+    captions = list(captions)
+    return sum(not words for words in captions) / max(1, len(captions))
+
+
+def distinct_captions(captions: Iterable[Words]) -> float:
+    """Share of captions, in (0, 1], that are different texts; near 0 means one caption for all."""
+    texts = [tuple(words) for words in captions]
+    return len(set(texts)) / max(1, len(texts))
+
+
+def vocabulary_size(captions: Iterable[Words]) -> int:
+    """Number of different words."""
+    return len({word for words in captions for word in words})
+
+
+def summary(captions: Iterable[Words]) -> dict[str, float]:
+    """All of the above by name, for metrics writers."""
+    captions = list(captions)
+    return {
+        "bad_end_rate": bad_end_rate(captions),
+        "mean_length": mean_length(captions),
+        "repetition_rate": repetition_rate(captions),
+        "empty_rate": empty_rate(captions),
+        "distinct_captions": distinct_captions(captions),
+        "vocabulary_size": vocabulary_size(captions),
+    }

@@ -1,0 +1,64 @@
+"""ROUGE-L with beta 1.2, as pycocoevalcap computes it (Lin & Hovy; pycocoevalcap/rouge/rouge.py).
+
+Per image: the best precision and the best recall over the references (they may come from different
+references), combined with recall weighted by beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from har_jax.errors import UserError
+
+Words = Sequence[str]
+
+_BETA = 1.2
+
+
+def corpus_rouge(
+    references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]
+) -> tuple[float, dict[int, float]]:
+    """Returns (mean ROUGE-L, {image id: ROUGE-L}), values in [0, 1].
+
+    Raises:
+      UserError: an image without references, or nothing to score.
+    """
+    if not predictions:
+        raise UserError("ROUGE-L needs at least one prediction, got none")
+    per_image = {}
+    for image_id, words in predictions.items():
+        captions = references.get(image_id)
+        if not captions:
+            raise UserError(f"no references for image {image_id}; ROUGE-L needs at least one")
+        per_image[image_id] = _rouge_l(words, captions)
+    return sum(per_image.values()) / len(per_image), per_image
+
+
+def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
+    # An empty caption counts as one empty word there, so two empty captions agree fully.
+    words = words or ("",)
+    precision = recall = 0.0
+    for reference in captions:
+        reference = reference or ("",)
+        common = lcs_length(words, reference)
+        precision = max(precision, common / len(words))
+        recall = max(recall, common / len(reference))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+
+
+def lcs_length(a: Words, b: Words) -> int:
+    """Length of the longest common subsequence, bit-parallel: one big-integer step per word.
+
+    Zeros of `row` mark where the LCS of b's prefixes grows (Hyyrö, 2004).
+    """
+    where: dict[str, int] = {}
+    for i, word in enumerate(b):
+        where[word] = where.get(word, 0) | (1 << i)
+    full = (1 << len(b)) - 1
+    row = full
+    for word in a:
+        matches = row & where.get(word, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(b) - row.bit_count()

@@ -1,0 +1,73 @@
+"""CIDEr-D against an image's references: the reward of SCST (Rennie et al., arXiv 1612.00563)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from har_jax.errors import UserError
+from har_jax.metrics.cider_d import CiderD, DocumentFrequency
+from har_jax.text import ptb
+
+
+class CiderDReward:
+    """CIDEr-D in [0, 10] with document frequencies of the training references.
+
+    With `eos` (the default) the end of a caption counts as a word, in references and in captions
+    that reached it. Without, a caption that breaks off in "with a" loses nothing by it, and SCST
+    learns to write such captions (arXiv 2305.12254).
+
+    Args:
+      document_frequency: counted over the *whole* training split.
+      references: raw captions of every image that will be scored.
+      eos: count the end as a word.
+      sigma: width of the length penalty, in words.
+      n: longest n-gram; the table must have been counted with the same.
+
+    Raises:
+      UserError: `n` is not the table's, or an image without references.
+    """
+
+    def __init__(
+        self,
+        document_frequency: DocumentFrequency,
+        references: Mapping[int, Sequence[str]],
+        *,
+        eos: bool = True,
+        sigma: float = 6.0,
+        n: int = 4,
+    ):
+        if n != document_frequency.n:
+            raise UserError(
+                f"CIDEr-D with n={n} needs document frequencies of up to {n}-grams, got a table of "
+                f"up to {document_frequency.n}-grams; count it with n={n}"
+            )
+        if not sigma > 0:
+            raise UserError(f"sigma must be positive, got {sigma}; CIDEr-D's own value is 6.0")
+        self._scorer = CiderD(
+            document_frequency,
+            {i: [ptb.words(text) for text in captions] for i, captions in references.items()},
+            eos=eos,
+            sigma=sigma,
+        )
+        df = document_frequency
+        self.signature = (
+            f"CIDEr-D[n{n},s{float(sigma)}]{'+eos' if eos else ''}"
+            f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+ptb"
+        )
+
+    def __call__(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        """See `contract.Reward`.
+
+        Raises:
+          UserError: an image without references.
+        """
+        words = [[ptb.words(text) for text in of_image] for of_image in captions]
+        return self._scorer.score(image_ids, words, ended).astype(np.float32)

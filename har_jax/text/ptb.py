@@ -1,0 +1,222 @@
+"""Words of a caption, as COCO's evaluation sees them, in pure Python.
+
+COCO's PTBTokenizer is the Stanford PTB lexer (a Java program) with lower-casing, minus a list of
+punctuation tokens. `words` gives the same words; `ptb_rules` says what the lexer takes for a token.
+
+The Java tool reads all captions as one text, so that in rare cases its result depends on the next
+caption: a final "plan B." keeps its period unless the next line begins with "The" and the like.
+`words` lets each caption stand alone; `words_of_lines` does as the tool does.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+from har_jax.text.ptb_automaton import Automaton
+from har_jax.text.ptb_rules import DEFINITIONS, RULES, Rule
+
+# COCO drops these tokens (pycocoevalcap/tokenizer/ptbtokenizer.py). They are compared after
+# lower-casing there, so "-lrb-", which a "(" becomes, is a word.
+PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+
+# Words of letters and hyphens with commas and spaces between them and a period at the end: no rule
+# looks across such a boundary, so these captions (most of COCO) need no scanner.
+_PLAIN_WORD = "[A-Za-z]+(?:-[A-Za-z]+)*"
+_PLAIN = re.compile(rf"\s*+{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *\.? *\n?", re.ASCII)
+# What ends a caption when the next line matters: an initial, or an abbreviation before numbers.
+_LOOKS_AHEAD = re.compile(
+    r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
+)
+_ASSIMILATED = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "lemme": ("lem", "me"),
+    "gimme": ("gim", "me"),
+    "wanna": ("wan", "na"),
+}
+
+
+def words(caption: str) -> list[str]:
+    """The words of a caption: lower case, without punctuation; [] when there are none."""
+    if _PLAIN.fullmatch(caption):
+        found = caption.replace(",", " ").split()
+        if found[-1][-1] != ".":
+            pass
+        elif found[-1] == ".":
+            found.pop()
+        elif _keeps_period(found[-1]):
+            return _scan(caption)
+        else:
+            found[-1] = found[-1][:-1]
+        found = " ".join(found).lower().split()
+        if _ASSIMILATED.keys().isdisjoint(found):
+            return found
+        return [part for word in found for part in _ASSIMILATED.get(word, (word,))]
+    return _scan(caption)
+
+
+def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
+    """The words of each caption, as the Java tool leaves them when it gets all in this order."""
+    found = []
+    for i, caption in enumerate(captions):
+        if _LOOKS_AHEAD.search(caption):
+            following = next((text for text in captions[i + 1 : i + 100] if text.strip()), "")
+            found.append(_scan(caption, following))
+        else:
+            found.append(words(caption))
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _keeps_period(word: str) -> bool:
+    """Whether the period at the end of `word` belongs to it: abbreviations, single letters."""
+    return _scan_tokens(word)[0].endswith(".")
+
+
+def _scan(caption: str, following: str = "") -> list[str]:
+    tokens = _scan_tokens(caption, following)
+    # As COCO does it: one line of text, split at single spaces.
+    line = " ".join(tokens).rstrip()
+    return [word for word in line.split(" ") if word not in PUNCTUATION] if line else []
+
+
+def _scan_tokens(caption: str, following: str = "") -> list[str]:
+    """The lexer's tokens, lower-cased, punctuation included; `following` is the next line."""
+    astral = max(caption, default="") > "\uffff"
+    if astral:  # the lexer knows UTF-16 units only
+        units = caption.encode("utf-16-le", "surrogatepass")
+        caption = "".join(map(chr, memoryview(units).cast("H")))
+    text = caption.replace("\n", " ") + "\n"
+    tokens = []
+    at, size = 0, len(text)
+    text += following
+    while at < size:
+        rule, end = _longest_match(text, at)
+        if rule.tail:
+            end = _without_tail(rule, text, at, end)
+        if rule.action == "keep":
+            tokens.append(text[at:end])
+        elif rule.action != "drop":
+            token, used = _ACTIONS[rule.action](text[at:end], rule.argument)
+            tokens.append(token)
+            end = at + used
+        at = end
+    tokens = [token.lower() for token in tokens]
+    return [_from_utf16(token) for token in tokens] if astral else tokens
+
+
+def _longest_match(text: str, begin: int) -> tuple[Rule, int]:
+    """The rule that matches most of the text from `begin` on, and where its match ends."""
+    state, end, rule = _scanner().start, begin, None
+    for i in range(begin, len(text)):
+        state = state[text[i]]
+        if state is None:
+            break
+        if state.rule is not None:
+            rule, end = state.rule, i + 1
+    assert rule is not None  # there is a rule for any single character
+    return RULES[rule], end
+
+
+def _from_utf16(token: str) -> str:
+    units = token.encode("utf-16-le", "surrogatepass")
+    return units.decode("utf-16-le", "replace").replace("\ufffd", "?")  # Java prints ? for halves
+
+
+@functools.cache
+def _scanner() -> Automaton:
+    return Automaton([f"({rule.pattern})({rule.tail})" for rule in RULES], DEFINITIONS)
+
+
+@functools.cache
+def _pattern(pattern: str) -> Automaton:
+    return Automaton([pattern], DEFINITIONS)
+
+
+def _without_tail(rule: Rule, text: str, begin: int, end: int) -> int:
+    """Where the token ends in a match of token and tail: the longest token that leaves a tail."""
+    tail = _pattern(rule.tail)
+    for middle in reversed(_pattern(rule.pattern).ends(text, begin, end)):
+        if tail.matches(text, middle, end):
+            return middle
+    raise AssertionError(f"{rule} matched {text[begin:end]!r} but does not divide")
+
+
+# Actions: matched text -> (token, how much of the text is used up).
+
+
+def _soft(text: str, _) -> tuple[str, int]:
+    """Soft hyphens only mark where a word may break."""
+    return text.replace("\u00ad", "") or "-", len(text)
+
+
+def _split(text: str, back: int) -> tuple[str, int]:
+    """Leaves the last characters to be read again: can|not."""
+    return text[:-back], len(text) - back
+
+
+def _again(text: str, _) -> tuple[str, int]:
+    """The period belongs to the abbreviation and ends the sentence as well."""
+    return text, len(text) - 1
+
+
+def _acronym(text: str, _) -> tuple[str, int]:
+    """As `_again`, but before a new sentence "I." is a word and a period."""
+    return (text[:-1] if len(text) == 2 else text), len(text) - 1
+
+
+def _literal(text: str, token: str) -> tuple[str, int]:
+    return token, len(text)
+
+
+def _dashes(text: str, _) -> tuple[str, int]:
+    return "--" if len(text) in (3, 4) else text, len(text)
+
+
+_SPACES = {" ": "\u00a0"}
+_BRACKETS = {"(": "-LRB-", ")": "-RRB-"}
+_FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+_CURRENCIES = {"\u00a2": "cents", "\u00a3": "#"} | dict.fromkeys("\u0080\u00a4\u20a0\u20ac", "$")
+_CURLY = (
+    dict.fromkeys("\u0091\u2018\u201b\u2039", "`")
+    | dict.fromkeys("\u0092\u2019\u203a", "'")
+    | dict.fromkeys("\u0093\u201c\u00ab", "``")
+    | dict.fromkeys("\u0094\u201d\u00bb", "''")
+)
+
+
+def _translate(table: dict[str, str]) -> Callable[[str, object], tuple[str, int]]:
+    mapping = str.maketrans(table)
+    return lambda text, _: (text.translate(mapping), len(text))
+
+
+def _quotes(single: str, double: str) -> Callable[[str, object], tuple[str, int]]:
+    """Straight quotes and their entities become opening or closing ones, curly ones are known."""
+    mapping = str.maketrans(_CURLY | {"'": single, '"': double})
+
+    def action(text: str, _) -> tuple[str, int]:
+        plain = text.replace("&apos;", "'").replace("&quot;", '"')
+        return plain.translate(mapping), len(text)
+
+    return action
+
+
+_ACTIONS: dict[str, Callable[[str, object], tuple[str, int]]] = {
+    "soft": _soft,
+    "split": _split,
+    "again": _again,
+    "acronym": _acronym,
+    "text": _literal,
+    "dashes": _dashes,
+    "spaces": _translate(_SPACES),
+    "brackets": _translate(_BRACKETS),
+    "phone": _translate(_SPACES | _BRACKETS),
+    "fraction": _translate(_FRACTIONS),
+    "currency": _translate(_CURRENCIES),
+    "ampersand": lambda text, _: (re.sub("(?i)&amp;", "&", text), len(text)),
+    "left": _quotes("`", "``"),
+    "right": _quotes("'", "''"),
+}

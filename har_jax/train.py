@@ -1,0 +1,117 @@
+"""Trains a captioner: `python -m har_jax.train --config=configs/{mle,scst}.py[:PRESET] --workdir=DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from har_jax import config as configs
+from har_jax.errors import UserError, command
+
+log = logging.getLogger("har_jax")
+
+DESCRIPTION = """\
+Trains a captioner in two stages. Stage 1 (configs/mle.py) teaches the projector and the decoder the
+references by maximum likelihood. Stage 2 (configs/scst.py) starts from such a run and raises the
+CIDEr-D of the model's own captions by self-critical training.
+
+A run directory that exists is resumed: the same command, given again after a crash, a kill or a
+preemption, continues with the same batches and the same random numbers.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m har_jax.train --config=configs/mle.py:tiny --workdir=runs/mle
+  python -m har_jax.train --config=configs/scst.py:tiny --workdir=runs/scst \\
+      --config.init_from=runs/mle --config.optim.lr=1e-4
+  JAX_PLATFORMS=cpu python -m har_jax.train --config=configs/mle.py:tiny --print-config
+
+--config.KEY=VALUE changes one setting of the file; --print-config lists them all.
+"""
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The arguments, and the `--config.KEY=VALUE` (or `--config.KEY VALUE`) overrides."""
+    parser = argparse.ArgumentParser(
+        prog="python -m har_jax.train",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE[:PRESET]", required=True, help="configuration file"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="the run directory to create or to resume")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--stop-after", type=int, metavar="N", help="leave in order after N steps of this process"
+    )
+    known, rest = parser.parse_known_args(argv)
+    overrides: dict[str, str] = {}
+    rest = list(rest)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--config."):
+            raise UserError(
+                f"unknown argument {word!r}; settings are given as --config.KEY=VALUE, and "
+                "python -m har_jax.train --help explains the rest"
+            )
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"{word} needs a value: {word}=VALUE")
+            value = rest.pop(0)
+        overrides[key] = value
+    return known, overrides
+
+
+def setup_logging() -> None:
+    """Messages with the time; third parties only when something is wrong."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("har_jax").setLevel(logging.INFO)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments, overrides = parse(argv)
+    setup_logging()
+    config = configs.load(arguments.config, overrides)
+    if arguments.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        return 0
+    if not arguments.workdir:
+        raise UserError("--workdir is missing; give the run directory: --workdir=runs/NAME")
+    return run(config, arguments.workdir, stop_after=arguments.stop_after)
+
+
+def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) -> int:
+    """Everything that needs no device first, then the run itself."""
+    from har_jax.stages import session
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+        import jax
+
+        jax.distributed.initialize()
+    plan = session.plan(config, workdir)
+    finished = session.train(plan, stop_after=stop_after)
+    if not finished:
+        log.info("stopped in order; the same command continues this run")
+        return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""The run directory: its configuration, where it came from, and whether it may be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from har_jax.config import Config
+from har_jax.errors import UserError
+from har_jax.files import write_json
+from har_jax.version import __version__
+
+_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "mesh", "eval", "data.cache_images")
+"""Settings that a resumed run may change: how long and how observed, not what is learned."""
+
+
+def run_info(
+    config: Config,
+    *,
+    base: Mapping[str, Any],
+    parent: Mapping[str, Any] | None = None,
+    reward_signature: str | None = None,
+    parameters: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """What `run.json` says."""
+    return {
+        "stage": config.stage,
+        "parent": dict(parent) if parent else None,
+        "base": dict(base),
+        "reward_signature": reward_signature,
+        "parameters": dict(parameters or {}),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            "har_jax": __version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+    }
+
+
+def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, Any]) -> bool:
+    """Creates the run directory, or checks that it may be resumed; True when it was there before.
+
+    Call it on process 0 only.
+    """
+    path = pathlib.Path(workdir)
+    if not (path / "config.json").exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(
+                f"--workdir={workdir} holds files but is not a run of har_jax.train; give an empty "
+                "or a new directory"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "run.json", info)
+        write_json(path / "config.json", config.to_dict())
+        return False
+    old = _flat(json.loads((path / "config.json").read_text()))
+    new = _flat(config.to_dict())
+    changed = [
+        f"config.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in _MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={workdir} is a run with another configuration: {'; '.join(changed)}. "
+            "Resume it with the same settings, or give a new --workdir"
+        )
+    before = json.loads((path / "run.json").read_text())
+    for key in ("base", "reward_signature"):
+        if _fingerprints(before.get(key)) != _fingerprints(info.get(key)):
+            raise UserError(
+                f"--workdir={workdir} was begun with another {key.replace('_', ' ')}: "
+                f"{before.get(key)} then, {info.get(key)} now; give a new --workdir"
+            )
+    write_json(path / "config.json", config.to_dict())
+    return True
+
+
+def _fingerprints(value: Any) -> Any:
+    """What must not change about the base: not the paths, which may move."""
+    if isinstance(value, dict):
+        return {k: _fingerprints(v) for k, v in value.items() if k != "path"}
+    return value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
