@@ -126,6 +126,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
             f"--config={spec}: there is no file {path!r}; give a config file such as "
             "configs/mle.py:tiny or configs/scst.py:tiny"
         )
+    if file.suffix != ".py":
+        raise UserError(f"--config={spec}: {path!r} is not a Python file (*.py)")
     module_spec = importlib.util.spec_from_file_location(f"har_jax_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -245,15 +247,26 @@ def _all_keys(values: Mapping[str, Any], prefix: str = "config") -> list[str]:
     return keys
 
 
+_ALIASES = {
+    "learning_rate": "config.optim.lr",
+    "bs": "config.batch_size",
+    "num_steps": "config.steps",
+    "max_length": "config.data.max_tokens",
+    "dataset": "config.data.dir",
+}
+"""What people coming from elsewhere type."""
+
+
 def _unknown_key(key: str, known: Sequence[str]) -> UserError:
-    # The whole path is compared first, then its last part alone ("learning_rate" → "optim.lr").
-    hint = did_you_mean(key, known)
-    if not hint:
-        leaf = key.rpartition(".")[2]
-        by_leaf = {k.rpartition(".")[2]: k for k in known}
-        near = did_you_mean(leaf, by_leaf)
-        hint = near and f" (did you mean {by_leaf[near.split(chr(39))[1]]!r}?)"
-    parent = key.rpartition(".")[0]
+    parent, _, leaf = key.rpartition(".")
+    by_leaf = {k.rpartition(".")[2]: k for k in known}
+    hint = ""
+    if leaf in _ALIASES:
+        hint = f" (did you mean {_ALIASES[leaf]!r}?)"
+    elif leaf in by_leaf:  # the right name in the wrong section
+        hint = f" (did you mean {by_leaf[leaf]!r}?)"
+    else:
+        hint = did_you_mean(key, known)
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     return UserError(f"unknown key {key}{hint}; {parent} has {', '.join(siblings) or 'no keys'}")
 

@@ -101,11 +101,12 @@ def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) 
     """Everything that needs no device first, then the run itself."""
     from har_jax.stages import session
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+    plan = session.plan(config, workdir)
+    if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
         import jax
 
         jax.distributed.initialize()
-    plan = session.plan(config, workdir)
+        log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
     finished = session.train(plan, stop_after=stop_after)
     if not finished:
         log.info("stopped in order; the same command continues this run")

@@ -1,4 +1,4 @@
-"""The comparison that a reader looks for first: MLE | SCST with what changed, over one or more seeds.
+"""The comparison that a reader looks for first: MLE | SCST and the change, over one or more seeds.
 
     table = comparison_table({"MLE": [scores, ...], "SCST": [scores, ...]})
 
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def change(self) -> float | None:
-        """Last column against the first: relative, or the difference where the measure is a rate."""
+        """Last column against the first: relative; of a rate the difference."""
         first, last = self.cells[0].mean, self.cells[-1].mean
         if len(self.cells) < 2 or first is None or last is None:
             return None
@@ -131,9 +131,7 @@ def format_change(row: Row) -> str:
     return f"{text} {'pt' if row.measure.kind == 'rate' else '%'}"
 
 
-def comparison_table(
-    columns: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = ""
-) -> str:
+def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> str:
     """An aligned text table with a column per name and, with two or more, the change to the last.
 
     Args:
@@ -169,3 +167,25 @@ def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if seeds > 1:
         parts.append(f"{seeds} seeds, mean ± std")
     return ", ".join(parts) or "scores"
+
+
+def scores_table(scores: Mapping[str, Any]) -> str:
+    """One evaluation as text: its figures, its control, what was skipped and what to beware of."""
+    source = scores.get("source", {})
+    named = [str(source[k]) for k in ("stage", "split", "method") if source.get(k)]
+    title = f"{', '.join(named)}: {scores['n_images']} images" if named else ""
+    lines = [comparison_table({"score": [scores]}, title=title)]
+    control = scores.get("control")
+    if control:
+        ratio = control["ratio"]
+        lines.append(
+            f"CIDEr {format_value(control['CIDEr'], 'score')}; with images shuffled against "
+            f"captions {format_value(control['CIDEr_shuffled'], 'score')}"
+            + (f", {100 * ratio:.1f} % of it" if ratio is not None else "")
+        )
+    reasons: dict[str, list[str]] = {}
+    for metric, why in scores.get("skipped", {}).items():
+        reasons.setdefault(why, []).append(metric)
+    lines += [f"not computed: {', '.join(names)} ({why})" for why, names in reasons.items()]
+    lines += [f"warning: {text}" for text in scores.get("warnings", [])]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""CIDEr-D (Vedantam et al., arXiv 1411.5726), exactly as pycocoevalcap and SCST trainers compute it.
+"""CIDEr-D (Vedantam et al., arXiv 1411.5726), exactly as pycocoevalcap and SCST trainers have it.
 
 With g an n-gram, tf its raw count, N the number of images and df(g) the number of *images* whose
 references hold g:
@@ -20,7 +20,8 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
@@ -77,7 +78,7 @@ class DocumentFrequency:
         images: list[int] = []
         n_images = 0
 
-        def captions():
+        def encoded() -> Iterator[list[int]]:
             nonlocal n_images
             for image in references:
                 for caption in image:
@@ -85,7 +86,7 @@ class DocumentFrequency:
                     yield [ids.setdefault(word, len(ids)) for word in (*caption, EOS_WORD)]
                 n_images += 1
 
-        flat, starts = ngrams.flatten(captions())
+        flat, starts = ngrams.flatten(encoded())
         if n_images == 0:
             raise UserError(
                 "document frequencies need at least one image, got none; pass {image: captions}"
@@ -135,7 +136,7 @@ class DocumentFrequency:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         words = "\n".join(self.vocabulary).encode()
-        arrays = {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
+        arrays: dict[str, Any] = {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
         arrays |= {f"counts{k + 1}": counts for k, counts in enumerate(self.counts)}
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -226,14 +227,14 @@ class CiderD:
         self._vocabulary = dict(df.vocabulary)
         ids, ends = self._vocabulary, [0]
 
-        def captions():
+        def encoded() -> Iterator[list[int]]:
             for image in references.values():
                 for caption in image:
                     words = [ids.setdefault(word, len(ids)) for word in caption]
-                    yield words + [0] if eos else words
+                    yield [*words, 0] if eos else words
                 ends.append(ends[-1] + len(image))
 
-        flat, starts = ngrams.flatten(captions())
+        flat, starts = ngrams.flatten(encoded())
         self._image_refs = np.asarray(ends, np.int64)
         self._cook(flat, starts)
         self._score_flat([], [])  # compiles now, not inside the first training step
@@ -241,7 +242,7 @@ class CiderD:
     def _cook(
         self, flat: Int32[np.ndarray, " words"], starts: Int64[np.ndarray, " captions_plus_1"]
     ) -> None:
-        """Builds the trie over df and references, the idf of its nodes and the references' nodes."""
+        """Builds the trie over df and references, the idf of its nodes, the references' nodes."""
         df, n = self.df, self.df.n
         # Words outside df get ids after its own: its nodes of levels >= 2 move by that many.
         added = len(self._vocabulary) - len(df.vocabulary)
@@ -273,7 +274,7 @@ class CiderD:
 
     def score(
         self,
-        image_ids: Sequence[int],
+        image_ids: Sequence[int] | Int64[np.ndarray, " B"],
         captions: Sequence[Sequence[Words]],
         ended: Sequence[Sequence[bool]] | np.ndarray | None = None,
     ) -> Float64[np.ndarray, "B R"]:
@@ -287,7 +288,9 @@ class CiderD:
           UserError: an image without references, or lengths that do not fit together.
         """
         if len(image_ids) != len(captions):
-            raise UserError(f"got {len(image_ids)} image ids for captions of {len(captions)} images")
+            raise UserError(
+                f"got {len(image_ids)} image ids for captions of {len(captions)} images"
+            )
         width = len(captions[0]) if len(captions) else 0
         rows = []
         for image_id, group in zip(image_ids, captions, strict=True):

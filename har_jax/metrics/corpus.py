@@ -32,8 +32,8 @@ class CorpusScores:
     """What `score_captions` found.
 
     Attributes:
-      corpus: CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE -> value as the official tools print it
-        (CIDEr 1.2, not 120), or None when the metric did not run.
+      corpus: CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE -> value as the official tools print
+        it (CIDEr 1.2, not 120), or None when the metric did not run.
       per_image: {image id: {the same keys, of the metrics that ran}}.
       skipped: {metric: why it did not run}.
       n_images: how many images were scored.
@@ -96,12 +96,16 @@ def score_captions(
                 + did_you_mean(name, METRICS)
             )
     _check_images(references, predictions)
-    flat = iter(_words([text for captions in references.values() for text in captions]))
+    flat = iter(ptb.words_of_lines([text for captions in references.values() for text in captions]))
     reference_words = {
         image_id: [next(flat) for _ in captions] for image_id, captions in references.items()
     }
-    predicted = _words([predictions[image_id] for image_id in references])
+    predicted = ptb.words_of_lines([predictions[image_id] for image_id in references])
     predicted_words = dict(zip(references, predicted, strict=True))
+
+    # ROUGE-L splits at spaces only, the other metrics at any white space.
+    split_references = {i: [_resplit(w) for w in group] for i, group in reference_words.items()}
+    split_predictions = {i: _resplit(w) for i, w in predicted_words.items()}
 
     corpus: dict[str, float | None] = {}
     per_image: dict[int, dict[str, float]] = {image_id: {} for image_id in references}
@@ -114,12 +118,12 @@ def score_captions(
             per_image[image_id][key] = score
 
     if "CIDEr" in metrics:
-        add("CIDEr", *corpus_cider(reference_words, predicted_words))
+        add("CIDEr", *corpus_cider(split_references, split_predictions))
         signature.append(f"CIDEr-D[n4,s6.0,df=references,N={len(references)}]")
     else:
         corpus["CIDEr"] = None
     if "Bleu" in metrics:
-        bleu, bleu_of = corpus_bleu(reference_words, predicted_words)
+        bleu, bleu_of = corpus_bleu(split_references, split_predictions)
         for k, value in enumerate(bleu):
             add(f"Bleu_{k + 1}", value, {i: values[k] for i, values in bleu_of.items()})
         signature.append("BLEU[n4,closest]")
@@ -147,18 +151,12 @@ def score_captions(
     )
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """PTB words. The official metrics split again at any white space, so a non-breaking space that
-    the tokenizer put inside a token ("1 1/2") separates words there."""
-    return [
-        " ".join(words).split() if any("\xa0" in word for word in words) else words
-        for words in ptb.words_of_lines(texts)
-    ]
+def _resplit(words: list[str]) -> list[str]:
+    """Splits tokens that hold a non-breaking space, such as "1 1/2"."""
+    return " ".join(words).split() if any("\xa0" in word for word in words) else words
 
 
-def _check_images(
-    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
-) -> None:
+def _check_images(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]) -> None:
     if not references:
         raise UserError("there are no references to score against")
     unknown = [image_id for image_id in predictions if image_id not in references]

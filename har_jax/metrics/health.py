@@ -10,11 +10,27 @@ from collections.abc import Iterable, Sequence
 
 Words = Sequence[str]
 
-# Words no sentence ends with: the list of self-critical.pytorch's eval_utils.
-BAD_ENDINGS = frozenset(
-    "a an the in for at of with before after on upon near to is are am this that his her".split()
-    + "and by from".split()
-)
+# Words no sentence ends with: the list of self-critical.pytorch, longer by this, that, his,
+# her, by, from, and.
+BAD_ENDINGS = {
+    *(
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "his",
+        "her",
+        "in",
+        "for",
+        "at",
+        "of",
+        "with",
+        "by",
+        "from",
+    ),
+    *("before", "after", "on", "upon", "near", "to", "is", "are", "am", "and"),
+}
 
 
 def bad_end_rate(captions: Iterable[Words]) -> float:

@@ -78,20 +78,20 @@ class RewardCallback:
         Raises:
           UserError: shapes that do not fit, B not divisible by the mesh, operands that would hang.
         """
-        batch, rows, width = tokens_brt.shape
+        batch, rows = tokens_brt.shape[:2]
         if image_ids_b.shape != (batch,) or lengths_br.shape != (batch, rows):
             raise UserError(
                 f"image ids {image_ids_b.shape} and lengths {lengths_br.shape} do not fit tokens "
                 f"{tokens_brt.shape}; need [B], [B, R] and [B, R, T]"
             )
         operands = (
-            jnp.asarray(as_int32(image_ids_b)),
+            as_int32(image_ids_b),
             tokens_brt.astype(self._token_dtype),
             lengths_br.astype(jnp.int32),
         )
         if self._mesh is None:
             return jax.lax.stop_gradient(self._call(*operands))
-        self._check_mesh(batch, max(x.nbytes for x in operands))
+        _check_mesh(self._mesh, batch, max(x.size * x.dtype.itemsize for x in operands))
         by_image = PartitionSpec(self._mesh.axis_names)
         # A callback has no rule for replication checks; every axis is used, so nothing replicates.
         sharded = jax.shard_map(
@@ -109,23 +109,6 @@ class RewardCallback:
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-
-    def _check_mesh(self, batch: int, operand_bytes: int) -> None:
-        mesh = self._mesh
-        if batch % mesh.size:
-            raise UserError(
-                f"a batch of {batch} images cannot be split over {mesh.size} devices "
-                f"(mesh {dict(mesh.shape)}); use a multiple of {mesh.size}"
-            )
-        per_shard = operand_bytes // mesh.size
-        if mesh.devices.flat[0].platform != "cpu" or per_shard < _CPU_OPERAND_LIMIT:
-            return
-        if int(os.environ.get("NPROC") or 0) < _CPU_POOL:
-            raise UserError(
-                f"reward operands of {per_shard} bytes per device would hang on {mesh.size} "
-                f"virtual CPU devices; set NPROC={_CPU_POOL} in the environment before JAX starts, "
-                f"or stay below {_CPU_OPERAND_LIMIT} bytes (smaller batch, or vocab_size given)"
-            )
 
     def _call(self, image_ids_b, tokens_brt, lengths_br):
         """The callback itself, on one device's rows."""
@@ -157,6 +140,23 @@ class RewardCallback:
             for rows, counts in zip(tokens.tolist(), words.tolist(), strict=True)
         ]
         return checked(self.reward, image_ids, captions, ended)
+
+
+def _check_mesh(mesh: jax.sharding.Mesh, batch: int, operand_bytes: int) -> None:
+    if batch % mesh.size:
+        raise UserError(
+            f"a batch of {batch} images cannot be split over {mesh.size} devices "
+            f"(mesh {dict(mesh.shape)}); use a multiple of {mesh.size}"
+        )
+    per_shard = operand_bytes // mesh.size
+    if mesh.devices.flat[0].platform != "cpu" or per_shard < _CPU_OPERAND_LIMIT:
+        return
+    if int(os.environ.get("NPROC") or 0) < _CPU_POOL:
+        raise UserError(
+            f"reward operands of {per_shard} bytes per device would hang on {mesh.size} virtual "
+            f"CPU devices; set NPROC={_CPU_POOL} in the environment before JAX starts, or stay "
+            f"below {_CPU_OPERAND_LIMIT} bytes (smaller batch, or vocab_size given)"
+        )
 
 
 def as_int32(image_ids: Int[Array, " B"] | np.ndarray) -> Int[Array, " B"] | np.ndarray:

@@ -21,7 +21,7 @@ from har_jax.data.dataset import Split, open_split
 from har_jax.data.pipeline import train_batches
 from har_jax.decoding import DecodePlan
 from har_jax.errors import UserError
-from har_jax.evaluation.run import caption_images
+from har_jax.evaluation.run import caption_split
 from har_jax.inference import (
     Foundation,
     LoadedCaptioner,
@@ -43,7 +43,7 @@ from har_jax.sharding import ROLLOUT_RULES, make_mesh
 from har_jax.stages.mle import make_mle_loss
 from har_jax.stages.scst import make_scst_loss
 from har_jax.text import ptb
-from har_jax.training.loop import Hooks, TrainingError, fit
+from har_jax.training.loop import Hooks, fit
 from har_jax.training.optimizer import make_optimizer
 from har_jax.training.run_dir import open_run, run_info
 from har_jax.training.step import make_train_step
@@ -197,7 +197,7 @@ def train(plan: Plan, *, stop_after: int | None = None) -> bool:
         process_count=jax.process_count(),
         cache_images=config.data.cache_images,
     )
-    writer = MetricsWriter(plan.workdir, enabled=primary)
+    writer = MetricsWriter(plan.workdir, enabled=primary, total_steps=config.steps)
     hooks = Hooks(
         validate=_validator(plan, structure, frozen, mesh, writer) if plan.val_split else None,
         summarise=_summariser(plan, writer) if callback else None,
@@ -264,22 +264,20 @@ def _validator(
 
     def validate(trained: Params, step: int) -> dict[str, float]:
         live.params = {**frozen, **trained}
-        captions = caption_images(live, split, limit=n_images, desc=f"validate @{step}")
+        captions = caption_split(live, split, limit=n_images)
         live.params = {}
-        texts = {i: c.text for i, c in captions.items()}
+        texts = captions.texts
         wanted = {i: references[i] for i in texts}
         scores = score_captions(wanted, texts, metrics=("CIDEr", "Bleu"))
         figures = {k: v for k, v in scores.corpus.items() if v is not None}
         figures |= health.summary([ptb.words(text) for text in texts.values()])
-        figures["ended"] = float(np.mean([c.ended for c in captions.values()]))
-        for image_id in list(texts)[:N_SAMPLES]:
-            writer.sample(
-                step,
-                split=config.data.val_split,
-                image_id=image_id,
-                caption=texts[image_id],
-                references=wanted[image_id],
-            )
+        figures["cut_rate"] = captions.cut_rate
+        shown = list(texts)[:N_SAMPLES]
+        writer.samples(
+            step,
+            config.data.val_split,
+            [{"image_id": i, "caption": texts[i], "references": wanted[i]} for i in shown],
+        )
         log.info("step %d: validation CIDEr %.3f", step, figures["CIDEr"])
         return figures
 
@@ -333,6 +331,3 @@ def _announce(plan: Plan, info: Mapping[str, Any], mesh: Mesh, resumed: bool) ->
         log.info("  starts from %s, step %d", plan.parent["run"], plan.parent["step"])
     if info["reward_signature"]:
         log.info("  reward      %s", info["reward_signature"])
-
-
-__all__ = ["Plan", "TrainingError", "plan", "train"]

@@ -13,18 +13,22 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from har_jax.text.ptb_automaton import Automaton
+from har_jax.text.ptb_automaton import Automaton, State
 from har_jax.text.ptb_rules import DEFINITIONS, RULES, Rule
 
 # COCO drops these tokens (pycocoevalcap/tokenizer/ptbtokenizer.py). They are compared after
 # lower-casing there, so "-lrb-", which a "(" becomes, is a word.
-PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+PUNCTUATION = {
+    *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
+    *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
+}
 
 # Words of letters and hyphens with commas and spaces between them and a period at the end: no rule
 # looks across such a boundary, so these captions (most of COCO) need no scanner.
 _PLAIN_WORD = "[A-Za-z]+(?:-[A-Za-z]+)*"
-_PLAIN = re.compile(rf"\s*+{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *\.? *\n?", re.ASCII)
+_PLAIN = re.compile(rf" *{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *\.? *\n?")
 # What ends a caption when the next line matters: an initial, or an abbreviation before numbers.
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
@@ -110,7 +114,8 @@ def _scan_tokens(caption: str, following: str = "") -> list[str]:
 
 def _longest_match(text: str, begin: int) -> tuple[Rule, int]:
     """The rule that matches most of the text from `begin` on, and where its match ends."""
-    state, end, rule = _scanner().start, begin, None
+    state: State | None = _scanner().start
+    end, rule = begin, None
     for i in range(begin, len(text)):
         state = state[text[i]]
         if state is None:
@@ -145,10 +150,11 @@ def _without_tail(rule: Rule, text: str, begin: int, end: int) -> int:
     raise AssertionError(f"{rule} matched {text[begin:end]!r} but does not divide")
 
 
-# Actions: matched text -> (token, how much of the text is used up).
+# Actions: (matched text, the rule's argument) -> (token, how much of the text is used up).
+Action = Callable[[str, Any], tuple[str, int]]
 
 
-def _soft(text: str, _) -> tuple[str, int]:
+def _soft(text: str, _: Any) -> tuple[str, int]:
     """Soft hyphens only mark where a word may break."""
     return text.replace("\u00ad", "") or "-", len(text)
 
@@ -158,12 +164,12 @@ def _split(text: str, back: int) -> tuple[str, int]:
     return text[:-back], len(text) - back
 
 
-def _again(text: str, _) -> tuple[str, int]:
+def _again(text: str, _: Any) -> tuple[str, int]:
     """The period belongs to the abbreviation and ends the sentence as well."""
     return text, len(text) - 1
 
 
-def _acronym(text: str, _) -> tuple[str, int]:
+def _acronym(text: str, _: Any) -> tuple[str, int]:
     """As `_again`, but before a new sentence "I." is a word and a period."""
     return (text[:-1] if len(text) == 2 else text), len(text) - 1
 
@@ -172,7 +178,7 @@ def _literal(text: str, token: str) -> tuple[str, int]:
     return token, len(text)
 
 
-def _dashes(text: str, _) -> tuple[str, int]:
+def _dashes(text: str, _: Any) -> tuple[str, int]:
     return "--" if len(text) in (3, 4) else text, len(text)
 
 
@@ -188,23 +194,23 @@ _CURLY = (
 )
 
 
-def _translate(table: dict[str, str]) -> Callable[[str, object], tuple[str, int]]:
+def _translate(table: dict[str, str]) -> Action:
     mapping = str.maketrans(table)
     return lambda text, _: (text.translate(mapping), len(text))
 
 
-def _quotes(single: str, double: str) -> Callable[[str, object], tuple[str, int]]:
+def _quotes(single: str, double: str) -> Action:
     """Straight quotes and their entities become opening or closing ones, curly ones are known."""
     mapping = str.maketrans(_CURLY | {"'": single, '"': double})
 
-    def action(text: str, _) -> tuple[str, int]:
+    def action(text: str, _: Any) -> tuple[str, int]:
         plain = text.replace("&apos;", "'").replace("&quot;", '"')
         return plain.translate(mapping), len(text)
 
     return action
 
 
-_ACTIONS: dict[str, Callable[[str, object], tuple[str, int]]] = {
+_ACTIONS: dict[str, Action] = {
     "soft": _soft,
     "split": _split,
     "again": _again,

@@ -260,7 +260,9 @@ class Automaton:
         self._states: dict[frozenset[int], State] = {}
         self._steps: dict[tuple[frozenset[int], int], State | None] = {}
         self._class_of: dict[str, int] = {}
-        self.start = self._state(begins)
+        start = self._state(begins)
+        assert start is not None  # there is a pattern
+        self.start = start
 
     def _state(self, seeds: Sequence[int]) -> State | None:
         """The state of these states of the NFA and all that empty moves reach from them."""
@@ -292,9 +294,9 @@ class Automaton:
         return self._steps[key]
 
     def ends(self, text: str, begin: int, stop: int) -> list[int]:
-        """Every position up to `stop` at which a match that starts at `begin` may end, ascending."""
+        """Every position up to `stop` where a match that starts at `begin` may end, ascending."""
         found = []
-        state = self.start
+        state: State | None = self.start
         for i in range(begin, stop):
             state = state[text[i]]
             if state is None:
@@ -307,4 +309,3 @@ class Automaton:
         """Whether `text[begin:stop]` as a whole is a match."""
         ends = self.ends(text, begin, stop)
         return bool(ends) and ends[-1] == stop
-

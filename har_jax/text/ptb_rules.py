@@ -82,9 +82,7 @@ DEFINITIONS = {
     "THING": "({ELISION})?{ALNUM}+({HYPHEN}({ELISION})?{ALNUM}+)*",
     "AND_THING": r"[A-Z]+(([+&]|{AMP})[A-Z]+)+",
     "HYPHENATED": r"[A-Za-z0-9][A-Za-z0-9.,\u00AD]*(\-([A-Za-z0-9\u00AD]+|{ACRONYM2}\.))+",
-    "SLASHED": (
-        r"[A-Za-z0-9]+(\-[A-Za-z]+){0,2}(\\?/[A-Za-z0-9]+(\-[A-Za-z]+){0,2}){1,2}"
-    ),
+    "SLASHED": (r"[A-Za-z0-9]+(\-[A-Za-z]+){0,2}(\\?/[A-Za-z0-9]+(\-[A-Za-z]+){0,2}){1,2}"),
     "CLITIC": "{APOS}([msdMSD]|re|ve|ll)",
     "NOT": "n{ANY_APOS}t",
     "BEFORE_NOT": r"[A-Za-z\u00AD]*[A-MO-Za-mo-z]\u00AD*",
@@ -95,9 +93,7 @@ DEFINITIONS = {
         "|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|o{ANY_APOS}o"
     ),
     # Numbers
-    "NUMBER": (
-        r"[\-+]?({DIGIT}+|{DIGIT}*([.:,\u00AD\u066B\u066C]{DIGIT}+)+)"
-    ),
+    "NUMBER": (r"[\-+]?({DIGIT}+|{DIGIT}*([.:,\u00AD\u066B\u066C]{DIGIT}+)+)"),
     "DATE": r"{DIGIT}{1,2}[\-/]{DIGIT}{1,2}[\-/]{DIGIT}{2,4}",
     "FRACTION": r"({DIGIT}{1,4}[\- \u00A0])?{DIGIT}{1,4}(\\?/|\u2044){DIGIT}{1,4}",
     "PHONE": (
@@ -135,7 +131,7 @@ DEFINITIONS = {
     ),
     "BEFORE_NUMBER": r"(ca|figs?|prop|nos?|art|bldg|pp|op)\.",
     # Quotes
-    "DOUBLE_QUOTE": "(\"|&quot;)",
+    "DOUBLE_QUOTE": '("|&quot;)',
 }
 
 

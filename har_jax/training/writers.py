@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, `samples.jsonl`, TensorBoard files, the console.
+"""What a run tells: `metrics.jsonl`, `samples.jsonl`, TensorBoard files, the console.
 
 Every line is one `write`, so a run that is killed leaves at most one line cut off. After a restore
 `truncate_after(step)` removes what lies beyond the restored step, for these steps are done again: a
@@ -27,7 +27,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 TENSORBOARD = "tensorboard"
 
-# Figure → (label, format, unit), in the order of the console line. What is not listed is only filed.
+# Figure → (label, format, unit), in the order of the console line. Others are only filed.
 _CONSOLE: dict[str, tuple[str, str, str]] = {
     "loss": ("loss", "8.4f", ""),
     "accuracy": ("accuracy", "5.1%", ""),
@@ -87,14 +87,14 @@ class MetricsWriter:
         log.info("%s", console_line(step, values, self.total_steps))
 
     def samples(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Files captions: each row has `image_id`, `caption`, `references` and what else there is."""
+        """Files captions: each row has `image_id`, `caption`, `references` and whatever else."""
         if not self.enabled:
             return
         for row in rows:
             self._append(SAMPLES, {"step": int(step), "split": split, **row})
 
     def truncate_after(self, step: int) -> None:
-        """Drops what was logged for steps beyond `step` (0: everything), and lines cut off by a kill.
+        """Drops what was logged for steps beyond `step` (0: all), and lines that a kill cut off.
 
         TensorBoard's files are append-only; there a mark tells readers to forget these steps.
         """

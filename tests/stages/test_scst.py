@@ -205,7 +205,11 @@ def test_eight_devices_give_the_same_gradient():
     with jax.set_mesh(mesh):
         sharded = jax.device_put(params, structure.shardings(mesh))
         loss_fn = make_scst_loss(
-            structure, plan, reward_callback(mesh), "greedy", structure.shardings(mesh, ROLLOUT_RULES)
+            structure,
+            plan,
+            reward_callback(mesh),
+            "greedy",
+            structure.shardings(mesh, ROLLOUT_RULES),
         )
         loss8, logs8, grads8 = run(loss_fn, sharded, jax.device_put(batch, batch_sharding(mesh)))
     np.testing.assert_array_equal(logs["rollout/tokens"], logs8["rollout/tokens"])
@@ -224,8 +228,6 @@ def test_mle_is_the_mean_negative_log_likelihood_of_real_tokens():
     loss, logs = make_mle_loss(structure)(params, batch, jax.random.key(0))
     cache = captioner.prefill(captioner.project(captioner.encode(batch["image"])))
     logp = np.asarray(captioner.score(cache, tokens))
-    picked = [
-        logp[b, r, t] for b in range(4) for r in range(3) for t in range(int(lengths[b, r]))
-    ]
+    picked = [logp[b, r, t] for b in range(4) for r in range(3) for t in range(int(lengths[b, r]))]
     np.testing.assert_allclose(loss, -np.mean(picked), rtol=1e-5)
     assert logs["tokens"] == len(picked)

@@ -1,0 +1,56 @@
+"""Scenes, the embedded dataset: images that are drawn, captions that twelve annotators write.
+
+It needs no download and takes half a minute; a seed gives the same images and captions anywhere.
+`world` says what a scene is, `draw` paints it, `annotators` describe it in the words of `lexicon`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+from har_jax.data.dataset import Example
+from har_jax.data.scenes import annotators, draw, world
+from har_jax.data.scenes.dice import Dice
+from har_jax.errors import UserError
+
+SIZES = {"train": 4000, "val": 500, "test": 500}
+_FIRST_ID = {"train": 100_001, "val": 200_001, "test": 300_001}
+
+
+def generate(seed: int = 0, sizes: Mapping[str, int] | None = None) -> Iterator[tuple[str, Example]]:
+    """Yields (split, example), split by split; PNG images of 64 x 64, five captions each.
+
+    No two images mean the same (`world.Scene.meaning`) or look the same, within or across splits.
+    Test images hold a colour and shape pair of `world.HELD_OUT`, the others never do.
+
+    Args:
+      sizes: images of "train", "val" and "test", 4,000, 500 and 500 by default.
+
+    Raises:
+      UserError: a split of no images, of too many, or of an unknown name.
+    """
+    sizes = {**SIZES, **(sizes or {})}
+    for split, size in sizes.items():
+        if split not in SIZES:
+            raise UserError(f"scenes have no split {split!r}; the splits are {', '.join(SIZES)}")
+        if not 1 <= size < 100_000:
+            raise UserError(f"split {split!r} of {size} scenes; give 1 to 99,999")
+    seen: set[object] = set()
+    for split, size in sizes.items():
+        made = attempt = 0
+        while made < size:
+            dice = Dice("scenes", seed, split, attempt)
+            attempt += 1
+            scene = world.sample_scene(dice, held_out=split == "test")
+            if scene.meaning in seen:
+                continue
+            image = draw.png(scene, dice)
+            digest = hashlib.sha256(image).digest()
+            if digest in seen:
+                continue
+            seen.update((scene.meaning, digest))
+            image_id = _FIRST_ID[split] + made
+            made += 1
+            captions = annotators.write_captions(scene, dice)
+            yield split, Example(image_id, f"{image_id:06d}.png", image, captions)

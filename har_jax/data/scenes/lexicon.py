@@ -41,11 +41,11 @@ TEXTURES = {
 MARKS = {"striped": "stripes", "dotted": "dots", "checkered": "squares"}
 
 RELATIONS = {
-    "left": {"next to": 0.45, "beside": 0.2, "to the left of": 0.2, "near": 0.1, "by": 0.05},
-    "right": {"next to": 0.45, "beside": 0.2, "to the right of": 0.2, "near": 0.1, "by": 0.05},
+    "left": {"next to": 0.45, "beside": 0.2, "to the left of": 0.2, "near": 0.05, "by": 0.05, "close to": 0.05},
+    "right": {"next to": 0.45, "beside": 0.2, "to the right of": 0.2, "near": 0.05, "by": 0.05, "close to": 0.05},
     "above": {"above": 0.6, "over": 0.3, "higher than": 0.1},
     "below": {"below": 0.5, "under": 0.35, "beneath": 0.15},
-    "on": {"on top of": 0.6, "on": 0.4},
+    "on": {"on top of": 0.6, "on": 0.35, "atop": 0.05},
     "inside": {"inside": 0.5, "in": 0.2, "in the middle of": 0.2, "within": 0.1},
     "under": {"under": 0.6, "below": 0.2, "underneath": 0.2},
     "around": {"around": 0.8, "surrounding": 0.2},
@@ -91,13 +91,16 @@ VIEWS = {
 
 VERBS = {
     "grass": {"sitting": 0.5, "lying": 0.3, "resting": 0.2},
-    "sea": {"floating": 0.8, "drifting": 0.2},
+    "sea": {"floating": 0.8, "drifting": 0.1, "swimming": 0.1},
     "night": {"floating": 0.5, "hanging": 0.3, "shining": 0.2},
     "sand": {"sitting": 0.5, "lying": 0.4, "resting": 0.1},
     "snow": {"sitting": 0.5, "lying": 0.4, "resting": 0.1},
-    "wall": {"hanging": 0.7, "painted": 0.3},
-    "table": {"sitting": 0.5, "lying": 0.3, "placed": 0.2},
+    "wall": {"hanging": 0.7, "painted": 0.2, "drawn": 0.1},
+    "table": {"sitting": 0.5, "lying": 0.3, "placed": 0.1, "standing": 0.1},
 }
 
 COUNTS = {2: {"two": 0.8, "a couple of": 0.2}, 3: {"three": 1.0}, 4: {"four": 0.7, "several": 0.3}}
-THINGS = {"shapes": 0.5, "objects": 0.3, "things": 0.1, "toys": 0.1}
+THINGS = {"shapes": 0.5, "objects": 0.3, "things": 0.1, "toys": 0.05, "colorful shapes": 0.05}
+
+THERE_IS = {"there is": 0.7, "we see": 0.1, "you can see": 0.1, "i can see": 0.1}
+PICTURES = {"a picture of": 0.6, "an image of": 0.2, "a drawing of": 0.1, "this is": 0.1}

@@ -1,0 +1,107 @@
+"""Captions images with a trained run: `python -m har_jax.caption --checkpoint=RUN IMAGE…`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pathlib
+from collections.abc import Sequence
+
+from har_jax.errors import UserError, command
+
+DESCRIPTION = """\
+Writes one caption per image, as PATH<TAB>CAPTION, or with --json as a JSON list of
+{"image": PATH, "caption": CAPTION}. All images are checked before the model is loaded.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m har_jax.caption --checkpoint=runs/scst photo.jpg
+  python -m har_jax.caption --checkpoint=runs/scst --method=beam --json holiday/*.jpg > out.json
+  python -m har_jax.caption --checkpoint=runs/mle --method=sample --temperature=0.7 --seed=1 a.png
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m har_jax.caption",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run directory of har_jax.train"
+    )
+    parser.add_argument("--step", default="best", help="best (default), latest, or a number")
+    parser.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
+    parser.add_argument("--beams", type=int, default=5, help="of --method=beam (default: 5)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of --method=sample")
+    parser.add_argument("--seed", type=int, default=0, help="of --method=sample")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="default: as in training")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv)
+
+
+def read_image(path: str) -> bytes:
+    """The file's bytes, decoded once to be sure that they are an image.
+
+    Raises:
+      UserError: no such file, a directory, or nothing that decodes.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no image {path!r}; give paths of existing image files") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path!r} is a directory; give image files, such as {path}/*.jpg"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        # Pillow's message names a BytesIO object where it knows no format at all.
+        known = not isinstance(error, UnidentifiedImageError)
+        why = f" ({error})" if known else ""
+        raise UserError(
+            f"{path!r} does not decode as an image{why}; give a whole JPEG, PNG, WebP or the like"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path!r} is too large: {error}") from None
+    return data
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    images = [read_image(path) for path in args.images]
+
+    from har_jax.files import dumps
+    from har_jax.inference import load_captioner
+
+    captioner = load_captioner(args.checkpoint, step=args.step)
+    captions = captioner.generate(
+        images,
+        method=args.method,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        temperature=args.temperature,
+        beams=args.beams,
+    )
+    pairs = zip(args.images, captions, strict=True)
+    if args.json:
+        print(dumps([{"image": path, "caption": text} for path, text in pairs], indent=1))
+    else:
+        for path, text in pairs:
+            print(f"{path}\t{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Scores captions that another tool wrote, from files. Needs a device for CLIPScore only."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from har_jax.errors import UserError
+from har_jax.evaluation.references import read_predictions, read_references, restrict
+from har_jax.evaluation.score import (
+    ClipInput,
+    Evaluation,
+    check_out,
+    evaluate_captions,
+    write_evaluation,
+    write_predictions,
+)
+
+_NO_CLIP = "no scoring CLIP was given (--clip=HF_DIR, and --images=DIR with the image files)"
+
+
+def evaluate_files(
+    predictions: str | os.PathLike[str],
+    references: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    clip: str | None = None,
+    images: str | None = None,
+    control: str | None = None,
+    limit: int = 0,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores COCO results against COCO captions or Karpathy's file; writes into `out`.
+
+    Args:
+      split: of Karpathy's file.
+      clip: HF directory of the CLIP that scores; `images` is the folder of the image files.
+      limit: score the first so many predictions; 0: all.
+
+    Raises:
+      UserError: anything wrong with the files; nothing is written then.
+    """
+    path = check_out(out)
+    texts = read_predictions(predictions)
+    known = read_references(references, split)
+    truth, warning = restrict(known, texts)
+    warnings = [warning] if warning else []
+    if 0 < limit < len(texts):
+        texts = dict(itertools.islice(texts.items(), limit))
+        warnings.append(f"only the first {limit} predictions were scored (limit)")
+    clip_input, why = None, _NO_CLIP
+    if clip and not images:
+        why = "no images were given (--images=DIR with the image files)"
+    elif clip and images:
+        from har_jax.evaluation.clip_scorer import ClipScorer
+
+        paths = image_files(images, known.filenames, texts)
+        clip_input = ClipInput(ClipScorer(clip), lambda: paths.items())
+    evaluation = evaluate_captions(
+        truth,
+        texts,
+        clip=clip_input,
+        no_clip=why,
+        filenames=known.filenames,
+        control=control,
+        seed=seed,
+        source={"predictions": os.fspath(predictions), "references": known.name},
+        warnings=warnings,
+    )
+    write_predictions(path, texts)
+    write_evaluation(path, evaluation)
+    return evaluation
+
+
+def image_files(
+    folder: str | os.PathLike[str], names: Mapping[int, str], image_ids: Iterable[int]
+) -> dict[int, pathlib.Path]:
+    """The file of every image, below `folder` as the references name it or by its bare name.
+
+    Raises:
+      UserError: an image without a file.
+    """
+    found = {}
+    for image_id in image_ids:
+        name = names.get(image_id, "")
+        places = [pathlib.Path(folder, name), pathlib.Path(folder, pathlib.Path(name).name)]
+        path = next((p for p in places if name and p.is_file()), None)
+        if path is None:
+            raise UserError(
+                f"--images={os.fspath(folder)}: no file of image {image_id} "
+                f"({name or 'the references name none'}); give the folder that holds the images, "
+                "or leave --images out"
+            )
+        found[image_id] = path
+    return found

@@ -1,0 +1,160 @@
+"""Scores captions of a set of images, and writes what `evaluate` promises.
+
+DIR/predictions.json   COCO results: [{"image_id": 1, "caption": "..."}, ...]
+DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScore, RefCLIPScore,
+                       n_images, signature; skipped (why a value is null), health, warnings,
+                       source, and control where one was asked for
+DIR/per_image.json     one object per image: its references, its caption and the scores of it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from har_jax.errors import UserError
+from har_jax.evaluation.control import shuffle_control
+from har_jax.files import write_json
+from har_jax.metrics import health
+from har_jax.metrics.corpus import METRICS, score_captions
+from har_jax.text import ptb
+
+if TYPE_CHECKING:
+    from har_jax.evaluation.clip_scorer import ClipScorer
+
+PREDICTIONS = "predictions.json"
+SCORES = "scores.json"
+PER_IMAGE = "per_image.json"
+KEYS = (
+    *("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "METEOR", "SPICE"),
+    *("CLIPScore", "RefCLIPScore"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipInput:
+    """What CLIPScore needs beside the captions."""
+
+    scorer: ClipScorer
+    images: Callable[[], Iterable[tuple[int, Any]]]  # (image id, image) of each image once
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    scores: dict[str, Any]  # scores.json
+    per_image: list[dict[str, Any]]  # per_image.json
+
+
+def evaluate_captions(
+    references: Mapping[int, Sequence[str]],
+    predictions: Mapping[int, str],
+    *,
+    clip: ClipInput | None = None,
+    no_clip: str = "no scoring CLIP was given (--clip=HF_DIR)",
+    ended: Mapping[int, bool] | None = None,
+    filenames: Mapping[int, str] | None = None,
+    control: str | None = None,
+    seed: int = 0,
+    source: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+) -> Evaluation:
+    """Scores one caption per image with everything that can run here.
+
+    Args:
+      no_clip: why `clip` is None, for `skipped`.
+      ended: whether each caption reached EOS, where that is known.
+      control: "shuffle" also scores every caption against another image's references.
+      source: what was scored (run, step, split, method), copied into the scores.
+
+    Raises:
+      UserError: references and predictions do not belong together, or an unknown control.
+    """
+    if control not in (None, "shuffle"):
+        raise UserError(f"control {control!r} is unknown; allowed: shuffle")
+    ids = list(predictions)
+    references = {i: list(references[i]) for i in ids if i in references}
+    found = score_captions(references, predictions, metrics=METRICS)
+    corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
+    skipped = dict(found.skipped)
+    per_image = {i: dict(found.per_image[i]) for i in ids}
+    signature = found.signature
+    if clip is None:
+        skipped |= {"CLIPScore": no_clip, "RefCLIPScore": no_clip}
+    else:
+        by_clip = clip.scorer.score(clip.images(), predictions, references)
+        corpus["CLIPScore"], corpus["RefCLIPScore"] = by_clip.clip_score, by_clip.ref_clip_score
+        for i, (first, second) in by_clip.per_image.items():
+            per_image[i] |= {"CLIPScore": first, "RefCLIPScore": second}
+        signature += "+" + clip.scorer.signature
+
+    scores: dict[str, Any] = {
+        **{key: corpus[key] for key in KEYS},
+        "n_images": found.n_images,
+        "signature": signature,
+        "skipped": skipped,
+        "health": _health(predictions, ended),
+        "warnings": list(warnings),
+        "source": dict(source or {}),
+    }
+    if found.n_images == 1:
+        scores["warnings"].append("CIDEr of a single image is 0: every n-gram occurs in all images")
+    if control == "shuffle":
+        scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed)
+    rows = [
+        {
+            "image_id": i,
+            **({"filename": filenames[i]} if filenames and i in filenames else {}),
+            "caption": predictions[i],
+            "references": references[i],
+            **({"ended": ended[i]} if ended is not None else {}),
+            **per_image[i],
+        }
+        for i in ids
+    ]
+    return Evaluation(scores, rows)
+
+
+def _health(
+    predictions: Mapping[int, str], ended: Mapping[int, bool] | None
+) -> dict[str, float | None]:
+    figures: dict[str, float | None] = dict(
+        health.summary([ptb.words(caption) for caption in predictions.values()])
+    )
+    figures["cut_rate"] = (
+        None if ended is None else 1 - sum(ended[i] for i in predictions) / len(predictions)
+    )
+    return figures
+
+
+def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
+    """A directory that results can be written into, found out before the work is done.
+
+    Raises:
+      UserError: it is a file, or may not be written.
+    """
+    path = pathlib.Path(out)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out={out}: {str(existing)!r} is a file; give a directory")
+    if not os.access(existing, os.W_OK):
+        raise UserError(
+            f"--out={out}: {str(existing)!r} may not be written; give another directory"
+        )
+    return path
+
+
+def write_predictions(out: pathlib.Path, predictions: Mapping[int, str]) -> None:
+    """Writes `predictions.json`, and removes the scores of whatever stood there before."""
+    for stale in (SCORES, PER_IMAGE):
+        (out / stale).unlink(missing_ok=True)
+    rows = [{"image_id": i, "caption": text} for i, text in predictions.items()]
+    write_json(out / PREDICTIONS, rows, indent=None)
+
+
+def write_evaluation(out: pathlib.Path, evaluation: Evaluation) -> None:
+    """Writes `per_image.json`, then `scores.json`: where that is, all of it is."""
+    write_json(out / PER_IMAGE, evaluation.per_image, indent=None)
+    write_json(out / SCORES, evaluation.scores)

@@ -1,0 +1,49 @@
+"""Schedules and update rules against optax's own pieces and plain arithmetic."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from har_jax.config import OptimConfig
+from har_jax.training.optimizer import make_optimizer, make_schedule
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedule(schedule):
+    config = OptimConfig(lr=0.1, schedule=schedule, warmup_steps=4, final_lr_factor=0.5)
+    values = [float(make_schedule(config, 20)(t)) for t in range(21)]
+    np.testing.assert_allclose(values[:4], [0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(values[-1], 0.1 if schedule == "constant" else 0.05, rtol=1e-6)
+    assert all(a >= b - 1e-9 for a, b in zip(values[4:], values[5:], strict=False))
+
+
+def test_groups_clipping_and_decay():
+    params = {"projector.w": jnp.ones((2, 2)), "lm.w": jnp.ones((2, 2)), "lm.norm": jnp.ones(2)}
+    grads = {k: jnp.full_like(v, 3.0) for k, v in params.items()}
+    config = OptimConfig(
+        name="sgd",
+        lr=0.1,
+        schedule="constant",
+        projector_lr_factor=10.0,
+        clip_norm=1.0,
+        weight_decay=0.5,
+    )
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    clipped = 3.0 / float(optax.global_norm(grads))
+    np.testing.assert_allclose(updates["lm.norm"], -0.1 * clipped, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm.w"], -0.1 * (clipped + 0.5), rtol=1e-5)
+    np.testing.assert_allclose(updates["projector.w"], -1.0 * (clipped + 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_every_rule_descends(name):
+    config = OptimConfig(name=name, lr=0.05, schedule="constant", clip_norm=0)
+    optimizer = make_optimizer(config, 100)
+    params = {"lm.w": jnp.ones((4, 4))}
+    state = optimizer.init(params)
+    for _ in range(40):
+        updates, state = optimizer.update({"lm.w": 2 * params["lm.w"]}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(jnp.abs(params["lm.w"]).max()) < 0.5
