@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -45,35 +44,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_image(path: str) -> bytes:
-    """The file's bytes, decoded once to be sure that they are an image.
+    """The file's bytes, decoded once to be sure that they are an image; `UserError` if not."""
+    from har_jax.data.images import decode
 
-    Raises:
-      UserError: no such file, a directory, or nothing that decodes.
-    """
-    from PIL import Image, UnidentifiedImageError
-
+    if pathlib.Path(path).is_dir():
+        raise UserError(f"{path!r} is a directory; give image files, such as {path}/*.jpg")
     try:
         data = pathlib.Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"there is no image {path!r}; give paths of existing image files") from None
-    except IsADirectoryError:
-        raise UserError(
-            f"{path!r} is a directory; give image files, such as {path}/*.jpg"
-        ) from None
     except OSError as error:
-        raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from None
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        # Pillow's message names a BytesIO object where it knows no format at all.
-        known = not isinstance(error, UnidentifiedImageError)
-        why = f" ({error})" if known else ""
-        raise UserError(
-            f"{path!r} does not decode as an image{why}; give a whole JPEG, PNG, WebP or the like"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path!r} is too large: {error}") from None
+        raise UserError(f"image {path!r} cannot be read: {error.strerror or error}") from None
+    decode(data, name=repr(path))
     return data
 
 

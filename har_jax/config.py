@@ -48,7 +48,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    name: Literal["adamw", "muon", "adafactor", "sgd"] = "adamw"
     lr: float = 1e-4
     projector_lr_factor: float = 1.0  # the projector starts from nothing; the decoder does not
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

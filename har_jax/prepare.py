@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from har_jax.errors import UserError, command
+from har_jax.errors import command
 
 EXAMPLES = """\
 examples:
@@ -15,7 +14,9 @@ examples:
   python -m har_jax.prepare foundation --data=data/scenes --out=models/scenes
   python -m har_jax.prepare coco --out=data/coco --images=train2014 --images=val2014 \\
       --captions=dataset_coco.json --restval=train
-  python -m har_jax.prepare coco --out=data/mini --images=train2017 --captions=captions_train2017.json
+  python -m har_jax.prepare coco --out=data/coco2017 --images=train2017 --images=val2017 \\
+      --captions=captions_train2017.json --split=train \\
+      --captions=captions_val2017.json --split=val
 
 The result is a TFDS directory (ArrayRecord, the schema of coco_captions): read it with
 tfds.builder_from_directory(DIR).as_data_source("train"), or give it to train as config.data.dir.
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="scenes|coco|foundation")
-    for add in (_add_scenes,):
+    for add in (_add_scenes, _add_coco, _add_foundation):
         add(commands)
     return parser
 
@@ -58,18 +59,18 @@ def _add_scenes(commands: Any) -> None:
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    from har_jax.data import dataset, scenes
+    from har_jax.data import scenes, writer
     from har_jax.progress import track
 
     sizes = {split: getattr(arguments, split) for split in scenes.SIZES}
-    dataset.check_free(arguments.out, overwrite=arguments.overwrite)
+    writer.check_free(arguments.out, overwrite=arguments.overwrite)
     examples = track(
         scenes.generate(arguments.seed, sizes),
-        "drawing scenes",
         total=sum(sizes.values()),
+        desc="drawing scenes",
         unit="images",
     )
-    card = dataset.write(
+    card = writer.write(
         arguments.out,
         examples,
         name="scenes",
@@ -81,24 +82,106 @@ def _scenes(arguments: argparse.Namespace) -> None:
     _report(arguments.out, card)
 
 
+def _add_coco(commands: Any) -> None:
+    parser = commands.add_parser(
+        "coco",
+        help="COCO captions: annotation files and image folders",
+        description=(
+            "Read COCO captions JSON (one split per file) or Karpathy's dataset_coco.json (all "
+            "splits in one), and the images they name. Images keep their bytes; those that do not "
+            "decode are dropped and reported."
+        ),
+    )
+    _add_out(parser)
+    parser.add_argument(
+        "--images",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of images; repeat it to search several, for any of the captions files",
+    )
+    parser.add_argument(
+        "--captions",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="annotation file; repeat it for several splits",
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="split that a COCO file makes: one --split per --captions, in the same order "
+        "(default for a single file: train)",
+    )
+    parser.add_argument(
+        "--restval",
+        choices=("train", "keep", "drop"),
+        default="train",
+        help="Karpathy's restval images: into train (the usual practice), kept as a split of their "
+        "own, or left out (default: train)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop, with a list, instead of dropping anything"
+    )
+    parser.set_defaults(run=_coco)
+
+
+def _coco(arguments: argparse.Namespace) -> None:
+    from har_jax.data import coco
+
+    card, problems = coco.prepare(
+        arguments.out,
+        captions=arguments.captions,
+        images=arguments.images,
+        splits=arguments.split,
+        restval=arguments.restval,
+        strict=arguments.strict,
+        overwrite=arguments.overwrite,
+    )
+    _report(arguments.out, card, problems.lines())
+
+
+def _add_foundation(commands: Any) -> None:
+    parser = commands.add_parser(
+        "foundation",
+        help="miniature CLIPs and a language model, trained on a prepared dataset",
+        description=(
+            "Train the miniature models that stand for CLIP ViT-L/14, for the independent ViT-B/32 "
+            "that scores, and for Mistral-7B; written as Hugging Face directories under --out."
+        ),
+    )
+    _add_out(parser)
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset, e.g. data/scenes")
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+    parser.set_defaults(run=_foundation)
+
+
+def _foundation(arguments: argparse.Namespace) -> None:
+    from har_jax.data import dataset, writer
+
+    if not arguments.overwrite:
+        writer.check_free(arguments.out, overwrite=False)
+    dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
+    from har_jax.stages import foundation
+
+    foundation.build(data_dir=arguments.data, out_dir=arguments.out, seed=arguments.seed)
+
+
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the result is written")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
 
 
-def _report(out: str, card: dict[str, Any]) -> None:
-    """What was written, on stdout."""
+def _report(out: str, card: dict[str, Any], dropped: Sequence[str] = ()) -> None:
+    """What was written, and what was not, on stdout."""
+    from har_jax.data import writer
+
     print(f"{card['name']} -> {out}")
-    for split, figures in card["splits"].items():
-        references = figures["references_per_image"]
-        spread = ", ".join(f"{n} of {count} images" for n, count in references.items())
-        words = figures["words_per_caption"]
-        print(f"  {split}: {figures['images']} images, {figures['captions']} captions")
-        print(f"    references per image: {spread}")
-        print(
-            f"    words per caption: {words['mean']} on average, {words['max']} at most; "
-            f"vocabulary of {figures['vocabulary']} words"
-        )
+    for line in writer.report(card):
+        print(line)
+    for line in dropped:
+        print(f"  dropped {line}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Progress of long work: a bar where a person watches, two lines where a log is kept.
 
 A bar is drawn when stderr is a terminal. Otherwise one line says what began and one what it took,
-so that a log of a night's run is not made of carriage returns. `HAR_PROGRESS=1` forces bars,
+so that the log of a night's run is not made of carriage returns. `HAR_PROGRESS=1` forces bars,
 `HAR_PROGRESS=0` silences both.
 """
 
@@ -11,24 +11,27 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Progress:
-    """A context manager that counts: `with Progress("train", total=100) as p: p.advance()`.
+    """Counts: `with progress(total=100, desc="train", unit="step") as bar: bar.update(1)`.
 
     Args:
-      label: what is being done, e.g. "writing train".
       total: how many units there are, where known.
-      unit: what is counted, e.g. "images".
+      desc: what is being done, e.g. "writing train".
+      unit: what is counted, e.g. "image".
+      initial: how many were done before (a resumed run).
     """
 
-    def __init__(self, label: str, *, total: int | None = None, unit: str = "it"):
-        self.label, self.total, self.unit = label, total, unit
-        self.done = 0
-        self._bar = None
+    def __init__(
+        self, total: int | None = None, *, desc: str = "", unit: str = "it", initial: int = 0
+    ):
+        self.total, self.desc, self.unit, self.initial = total, desc, unit, initial
+        self.done = initial
+        self._bar: Any = None
         self._mode = _mode()
 
     def __enter__(self) -> Progress:
@@ -38,26 +41,31 @@ class Progress:
 
             self._bar = tqdm(
                 total=self.total,
-                desc=self.label,
+                initial=self.initial,
+                desc=self.desc,
                 unit=f" {self.unit}",
                 file=sys.stderr,
                 dynamic_ncols=True,
                 mininterval=0.2,
             )
         elif self._mode == "log":
-            of = f" ({self.total} {self.unit})" if self.total is not None else ""
-            print(f"{self.label}{of} ...", file=sys.stderr, flush=True)
+            start = f" from {self.initial}" if self.initial else ""
+            of = f": {self.total} {self.unit}" if self.total is not None else ""
+            print(f"{self.desc}{of}{start} ...", file=sys.stderr, flush=True)
         return self
 
-    def advance(self, count: int = 1, **figures: object) -> None:
-        """Counts `count` more; `figures` (e.g. loss="1.23") are shown beside the bar."""
+    def update(self, count: int = 1) -> None:
+        """Counts `count` more."""
         self.done += count
         if self._bar is not None:
-            if figures:
-                self._bar.set_postfix(figures, refresh=False)
             self._bar.update(count)
 
-    def say(self, line: str) -> None:
+    def set_postfix(self, figures: dict[str, Any]) -> None:
+        """Figures to show beside the bar, e.g. `{"loss": "1.23"}`."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+
+    def write(self, line: str) -> None:
         """Prints a line to stderr without tearing the bar."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
@@ -68,25 +76,29 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self._mode == "log":
-            end = "stopped after" if kind else "done,"
             took = time.monotonic() - self._began
+            end = "stopped after" if kind else "done,"
+            count = self.done - self.initial
             print(
-                f"{self.label}: {end} {self.done} {self.unit} in {took:.1f} s",
+                f"{self.desc}: {end} {count} {self.unit} in {took:.1f} s",
                 file=sys.stderr,
                 flush=True,
             )
 
 
+progress = Progress
+
+
 def track(
-    items: Iterable[T], label: str, *, total: int | None = None, unit: str = "it"
+    items: Iterable[T], *, total: int | None = None, desc: str = "", unit: str = "it"
 ) -> Iterator[T]:
     """Yields the items and shows how far along they are."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    with Progress(label, total=total, unit=unit) as progress:
+    with progress(total, desc=desc, unit=unit) as bar:
         for item in items:
             yield item
-            progress.advance()
+            bar.update()
 
 
 def _mode() -> str:

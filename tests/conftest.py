@@ -27,3 +27,13 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real data is absent: no directory {path} (set HAR_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> pathlib.Path:
+    """A small dataset (`data`) and random miniature models (`models/…`) on disk; read only."""
+    from tests import workspace
+
+    root = tmp_path_factory.mktemp("workspace")
+    workspace.build(root)
+    return root

@@ -7,8 +7,9 @@ own encoder, and better to a CLIP that rewarded it. `independence_warning` compa
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,16 +62,19 @@ class ClipScorer:
         weights = self.fingerprint.removeprefix("sha256:")[:12]
         return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,clip={weights}]"
 
-    def embed_images(self, images: Iterable[Any], n: int, desc: str) -> Float[np.ndarray, "n e"]:
-        """Unit vectors of n images: encoded bytes, paths or PIL images."""
-        pixels = (self.preprocess(image) for image in images)
-        return self._embed(self._image, pixels, n, desc)
+    def embed_images(
+        self, images: Iterable[Any], bar: progress | None = None
+    ) -> Float[np.ndarray, "n e"]:
+        """Unit vectors of images: encoded bytes, paths or PIL images."""
+        return self._embed(self._image, map(self.preprocess, images), bar)
 
-    def embed_texts(self, texts: Sequence[str], desc: str) -> Float[np.ndarray, "n e"]:
+    def embed_texts(
+        self, texts: Sequence[str], bar: progress | None = None
+    ) -> Float[np.ndarray, "n e"]:
         """Unit vectors of captions, each after the prompt; too long ones are truncated."""
-        return self._embed(self._text, self._tokens(texts), len(texts), desc)
+        return self._embed(self._text, self._tokens(texts), bar)
 
-    def _tokens(self, texts: Sequence[str]) -> Iterable[np.ndarray]:
+    def _tokens(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         for start in range(0, len(texts), self.batch_size):
             chunk = texts[start : start + self.batch_size]
             yield from self.tokenize([PROMPT + text for text in chunk])
@@ -79,28 +83,16 @@ class ClipScorer:
         self,
         function: Callable[[Any, Array], Array],
         rows: Iterable[np.ndarray],
-        n: int,
-        desc: str,
+        bar: progress | None,
     ) -> Float[np.ndarray, "n e"]:
         found: list[np.ndarray] = []
-        batch: list[np.ndarray] = []
-        size = self.batch_size
-
-        def run() -> None:
-            # The last batch is padded by repetition: a batch of another size would compile again.
-            padded = np.stack(batch + batch[-1:] * (size - len(batch)))
+        for batch in _batches(rows, self.batch_size):
+            # The last one is padded by repetition: a batch of another size would compile again.
+            padded = np.stack(batch + batch[-1:] * (self.batch_size - len(batch)))
             out = np.asarray(function(self._params, jnp.asarray(padded)))
             found.append(out[: len(batch)])
-            bar.update(len(batch))
-            batch.clear()
-
-        with progress(total=n, desc=desc, unit="img" if function is self._image else "text") as bar:
-            for row in rows:
-                batch.append(row)
-                if len(batch) == size:
-                    run()
-            if batch:
-                run()
+            if bar is not None:
+                bar.update(len(batch))
         return np.concatenate(found)
 
     def score(
@@ -117,10 +109,11 @@ class ClipScorer:
                 order.append(image_id)
                 yield image
 
-        image_ne = self.embed_images(content(), len(predictions), "CLIPScore, images")
-        caption_ne = self.embed_texts([predictions[i] for i in order], "CLIPScore, captions")
-        texts = [text for i in order for text in references[i]]
-        flat = self.embed_texts(texts, "CLIPScore, references")
+        n_texts = len(predictions) + sum(len(references[i]) for i in predictions)
+        with progress(len(predictions) + n_texts, desc="CLIPScore", unit="embeddings") as bar:
+            image_ne = self.embed_images(content(), bar)
+            caption_ne = self.embed_texts([predictions[i] for i in order], bar)
+            flat = self.embed_texts([text for i in order for text in references[i]], bar)
         ends = np.cumsum([len(references[i]) for i in order])
         reference_nre = np.split(flat, ends[:-1])
         first = clip_score(image_ne, caption_ne)
@@ -129,6 +122,12 @@ class ClipScorer:
         return ClipScores(
             float(np.mean(first)), float(np.mean(second)), dict(zip(order, pairs, strict=True))
         )
+
+
+def _batches(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
 
 
 def independence_warning(fingerprint: str, run: Mapping[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from har_jax.data.images import decode
 from har_jax.errors import UserError
 from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
 from har_jax.files import read_json_lines
@@ -23,6 +24,8 @@ Series = dict[str, list[tuple[float, float]]]
 
 _SIDE = 360  # pixels of an embedded image's longer side
 _AS_IT_IS = 48_000  # bytes up to which a small image is embedded without encoding it again
+
+_SIGNATURES = {"PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8\xff"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def series_of(rows: Sequence[Mapping[str, Any]]) -> Series:
 
 
 def common_split(runs: Sequence[RunView]) -> str | None:
-    """The split to show: one that all runs were evaluated on if possible, test before the others."""
+    """The split to show: one that all runs were evaluated on if there is; test before others."""
     if not runs:
         return None
     own = set(runs[0].splits)
@@ -221,14 +224,12 @@ ImageSource = Callable[[int], str | None]
 
 def data_uri(image: bytes) -> str | None:
     """An encoded image as a data URI of at most 360 pixels; None if it does not decode."""
+    kind = next((k for k, start in _SIGNATURES.items() if image.startswith(start)), None)
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            opened.load()
-            kind, picture = opened.format or "", opened.convert("RGB")
-    except (OSError, ValueError):
+        picture = decode(image)
+    except UserError:
         return None
-    small = len(image) <= _AS_IT_IS and max(picture.size) <= _SIDE
-    if small and kind in ("PNG", "JPEG", "WEBP"):
+    if kind and len(image) <= _AS_IT_IS and max(picture.size) <= _SIDE:
         return _uri(kind, image)
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

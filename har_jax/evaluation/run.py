@@ -60,7 +60,7 @@ def caption_batches(
     """Captions the first `n_images` images of `eval_batches`: `image`, `image_id` and `valid`."""
     texts: dict[int, str] = {}
     ended: dict[int, bool] = {}
-    with progress(total=n_images, desc=desc, unit="img") as bar:
+    with progress(total=n_images, desc=desc, unit="images") as bar:
         for number, batch in enumerate(batches):
             tokens, lengths = generate(batch["image"], number)
             last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]

@@ -1,8 +1,8 @@
 """Line charts as inline SVG: no library, no script, colours from the page's style sheet.
 
-A chart is drawn in a fixed coordinate system and scales with its container. Classes: `grid`, `axis`,
-`line s0`, `faint s0` (the values behind a smoothed line), `dot s0`, `hit` (an invisible circle whose
-`<title>` is the tooltip), `reference`.
+A chart is drawn in a fixed coordinate system and scales with its container. Classes: `grid`,
+`axis`, `line s0`, `faint s0` (the values behind a smoothed line), `dot s0`, `hit` (an invisible
+circle whose `<title>` is the tooltip), `reference`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def line_chart(
     lines: Sequence[Line],
     *,
     description: str,
-    number: Callable[[float], str] = lambda y: f"{y:.3g}",
+    percent: bool = False,
     reference: tuple[str, float] | None = None,
     from_zero: bool = False,
 ) -> str:
@@ -41,7 +41,7 @@ def line_chart(
 
     Args:
       description: for readers who do not see the chart.
-      number: how y values are written.
+      percent: y values are shares, written as percentages.
       reference: (label, y) of a dashed horizontal line.
       from_zero: the y axis begins at 0.
     """
@@ -52,6 +52,10 @@ def line_chart(
     ticks_y = nice_ticks(min(ys), max(ys), 5)
     low, high = min(ticks_y[0], min(ys)), max(ticks_y[-1], max(ys))
     first, last = min(xs), max(xs)
+    tick = _tick_format(ticks_y, percent)
+
+    def number(y: float) -> str:
+        return f"{100 * y:.3g} %" if percent else f"{y:.4g}"
 
     def px(x: float) -> float:
         share = (x - first) / (last - first) if last > first else 0.5
@@ -61,14 +65,12 @@ def line_chart(
         share = (y - low) / (high - low) if high > low else 0.5
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
-    ]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">']
     for y in ticks_y:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(y):.1f}" '
             f'y2="{py(y):.1f}"/><text class="axis" text-anchor="end" x="{_LEFT - 6}" '
-            f'y="{py(y) + 3.5:.1f}">{escape(number(y))}</text>'
+            f'y="{py(y) + 3.5:.1f}">{escape(tick(y))}</text>'
         )
     for x in _step_ticks(first, last):
         anchor = "end" if px(x) > WIDTH - _RIGHT - 12 else "middle"
@@ -115,9 +117,7 @@ def _line(
     return parts
 
 
-def _path(
-    points: Points, px: Callable[[float], float], py: Callable[[float], float]
-) -> str:
+def _path(points: Points, px: Callable[[float], float], py: Callable[[float], float]) -> str:
     return " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
 
 
@@ -141,6 +141,16 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     begin, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(begin, end + 1)]
+
+
+def _tick_format(ticks: Sequence[float], percent: bool) -> Callable[[float], str]:
+    """As many decimals for all as the distance between two ticks needs."""
+    scale = 100 if percent else 1
+    step = scale * (ticks[1] - ticks[0])
+    decimals = next((d for d in range(9) if abs(step - round(step, d)) < 1e-3 * step), 9)
+    if scale * max(abs(ticks[0]), abs(ticks[-1])) >= 1e5 or decimals > 5:
+        return lambda y: f"{scale * y:.3g}"
+    return lambda y: f"{scale * y:.{decimals}f}" + (" %" if percent else "")
 
 
 def _step_ticks(first: float, last: float) -> list[float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 import pathlib
@@ -237,38 +238,37 @@ class CiderD:
         flat, starts = ngrams.flatten(encoded())
         self._image_refs = np.asarray(ends, np.int64)
         self._cook(flat, starts)
-        self._score_flat([], [])  # compiles now, not inside the first training step
+        self.score([], [])  # compiles now, not inside the first training step
 
     def _cook(
         self, flat: Int32[np.ndarray, " words"], starts: Int64[np.ndarray, " captions_plus_1"]
     ) -> None:
-        """Builds the trie over df and references, the idf of its nodes, the references' nodes."""
+        """Builds the table of n-grams of df and references with their idf, and the references."""
         df, n = self.df, self.df.n
         # Words outside df get ids after its own: its nodes of levels >= 2 move by that many.
         added = len(self._vocabulary) - len(df.vocabulary)
         known = [_shift_parents(keys, len(df.vocabulary), added) for keys in df.keys]
         found, moved = ngrams.intern(flat, starts, n_words=len(self._vocabulary), n=n, known=known)
-        self._first_child, self._last_word = ngrams.children(found.keys)
-        counts = np.zeros(len(self._last_word), np.int64)
+        counts = np.zeros(sum(map(len, found.keys)), np.int64)
         moved[0] = moved[0][: len(df.vocabulary)]
         for nodes, count in zip(moved, df.counts, strict=True):
             counts[nodes] = count
         self._log_n = math.log(df.n_images)
-        self._idf = self._log_n - np.log(np.maximum(1, counts))
+        idf = self._log_n - np.log(np.maximum(1, counts))
+        self._table = ngrams.hash_table(found.keys, idf)
 
         lengths = np.diff(starts)
         per_level = np.maximum(0, lengths[:, None] - np.arange(n))
         self._ref_starts = np.concatenate([[0], np.cumsum(per_level)]).astype(np.int64)
         self._ref_lengths = lengths
-        occurrences = np.sort(
-            ngrams.pack(np.concatenate(found.captions), np.concatenate(found.levels))
-        )
+        # One group per (caption, level), its n-grams sorted: what the kernel merges.
+        group = np.concatenate([c * n + k for k, c in enumerate(found.captions)])
+        occurrences = np.sort(ngrams.pack(group, self._table.row_of[np.concatenate(found.levels)]))
         _, self._ref_nodes = ngrams.unpack(occurrences)
         distinct, repeats = np.unique(occurrences, return_counts=True)
-        caption, node = ngrams.unpack(distinct)
-        level = np.searchsorted(np.cumsum([len(keys) for keys in found.keys]), node, side="right")
+        group, row = ngrams.unpack(distinct)
         squares = np.bincount(
-            caption * n + level, (repeats * self._idf[node]) ** 2, minlength=len(lengths) * n
+            group, (repeats * self._table.values[row]) ** 2, minlength=len(lengths) * n
         )
         self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
 
@@ -306,46 +306,48 @@ class CiderD:
                     f"{len(self._row)} images); score images of the split the scorer was built from"
                 )
             rows.extend([row] * width)
-        unknown: dict[str, int] = {}  # ids of words outside the vocabulary, for this call only
-        flat = []
-        for group in captions:
-            flat.extend([self._ids(caption, unknown) for caption in group])
-        if self.eos:
-            finished = (
-                [True] * len(flat) if ended is None else np.asarray(ended).reshape(-1).tolist()
-            )
-            if len(finished) != len(flat):
-                raise UserError(f"`ended` has {len(finished)} values for {len(flat)} captions")
-            for words, done in zip(flat, finished, strict=True):
-                if done:
-                    words.append(0)
-        return self._score_flat(flat, rows).reshape(len(captions), width)
+        count = len(rows)
+        finished = [True] * count if ended is None else np.asarray(ended).reshape(-1).tolist()
+        if len(finished) != count:
+            raise UserError(f"`ended` has {len(finished)} values for {count} captions")
+        words: list[str] = []
+        starts = [0]
+        for caption, done in zip(itertools.chain.from_iterable(captions), finished, strict=True):
+            words.extend(caption)
+            if done and self.eos:
+                words.append(EOS_WORD)
+            starts.append(len(words))
+        flat = np.asarray(self._ids(words), np.int32)
+        scores = self._score_flat(flat, np.asarray(starts, np.int64), np.asarray(rows, np.int64))
+        return scores.reshape(len(captions), width)
 
-    def _ids(self, caption: Words, unknown: dict[str, int]) -> list[int]:
-        """Word ids; a word outside the vocabulary gets the next id after it."""
-        vocabulary = self._vocabulary
-        try:
-            return [vocabulary[word] for word in caption]
-        except KeyError:
-            size = len(vocabulary)
-            return [
-                vocabulary[word]
-                if word in vocabulary
-                else unknown.setdefault(word, size + len(unknown))
-                for word in caption
-            ]
+    def _ids(self, words: Words) -> list[int]:
+        """Word ids; words outside the vocabulary get the next ids after it, for this call only."""
+        ids: list[Any] = list(map(self._vocabulary.get, words))
+        if None not in ids:
+            return ids
+        size = len(self._vocabulary)
+        unknown: dict[str, int] = {}
+        return [
+            unknown.setdefault(word, size + len(unknown)) if i is None else i
+            for word, i in zip(words, ids, strict=True)
+        ]
 
-    def _score_flat(self, captions: list[list[int]], rows: list[int]) -> Float64[np.ndarray, " C"]:
-        flat, starts = ngrams.flatten(captions)
-        out = np.empty(len(captions), np.float64)
+    def _score_flat(
+        self,
+        flat: Int32[np.ndarray, " words"],
+        starts: Int64[np.ndarray, " captions_plus_1"],
+        rows: Int64[np.ndarray, " captions"],
+    ) -> Float64[np.ndarray, " captions"]:
+        out = np.empty(len(rows), np.float64)
         kernel()(
             flat,
             starts,
-            np.asarray(rows, np.int64),
-            self._first_child,
-            self._last_word,
+            rows,
+            self._table.keys,
+            self._table.values,
+            self._table.shift,
             len(self._vocabulary),
-            self._idf,
             self._log_n,
             self._image_refs,
             self._ref_nodes,

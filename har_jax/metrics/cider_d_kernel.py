@@ -14,15 +14,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from har_jax.metrics.ngrams import EMPTY, MULTIPLIER
+
 
 def _score(
     words,
     starts,
     images,
-    first_child,
-    last_word,
-    n_words,
+    keys,
     idf,
+    shift,
+    n_words,
     unseen_idf,
     image_refs,
     ref_nodes,
@@ -35,50 +37,54 @@ def _score(
     """CIDEr-D of each candidate against the references of its image, written to `out`.
 
     Args:
-      words: int32 [words], candidates' word ids; ids >= n_words are words the trie does not know.
+      words: int32 [words], candidates' word ids; ids >= n_words are words the table does not know.
       starts: int64 [C+1], where each candidate starts and ends in `words`.
       images: int64 [C], the row of each candidate's image in `image_refs`.
-      first_child, last_word: the trie, see `ngrams.children`.
-      idf: float64 [nodes]; unseen_idf: the idf of an n-gram outside the trie.
+      keys, idf, shift: the n-grams, see `ngrams.Table`; idf are its values.
+      unseen_idf: the idf of an n-gram outside the table.
       image_refs: int64 [I+1], the references of image i are `image_refs[i] .. image_refs[i+1]`.
-      ref_nodes: int32, the sorted nodes (repeats kept) of each reference, level by level.
+      ref_nodes: int32, the sorted rows (repeats kept) of each reference's n-grams, by level.
       ref_starts: int64 [R*n+1], where the nodes of (reference, level) start and end.
       ref_norms: float64 [R, n], length of the tf-idf vector; ref_lengths: int64 [R], words.
       sigma: width of the length penalty.
       out: float64 [C].
     """
     n = ref_norms.shape[1]
-    n_nodes = last_word.shape[0]
+    n_nodes = keys.shape[0]
+    last_slot = n_nodes - n_words - 1
     longest = 0
     for c in range(starts.shape[0] - 1):
         longest = max(longest, starts[c + 1] - starts[c])
     node = np.empty(longest, np.int64)
     distinct = np.empty(longest, np.int64)
     weight = np.empty(longest, np.float64)
+    most = 0
+    for i in images:
+        most = max(most, image_refs[i + 1] - image_refs[i])
+    penalty = np.empty(most, np.float64)
     for c in range(starts.shape[0] - 1):
         begin = starts[c]
         size = starts[c + 1] - begin
         ref_begin = image_refs[images[c]]
         ref_end = image_refs[images[c] + 1]
+        for r in range(ref_begin, ref_end):
+            # The length is counted in bigrams, so that 0 and 1 word are the same length.
+            delta = max(size - 1, 0) - max(ref_lengths[r] - 1, 0)
+            penalty[r - ref_begin] = math.exp(-(delta * delta) / (2.0 * sigma * sigma))
         total = 0.0
         for k in range(min(n, size)):
             count = size - k
-            # Nodes of the (k+1)-grams; -1 for one that the trie does not hold.
+            # Rows of the (k+1)-grams; -1 for one that the table does not hold.
             for i in range(count):
                 word = words[begin + i + k]
                 if k == 0:
                     node[i] = word if word < n_words else -1
                 elif node[i] >= 0:
-                    low = first_child[node[i]]
-                    end = first_child[node[i] + 1]
-                    high = end
-                    while low < high:
-                        middle = (low + high) >> 1
-                        if last_word[middle] < word:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    node[i] = low if low < end and last_word[low] == word else -1
+                    key = (np.uint64(node[i]) << np.uint64(32)) | np.uint64(word)
+                    slot = np.int64((key * np.uint64(MULTIPLIER)) >> np.uint64(shift))
+                    while keys[n_words + slot] != key and keys[n_words + slot] != np.uint64(EMPTY):
+                        slot = (slot + 1) & last_slot
+                    node[i] = n_words + slot if keys[n_words + slot] == key else -1
             # Sorted by insertion (captions are short). Unknown n-grams still count in the norm, so
             # equal ones must share an identity: the position where they first occur.
             for i in range(count):
@@ -123,11 +129,7 @@ def _score(
                 similarity = 0.0
                 while i < m and j < end:
                     value = ref_nodes[j]
-                    if value < distinct[i]:
-                        j += 1
-                    elif value > distinct[i]:
-                        i += 1
-                    else:
+                    if value == distinct[i]:
                         repeats = 0
                         while j < end and ref_nodes[j] == value:
                             repeats += 1
@@ -135,11 +137,13 @@ def _score(
                         w = repeats * idf[value]
                         similarity += min(weight[i], w) * w
                         i += 1
+                    else:  # without a branch: which side is smaller cannot be predicted
+                        smaller = int(value < distinct[i])
+                        j += smaller
+                        i += 1 - smaller
                 if norm != 0.0 and ref_norms[r, k] != 0.0:
                     similarity /= norm * ref_norms[r, k]
-                # The length is counted in bigrams, so that 0 and 1 word are the same length.
-                delta = max(size - 1, 0) - max(ref_lengths[r] - 1, 0)
-                total += similarity * math.exp(-(delta * delta) / (2.0 * sigma * sigma))
+                total += similarity * penalty[r - ref_begin]
         out[c] = 10.0 * total / n / (ref_end - ref_begin)
 
 

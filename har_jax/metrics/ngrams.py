@@ -1,9 +1,9 @@
 """Exact n-gram identities as a trie in flat numpy arrays.
 
 An n-gram is identified by (id of its first n-1 words, id of its last word), level by level, so
-there are no hash collisions and any vocabulary size works. Node ids are level-major and sorted by
-(parent, word) inside a level: the children of a node are one contiguous run, which a reader finds
-without any hash table.
+different n-grams are never taken for the same and any vocabulary size works. Node ids are
+level-major and sorted by (parent, word) inside a level, so they do not depend on the order of the
+captions; `hash_table` lays them out for fast look-up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Float64, Int, Int32, Int64, UInt64
 
 _WORD_BITS = 32
 _WORD_MASK = (1 << _WORD_BITS) - 1
@@ -95,15 +95,59 @@ def intern(
     return Ngrams(keys, levels, captions), moved
 
 
-def children(
-    keys: Sequence[Int64[np.ndarray, " nodes"]],
-) -> tuple[Int64[np.ndarray, " nodes_plus_1"], Int32[np.ndarray, " nodes"]]:
-    """The trie as a reader wants it: (first child of each node, last word of each node).
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The nodes in a hash table with open addressing: one cache line per look-up.
 
-    The children of node p are the nodes `first[p] .. first[p+1]`, sorted by last word.
+    A row *is* the identity of an n-gram: rows 0 .. n_words-1 are the words, the others hold longer
+    n-grams under the exact key (row of the parent, last word), so nothing can collide unnoticed.
+
+    Attributes:
+      keys: `EMPTY` where there is no n-gram.
+      values: what is kept per n-gram, interleaved in memory with `keys`.
+      row_of: the row of each node.
+      shift: a key's first slot, counted from n_words, is `(key * MULTIPLIER) >> shift`.
     """
-    n_nodes = sum(map(len, keys))
-    n_words = len(keys[0])
-    parent, word = unpack(np.concatenate(keys[1:])) if len(keys) > 1 else unpack(keys[0][:0])
-    first = n_words + np.searchsorted(parent, np.arange(n_nodes + 1, dtype=np.int64))
-    return first.astype(np.int64), np.concatenate([np.arange(n_words, dtype=np.int32), word])
+
+    keys: UInt64[np.ndarray, " rows"]
+    values: Float64[np.ndarray, " rows"]
+    row_of: Int64[np.ndarray, " nodes"]
+    shift: int
+
+
+MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Fibonacci hashing (Knuth 6.4)
+EMPTY = 2**64 - 1
+
+
+def hash_table(
+    keys: Sequence[Int64[np.ndarray, " nodes"]], values: Float64[np.ndarray, " nodes"]
+) -> Table:
+    """Puts nodes (packed keys of each level, as `intern` returns them) into a table."""
+    n_words, n_nodes = len(keys[0]), sum(map(len, keys))
+    bits = max(2, int(2 * (n_nodes - n_words)).bit_length())  # at most half full
+    slots = 1 << bits
+    # Two columns side by side, so that a key and its value are one memory access.
+    rows = np.empty((n_words + slots, 2), np.uint64)
+    table_keys, table_values = rows[:, 0], rows.view(np.float64)[:, 1]
+    table_keys[:] = EMPTY
+    table_values[:] = 0
+    row_of = np.arange(n_nodes, dtype=np.int64)
+    owner = np.full(slots, -1, np.int64)
+    offset = n_words
+    for level in keys[1:]:
+        parent, word = unpack(level)
+        key = pack(row_of[parent], word).astype(np.uint64)
+        slot = ((key * np.uint64(MULTIPLIER)) >> np.uint64(64 - bits)).astype(np.int64)
+        pending = np.arange(len(level))
+        while len(pending):
+            # All of them try their slot at once; the last writer of a free slot gets it, and the
+            # others go on to the next slot.
+            free = pending[owner[slot[pending]] < 0]
+            owner[slot[free]] = free + offset
+            pending = pending[owner[slot[pending]] != pending + offset]
+            slot[pending] = (slot[pending] + 1) & (slots - 1)
+        row_of[offset : offset + len(level)] = n_words + slot
+        table_keys[n_words + slot] = key
+        offset += len(level)
+    table_values[row_of] = values
+    return Table(table_keys, table_values, row_of, 64 - bits)

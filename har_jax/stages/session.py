@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from har_jax.checkpoint import Checkpoints, abstract
 from har_jax.config import Config, check_devices
-from har_jax.data.dataset import Split, open_split
+from har_jax.data.dataset import Split, document_frequency_path, open_split
 from har_jax.data.pipeline import train_batches
 from har_jax.decoding import DecodePlan
 from har_jax.errors import UserError
@@ -119,7 +119,7 @@ def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
 
 
 def _reward(config: Config, split: Split) -> CiderDReward:
-    path = pathlib.Path(config.data.dir) / f"document_frequency.{config.data.train_split}.npz"
+    path = document_frequency_path(config.data.dir, config.data.train_split)
     if not path.exists():
         raise UserError(
             f"{path} is missing: CIDEr-D needs the document frequencies of the training references; "
@@ -177,9 +177,10 @@ def train(plan: Plan, *, stop_after: int | None = None) -> bool:
             config.scst.baseline,
             structure.shardings(mesh, ROLLOUT_RULES) if mesh.size > 1 else None,
         )
+    axes = {name: axes for name, axes in structure.logical_axes.items() if name in trained}
     step = make_train_step(
         loss_fn,
-        make_optimizer(config.optim, config.steps),
+        make_optimizer(config.optim, config.steps, axes),
         trained,
         {name: shardings[name] for name in trained},
         mesh,

@@ -20,15 +20,17 @@ from har_jax.text.ptb_rules import DEFINITIONS, RULES, Rule
 
 # COCO drops these tokens (pycocoevalcap/tokenizer/ptbtokenizer.py). They are compared after
 # lower-casing there, so "-lrb-", which a "(" becomes, is a word.
-PUNCTUATION = {
-    *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
-    *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
-}
+PUNCTUATION = frozenset(
+    {
+        *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
+        *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
+    }
+)
 
-# Words of letters and hyphens with commas and spaces between them and a period at the end: no rule
-# looks across such a boundary, so these captions (most of COCO) need no scanner.
+# Words of letters and hyphens with commas and spaces between them: no rule looks across such a
+# boundary, so these captions (nearly all of COCO) need no scanner.
 _PLAIN_WORD = "[A-Za-z]+(?:-[A-Za-z]+)*"
-_PLAIN = re.compile(rf" *{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *\.? *\n?")
+_PLAIN = re.compile(rf" *{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *")
 # What ends a caption when the next line matters: an initial, or an abbreviation before numbers.
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
@@ -45,21 +47,20 @@ _ASSIMILATED = {
 
 def words(caption: str) -> list[str]:
     """The words of a caption: lower case, without punctuation; [] when there are none."""
-    if _PLAIN.fullmatch(caption):
-        found = caption.replace(",", " ").split()
-        if found[-1][-1] != ".":
-            pass
-        elif found[-1] == ".":
-            found.pop()
-        elif _keeps_period(found[-1]):
+    text = caption.rstrip(" \n")
+    if text.endswith("."):
+        text = text[:-1]
+        if not text.endswith(" ") and _keeps_period(text[text.rfind(" ") + 1 :]):
             return _scan(caption)
-        else:
-            found[-1] = found[-1][:-1]
-        found = " ".join(found).lower().split()
-        if _ASSIMILATED.keys().isdisjoint(found):
-            return found
-        return [part for word in found for part in _ASSIMILATED.get(word, (word,))]
-    return _scan(caption)
+    only_letters = text.isascii() and text.replace(" ", "").isalpha()
+    if not only_letters:
+        if not _PLAIN.fullmatch(text):
+            return _scan(caption)
+        text = text.replace(",", " ")
+    found = text.lower().split()
+    if _ASSIMILATED.keys().isdisjoint(found):
+        return found
+    return [part for word in found for part in _ASSIMILATED.get(word, (word,))]
 
 
 def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
@@ -76,8 +77,9 @@ def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def _keeps_period(word: str) -> bool:
-    """Whether the period at the end of `word` belongs to it: abbreviations, single letters."""
-    return _scan_tokens(word)[0].endswith(".")
+    """Whether a period after `word` belongs to it: abbreviations, single letters, "x-U.S"."""
+    tokens = _scan_tokens(word + ".")
+    return len(tokens) > 2 or tokens[0].endswith(".")
 
 
 def _scan(caption: str, following: str = "") -> list[str]:

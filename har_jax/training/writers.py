@@ -42,7 +42,7 @@ _CONSOLE: dict[str, tuple[str, str, str]] = {
     "mean_length": ("length", "4.1f", " words"),
     "bad_end_rate": ("bad ends", "5.1%", ""),
     "repetition_rate": ("repeats", "5.1%", ""),
-    "grad_norm": ("|grad|", "7.2g", ""),
+    "grad_norm": ("|grad|", "6.2f", ""),
     "learning_rate": ("lr", "7.1e", ""),
     "images_per_second": ("", "6.0f", " img/s"),
 }
@@ -149,7 +149,11 @@ class MetricsWriter:
     def _event_writer(self) -> SummaryWriter:
         if self._events is None:
             self._events = SummaryWriter(
-                str(self.run_dir / TENSORBOARD), purge_step=self._purge_step, flush_secs=30
+                str(self.run_dir / TENSORBOARD),
+                purge_step=self._purge_step,
+                flush_secs=30,
+                # Files are named by the second: without this a quick resume overwrites the last.
+                filename_suffix=f".{time.time_ns()}",
             )
             self._purge_step = None
         return self._events

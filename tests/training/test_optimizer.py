@@ -37,13 +37,13 @@ def test_groups_clipping_and_decay():
     np.testing.assert_allclose(updates["projector.w"], -1.0 * (clipped + 0.5), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "sgd"])
 def test_every_rule_descends(name):
     config = OptimConfig(name=name, lr=0.05, schedule="constant", clip_norm=0)
-    optimizer = make_optimizer(config, 100)
+    optimizer = make_optimizer(config, 300, {"lm.w": ("embed", "mlp")})
     params = {"lm.w": jnp.ones((4, 4))}
     state = optimizer.init(params)
-    for _ in range(40):
+    for _ in range(300):
         updates, state = optimizer.update({"lm.w": 2 * params["lm.w"]}, state, params)
         params = optax.apply_updates(params, updates)
     assert float(jnp.abs(params["lm.w"]).max()) < 0.5

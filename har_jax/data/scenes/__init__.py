@@ -18,7 +18,9 @@ SIZES = {"train": 4000, "val": 500, "test": 500}
 _FIRST_ID = {"train": 100_001, "val": 200_001, "test": 300_001}
 
 
-def generate(seed: int = 0, sizes: Mapping[str, int] | None = None) -> Iterator[tuple[str, Example]]:
+def generate(
+    seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, Example]]:
     """Yields (split, example), split by split; PNG images of 64 x 64, five captions each.
 
     No two images mean the same (`world.Scene.meaning`) or look the same, within or across splits.

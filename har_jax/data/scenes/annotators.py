@@ -64,7 +64,9 @@ class Annotator:
 ANNOTATORS = {
     # The terse: the same few words as everybody who hurries.
     "hasty": Annotator(0.9, {ALONE: 1.0}, usual=0.85, size=0.0, texture=0.0, swap=0.0),
-    "brief": Annotator(0.9, {ALONE: 0.6, PAIR: 0.2, COUNT: 0.2}, usual=0.8, size=0.0, texture=0.1, swap=0.1),
+    "brief": Annotator(
+        0.9, {ALONE: 0.6, PAIR: 0.2, COUNT: 0.2}, usual=0.8, size=0.0, texture=0.1, swap=0.1
+    ),
     # Those in between.
     "sloppy": Annotator(
         0.7, {PAIR: 0.5, BESIDE: 0.5}, usual=0.7, size=0.2, texture=0.5, careful=False
@@ -75,7 +77,12 @@ ANNOTATORS = {
     "placer": Annotator(0.8, {PLACE_FIRST: 0.6, VIEW: 0.4}, usual=0.7, size=0.5, more=0.3),
     # The verbose.
     "precise": Annotator(
-        1.1, {BESIDE_PLACE: 0.6, ACTING: 0.3, WITH: 0.1}, usual=0.6, size=0.95, texture=0.95, more=0.5
+        1.1,
+        {BESIDE_PLACE: 0.6, ACTING: 0.3, WITH: 0.1},
+        usual=0.6,
+        size=0.95,
+        texture=0.95,
+        more=0.5,
     ),
     "painter": Annotator(
         0.9, {VIEW: 0.3, PICTURE: 0.7}, usual=0.6, size=0.7, texture=0.9, more=0.4, swap=0.2
@@ -87,7 +94,13 @@ ANNOTATORS = {
         0.8, {BESIDE_PLACE: 0.8, WITH: 0.2}, usual=0.6, size=0.7, texture=0.8, swap=0.85, more=0.3
     ),
     "chatty": Annotator(
-        0.8, {PICTURE: 0.5, THERE_IS: 0.5}, usual=0.6, size=0.7, texture=0.9, more=0.5, careful=False
+        0.8,
+        {PICTURE: 0.5, THERE_IS: 0.5},
+        usual=0.6,
+        size=0.7,
+        texture=0.9,
+        more=0.5,
+        careful=False,
     ),
 }
 _SHARES = {name: annotator.share for name, annotator in ANNOTATORS.items()}

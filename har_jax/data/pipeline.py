@@ -1,0 +1,285 @@
+"""Batches for training and evaluation: one image, all its references, `[B, R, T]`.
+
+The order of training is one endless stream, fixed by the seed: epoch after epoch of all images,
+each shuffled anew by Grain. A global batch is the next stretch of that stream, and every process
+takes its own rows of it. So the examples of step n do not depend on how many processes there are,
+each image is seen once per epoch by exactly one of them, and the state is a single number.
+
+Captions are tokenised once, when the pipeline is opened. Small datasets keep their decoded pixels
+(as bytes, before normalisation) in memory. Only threads prefetch; there are no worker processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from har_jax.data.dataset import Split
+from har_jax.data.images import Preprocessor
+from har_jax.errors import UserError
+from har_jax.text.tokenizer import CaptionTokenizer
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+CACHE_BYTES = 2 << 30
+"""Decoded pixels are kept up to here; a larger dataset is decoded anew every epoch."""
+
+_SUBSET = 0x5EED  # keeps the draws of captions apart from other uses of the seed
+
+
+def train_batches(
+    split: Split,
+    preprocessor: Preprocessor,
+    tokenizer: CaptionTokenizer,
+    *,
+    batch_size: int,
+    captions_per_image: int,
+    max_tokens: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    cache_images: bool = True,
+    cache_bytes: int = CACHE_BYTES,
+) -> TrainBatches:
+    """An endless, resumable iterator over this process's batches.
+
+    Each batch holds
+
+        image     float32 [B, H, W, 3]
+        image_id  int64 [B]
+        tokens    int32 [B, R, T]   captions, EOS included, padded with EOS
+        lengths   int32 [B, R]      EOS included; 0 marks a row that is padding
+
+    An image with more than R captions shows R of them, others in the next epoch; one with fewer has
+    rows of length 0. A caption of more than T tokens is cut, and then has no EOS.
+
+    Args:
+      batch_size: B, images per process.
+      captions_per_image: R.
+      max_tokens: T.
+      process_index, process_count: which rows of the global batch of B * process_count are taken.
+
+    Raises:
+      UserError: a size that makes no sense, or an empty split.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("captions_per_image", captions_per_image, 1),
+        ("max_tokens", max_tokens, 2),
+        ("process_count", process_count, 1),
+        ("the number of images", len(split), 1),
+    ):
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index is {process_index} of {process_count} processes")
+    pixels = Pixels(split, preprocessor, cache_bytes=cache_bytes if cache_images else 0)
+    captions = EncodedCaptions(split.captions, tokenizer, max_tokens)
+    return TrainBatches(
+        pixels,
+        captions,
+        np.asarray(split.image_ids, np.int64),
+        batch_size=batch_size,
+        captions_per_image=captions_per_image,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+class TrainBatches:
+    """Iterator of batches with `get_state` and `set_state`; made by `train_batches`.
+
+    Attributes:
+      captions: the encoded captions, with the count of those that were cut.
+      steps_per_epoch: global batches per pass over the images (not always whole).
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        captions: EncodedCaptions,
+        image_ids: Int64[np.ndarray, " N"],
+        *,
+        batch_size: int,
+        captions_per_image: int,
+        seed: int,
+        process_index: int,
+        process_count: int,
+    ):
+        import grain
+
+        self._pixels, self.captions, self._image_ids = pixels, captions, image_ids
+        self._rows, self._seed = captions_per_image, seed
+        n, global_size = len(image_ids), batch_size * process_count
+        self.steps_per_epoch = n / global_size
+        # What the meaning of a state depends on; process count and index are free to change.
+        self._identity = {"images": n, "global_batch_size": global_size, "seed": seed}
+        mine = slice(process_index * batch_size, (process_index + 1) * batch_size)
+        grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        positions = (
+            grain.MapDataset.range(n)
+            .shuffle(seed=grain_seed)
+            .repeat()
+            .map_with_index(lambda at, index: np.array([at // n, index]))
+        )
+        batches = positions.batch(global_size).map(lambda rows: self._load(rows[mine]))
+        threads = min(8, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands, JSON-able: the next batch is the one after the last returned."""
+        return {"pipeline": self._identity, "grain": self._iterator.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `get_state` was called, in this or another number of processes.
+
+        Raises:
+          UserError: the state is of other data, another seed or another global batch size.
+        """
+        if state.get("pipeline") != self._identity:
+            raise UserError(
+                f"the data state is of {state.get('pipeline')}, this run has {self._identity}; "
+                "resume with the same data, seed and global batch size"
+            )
+        self._iterator.set_state(state["grain"])
+
+    def _load(self, rows: Int64[np.ndarray, "B 2"]) -> Batch:
+        """The batch of (epoch, example) pairs."""
+        indices = rows[:, 1]
+        tokens, lengths = self.captions.take(rows, self._rows, self._seed)
+        return {
+            "image": self._pixels.take(indices),
+            "image_id": self._image_ids[indices],
+            "tokens": tokens,
+            "lengths": lengths,
+        }
+
+
+def eval_batches(split: Split, preprocessor: Preprocessor, *, batch_size: int) -> Iterator[Batch]:
+    """One pass in the order of the split: `image` [B,H,W,3], `image_id` [B], `valid` bool [B].
+
+    The last batch is filled up by repeating its last image, with `valid` False there.
+
+    Raises:
+      UserError: `batch_size` is not positive, or an image does not decode.
+    """
+    import grain
+
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    image_ids = np.asarray(split.image_ids, np.int64)
+    pixels = Pixels(split, preprocessor, cache_bytes=0)
+
+    def load(number: int) -> Batch:
+        wanted = number * batch_size + np.arange(batch_size)
+        valid: Bool[np.ndarray, " B"] = wanted < len(split)
+        indices = np.minimum(wanted, len(split) - 1)
+        return {"image": pixels.take(indices), "image_id": image_ids[indices], "valid": valid}
+
+    threads = min(8, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    count = -(-len(split) // batch_size)
+    return iter(grain.MapDataset.range(count).map(load).to_iter_dataset(options))
+
+
+class Pixels:
+    """Preprocessed images of a split, read as they are asked for. Thread-safe.
+
+    Args:
+      cache_bytes: decoded pixels (uint8) are kept if all of them fit in so many bytes.
+    """
+
+    def __init__(self, split: Split, preprocessor: Preprocessor, *, cache_bytes: int):
+        self._split, self._preprocessor = split, preprocessor
+        self.size = preprocessor.output_size
+        height, width = self.size
+        self._cache: np.ndarray | None = None
+        if len(split) * height * width * 3 <= cache_bytes:
+            self._cache = np.empty((len(split), height, width, 3), np.uint8)
+            self._held = np.zeros(len(split), bool)
+        self._lock = threading.Lock()
+
+    def take(self, indices: Int64[np.ndarray, " B"]) -> Float32[np.ndarray, "B H W 3"]:
+        """Normalised pixels of these examples."""
+        if self._cache is None:
+            wanted, rows = np.unique(indices, return_inverse=True)  # padding repeats an image
+            return self._preprocessor.normalise(np.stack([self._read(i) for i in wanted])[rows])
+        for i in indices[~self._held[indices]]:
+            image = self._read(i)
+            with self._lock:  # two threads may have read the same image; both write the same
+                self._cache[i] = image
+                self._held[i] = True
+        return self._preprocessor.normalise(self._cache[indices])
+
+    def _read(self, index: int) -> np.ndarray:
+        example = self._split[int(index)]
+        name = f"{example.filename} (id {example.image_id}) of {self._split.directory}"
+        return self._preprocessor.pixels(example.image, name=name)
+
+
+class EncodedCaptions:
+    """All captions of a split as ids, tokenised once, in one flat array.
+
+    Attributes:
+      count: captions in all.
+      truncated: how many were longer than `max_tokens` and lost their end and EOS.
+    """
+
+    def __init__(
+        self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, max_tokens: int
+    ):
+        self.max_tokens, self._pad = max_tokens, tokenizer.eos_id
+        encoded = tokenizer.encode_batch([text for texts in captions for text in texts])
+        self.count = len(encoded)
+        self.truncated = sum(len(ids) > max_tokens for ids in encoded)
+        if self.truncated:
+            log.warning(
+                "%d of %d captions have more than max_tokens=%d tokens: they are cut there and "
+                "have no end of sentence; the longest has %d",
+                self.truncated,
+                self.count,
+                max_tokens,
+                max(map(len, encoded)),
+            )
+        self._ids = np.full((self.count, max_tokens), self._pad, np.int32)
+        self._lengths = np.zeros(self.count, np.int32)
+        for row, ids in enumerate(encoded):
+            kept = ids[:max_tokens]
+            self._ids[row, : len(kept)] = kept
+            self._lengths[row] = len(kept)
+        self._first = np.cumsum([0, *map(len, captions)])
+
+    def take(
+        self, rows: Int64[np.ndarray, "B 2"], count: int, seed: int
+    ) -> tuple[Int32[np.ndarray, "B R T"], Int32[np.ndarray, "B R"]]:
+        """(tokens, lengths) of `count` captions of each (epoch, example)."""
+        tokens = np.full((len(rows), count, self.max_tokens), self._pad, np.int32)
+        lengths = np.zeros((len(rows), count), np.int32)
+        for b, (epoch, example) in enumerate(rows):
+            first, end = self._first[example], self._first[example + 1]
+            if end - first <= count:
+                chosen = np.arange(first, end)
+            else:  # RandomState's stream is frozen, so the choice outlives NumPy's versions
+                draws = np.random.RandomState(
+                    [seed % 2**32, _SUBSET, int(epoch) % 2**32, int(example)]
+                ).random_sample(end - first)
+                chosen = first + np.sort(np.argsort(draws)[:count])
+            tokens[b, : len(chosen)] = self._ids[chosen]
+            lengths[b, : len(chosen)] = self._lengths[chosen]
+        return tokens, lengths

@@ -1,0 +1,388 @@
+"""Captions to ids and back: the decoder's tokenizer and CLIP's, as Hugging Face directories.
+
+Both rest on the `tokenizers` library, which imports in milliseconds. `transformers` (seconds) is
+asked only where a directory has no `tokenizer.json`, such as Mistral-7B's `tokenizer.model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from har_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PathLike = str | os.PathLike[str]
+
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
+SMALLEST_VOCABULARY = 256 + 3  # every byte and the special tokens
+SMALLEST_CLIP_VOCABULARY = 2 * 256 + 2  # every byte within and at the end of a word
+_DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+class CaptionTokenizer:
+    """The decoder's tokenizer. Thread-safe.
+
+    Attributes:
+      bos_id, eos_id: of the sentence. There is no padding id: lengths say where a caption ends.
+      vocab_size: one more than the largest id.
+      fingerprint: sha256 of the files that define it, and of bos and eos.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, bos_id: int, eos_id: int, fingerprint: str):
+        # A caption that spells "</s>" is text, and must not end the sentence.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.bos_id, self.eos_id, self.fingerprint = bos_id, eos_id, fingerprint
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of the caption, then EOS; no BOS. Outer white space is dropped, all else kept."""
+        ids = self._tokenizer.encode(caption.strip(), add_special_tokens=False).ids
+        return [*ids, self.eos_id]
+
+    def encode_batch(self, captions: Sequence[str]) -> list[list[int]]:
+        """`encode` of each, faster."""
+        stripped = [caption.strip() for caption in captions]
+        encodings = self._tokenizer.encode_batch_fast(stripped, add_special_tokens=False)
+        return [[*encoding.ids, self.eos_id] for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The caption up to its first EOS (or to the end, if there is none)."""
+        kept = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            kept.append(int(i))
+        return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def token(self, token_id: int) -> str:
+        """How the vocabulary spells an id (for reports)."""
+        return self._tokenizer.id_to_token(token_id) or f"<{token_id}>"
+
+
+def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
+    """The tokenizer of a Hugging Face model directory.
+
+    Reads `tokenizer.json`; without one, what `transformers.AutoTokenizer` makes of the directory.
+    bos and eos are those of `tokenizer_config.json`, else of `config.json`.
+
+    Raises:
+      UserError: no tokenizer there, or bos or eos is not to be found.
+    """
+    directory = _existing(directory)
+    tokenizer = _from_json(directory) or _from_transformers(directory)
+    config = _json(directory / "tokenizer_config.json")
+    model = _json(directory / "config.json")
+    ids = {}
+    for name in ("bos", "eos"):
+        token = config.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found = tokenizer.token_to_id(token) if token else model.get(f"{name}_token_id")
+        if isinstance(found, list):  # Llama 3 lists several that end a turn; the first is the plain
+            found = found[0] if found else None
+        if found is None:
+            raise UserError(
+                f"tokenizer {directory} has no {name} token: give {name}_token in "
+                f"tokenizer_config.json (got {token!r}) or {name}_token_id in config.json"
+            )
+        ids[f"{name}_id"] = int(found)
+    fingerprint = _fingerprint(directory, ids["bos_id"], ids["eos_id"])
+    return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:
+    """Trains a byte-level BPE and writes `tokenizer.json` and `tokenizer_config.json`.
+
+    Special tokens stand as in Llama and Mistral: `<unk>` 0, `<s>` 1, `</s>` 2, no padding. Every
+    text can be written in it, as all 256 bytes are in the vocabulary.
+
+    Args:
+      vocab_size: the most ids there may be; fewer if the texts have no more pairs to merge.
+
+    Raises:
+      UserError: `vocab_size` does not hold the bytes and special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_VOCABULARY}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[UNK, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text.strip() for text in texts), trainer)
+    # Only those who ask for special tokens get BOS, as with Mistral's.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
+    )
+    out_dir = pathlib.Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
+    _write_json(
+        out_dir / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": UNK,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1_000_000,
+        },
+    )
+    return load_tokenizer(out_dir)
+
+
+# ---------------------------------------------------------------------------------------- CLIP
+
+
+class ClipTokenizer:
+    """CLIP's text input: lower-cased BPE between start and end of text, padded to one length.
+
+    Attributes:
+      context_length: tokens of every row. vocab_size, bos_id, eos_id, pad_id, fingerprint.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, context_length: int, pad_id: int | None, fingerprint: str
+    ):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.context_length, self.fingerprint = context_length, fingerprint
+        self.bos_id = tokenizer.token_to_id(CLIP_BOS)
+        self.eos_id = tokenizer.token_to_id(CLIP_EOS)
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]:
+        """Ids [N, context_length]; a text that is too long loses words, never its end-of-text."""
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        room = self.context_length - 2
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        for row, encoding in zip(rows, encodings, strict=True):
+            ids = [self.bos_id, *encoding.ids[:room], self.eos_id]
+            row[: len(ids)] = ids
+        return rows
+
+
+def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
+    """The text tokenizer of a CLIP directory (`tokenizer.json`, or `vocab.json` and `merges.txt`).
+
+    Raises:
+      UserError: no tokenizer there, or not a CLIP's.
+    """
+    directory = _existing(directory)
+    tokenizer = _from_json(directory)
+    if tokenizer is None:
+        vocab, merges = directory / "vocab.json", directory / "merges.txt"
+        if not (vocab.is_file() and merges.is_file()):
+            raise UserError(
+                f"no CLIP tokenizer in {directory}: neither tokenizer.json nor vocab.json with "
+                "merges.txt"
+            )
+        lines = merges.read_text(encoding="utf-8").splitlines()
+        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        tokenizer = _clip_pipeline(_json(vocab), pairs)
+    if None in (tokenizer.token_to_id(CLIP_BOS), tokenizer.token_to_id(CLIP_EOS)):
+        raise UserError(f"the tokenizer of {directory} is not a CLIP's: it lacks {CLIP_EOS}")
+    config = _json(directory / "tokenizer_config.json")
+    text = _json(directory / "config.json").get("text_config") or {}
+    context_length = text.get("max_position_embeddings") or config.get("model_max_length") or 77
+    pad = config.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    return ClipTokenizer(
+        tokenizer,
+        context_length=min(int(context_length), 4096),
+        pad_id=tokenizer.token_to_id(pad) if pad else None,
+        fingerprint=_fingerprint(directory, context_length),
+    )
+
+
+def train_clip_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: PathLike, context_length: int = 77
+) -> ClipTokenizer:
+    """Trains a BPE in CLIP's manner and writes it so that `CLIPTokenizer` reads it too.
+
+    The vocabulary is laid out as OpenAI's: bytes, bytes that end a word, merges, the two special
+    tokens last (CLIP's pooling takes the largest id for the end of text).
+
+    Raises:
+      UserError: `vocab_size` does not hold the bytes and special tokens.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_CLIP_VOCABULARY:
+        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_CLIP_VOCABULARY}")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    pattern = _clip_pipeline({CLIP_EOS: 0, CLIP_BOS: 1}, [])
+    learner.normalizer, learner.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        # Whatever it makes of the bytes, it finds at least as many merges as we have room for.
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learnt = json.loads(learner.to_str())["model"]["merges"]
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    known, merges = set(pieces), []
+    for left, right in learnt:
+        piece = left + right
+        if len(pieces) + 2 == vocab_size:
+            break
+        if piece not in known:
+            known.add(piece)
+            pieces.append(piece)
+        merges.append((left, right))
+    vocab = {piece: i for i, piece in enumerate([*pieces, CLIP_BOS, CLIP_EOS])}
+    out_dir = pathlib.Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _clip_pipeline(vocab, merges).save(os.fspath(out_dir / "tokenizer.json"))
+    _write_json(out_dir / "vocab.json", vocab)
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (out_dir / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_json(
+        out_dir / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": context_length,
+            "bos_token": CLIP_BOS,
+            "eos_token": CLIP_EOS,
+            "unk_token": CLIP_EOS,
+            "pad_token": CLIP_EOS,
+        },
+    )
+    return load_clip_tokenizer(out_dir)
+
+
+# As transformers' CLIPTokenizer (tokenization_clip.py) splits; the special tokens are no words.
+_CLIP_WORD = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def _clip_pipeline(vocab: dict[str, int], merges: Sequence[tuple[str, ...]]) -> Tokenizer:
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+
+    model = models.BPE(
+        vocab=vocab, merges=list(merges), end_of_word_suffix="</w>", unk_token=CLIP_EOS
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (CLIP_BOS, CLIP_EOS)]
+    )
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (CLIP_EOS, vocab[CLIP_EOS]), (CLIP_BOS, vocab[CLIP_BOS]), False, False
+    )
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def _existing(directory: PathLike) -> pathlib.Path:
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no directory {directory}; give a Hugging Face directory with a tokenizer")
+    return directory
+
+
+def _from_json(directory: pathlib.Path) -> Tokenizer | None:
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        raise UserError(f"{path} is not a tokenizer: {error}") from error
+
+
+def _from_transformers(directory: pathlib.Path) -> Tokenizer:
+    if not any((directory / name).is_file() for name in _DEFINING):
+        raise UserError(
+            f"no tokenizer in {directory}: it has none of {', '.join(_DEFINING)}; copy them from "
+            "the model's Hugging Face directory"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(
+            f"{directory} has no tokenizer.json, and reading its other files needs `transformers`: "
+            "pip install transformers, or save the tokenizer as tokenizer.json"
+        ) from error
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(os.fspath(directory), local_files_only=True)
+    except Exception as error:  # whatever the many tokenizer classes raise
+        raise UserError(
+            f"transformers cannot read the tokenizer of {directory}: {error}"
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; "
+            "save it as tokenizer.json"
+        )
+    return backend
+
+
+def _fingerprint(directory: pathlib.Path, *more: object) -> str:
+    digest = hashlib.sha256(repr(more).encode())
+    names = _DEFINING[:1] if (directory / _DEFINING[0]).is_file() else _DEFINING[1:]
+    for name in names:
+        if (directory / name).is_file():
+            digest.update(name.encode() + (directory / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _write_json(path: pathlib.Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""CLIPScore from files against a transcription in PyTorch with transformers' CLIP."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from har_jax.data.images import Preprocessor
+from har_jax.errors import UserError
+from har_jax.evaluation.clip_scorer import ClipScorer, independence_warning
+from har_jax.text.tokenizer import train_clip_tokenizer
+
+SIDE, CONTEXT = 32, 16
+REFERENCES = {
+    11: ["a red circle", "one red circle on white", "circle"],
+    5: ["two blue squares", "a pair of squares that are blue and side by side in the middle of it"],
+    8: ["the green star"],
+}
+PREDICTIONS = {11: "a red square", 5: "two blue squares", 8: "Ein grüner Stern, ganz fremd!"}
+
+
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory):
+    """A random CLIP as transformers saves it."""
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPConfig, CLIPModel
+
+    path = tmp_path_factory.mktemp("clip")
+    texts = [text for group in REFERENCES.values() for text in group]
+    tokenizer = train_clip_tokenizer(texts, 560, path, CONTEXT)
+    shared = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    config = CLIPConfig(
+        text_config=dict(
+            **shared,
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+        ),
+        vision_config=dict(**shared, image_size=SIDE, patch_size=8),
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from the near-zero initial weights
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    settings = Preprocessor.for_size(SIDE).to_hf()
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    sizes = {11: (40, 60), 5: (32, 32), 8: (90, 50)}
+    return {
+        i: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for i, (h, w) in sizes.items()
+    }
+
+
+def in_pytorch(clip_dir, images):
+    """clipscore.py of jmhessel/clipscore, line by line: get_clip_score and get_refonlyclipscore."""
+    import torch
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(clip_dir).eval()
+    processor = CLIPImageProcessor.from_pretrained(clip_dir)
+    tokenizer = AutoTokenizer.from_pretrained(clip_dir)
+
+    def normalised(x):
+        x = x.pooler_output if hasattr(x, "pooler_output") else x
+        x = x.detach().numpy().astype(np.float64)
+        return x / np.sqrt(np.sum(x**2, axis=1, keepdims=True))
+
+    def texts(captions):
+        prompted = ["A photo depicts " + c for c in captions]
+        ids = tokenizer(
+            prompted, padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt"
+        )
+        with torch.no_grad():
+            return normalised(model.get_text_features(ids["input_ids"]))
+
+    ids = list(images)
+    with torch.no_grad():
+        pixels = processor([images[i] for i in ids], return_tensors="pt")["pixel_values"]
+        image_ne = normalised(model.get_image_features(pixels))
+    candidate_ne = texts([PREDICTIONS[i] for i in ids])
+    per_image = 2.5 * np.clip(np.sum(image_ne * candidate_ne, axis=1), 0, None)
+    per_text = np.array([np.max(texts(REFERENCES[i]) @ candidate_ne[k]) for k, i in enumerate(ids)])
+    refclip = 2 * per_image * per_text / (per_image + per_text)
+    return dict(zip(ids, zip(per_image, refclip, strict=True), strict=True))
+
+
+def test_equals_the_pytorch_transcription(clip_dir, images):
+    expected = in_pytorch(clip_dir, images)
+    assert any(value > 0 for value, _ in expected.values()), "a test of zeros shows nothing"
+    scorer = ClipScorer(clip_dir, batch_size=4)
+    found = scorer.score(images.items(), PREDICTIONS, REFERENCES)
+    for i in images:
+        np.testing.assert_allclose(found.per_image[i], expected[i], atol=2e-6)
+    first, second = zip(*expected.values(), strict=True)
+    assert found.clip_score == pytest.approx(np.mean(first), abs=2e-6)
+    assert found.ref_clip_score == pytest.approx(np.mean(second), abs=2e-6)
+
+
+def test_the_batch_size_changes_nothing(clip_dir, images):
+    a = ClipScorer(clip_dir, batch_size=1).score(images.items(), PREDICTIONS, REFERENCES)
+    b = ClipScorer(clip_dir, batch_size=64).score(images.items(), PREDICTIONS, REFERENCES)
+    assert list(a.per_image) == list(b.per_image) == list(images)
+    np.testing.assert_allclose(list(a.per_image.values()), list(b.per_image.values()), atol=1e-6)
+
+
+def test_each_tower_is_compiled_once(clip_dir, images):
+    scorer = ClipScorer(clip_dir, batch_size=2)
+    scorer.score(images.items(), PREDICTIONS, REFERENCES)
+    assert scorer._image._cache_size() == scorer._text._cache_size() == 1
+
+
+def test_the_signature_names_the_weights(clip_dir):
+    scorer = ClipScorer(clip_dir)
+    assert scorer.fingerprint.removeprefix("sha256:")[:12] in scorer.signature
+
+
+def test_no_clip_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        ClipScorer(tmp_path / "nowhere")
+
+
+def test_warns_where_clipscore_is_not_independent():
+    mine, other = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+    run = {
+        "base": {"clip": {"path": "models/clip-l", "fingerprint": mine}},
+        "reward_signature": f"0.5*CLIP-S[{other[7:19]}]+CIDEr-D",
+    }
+    assert "own encoder (models/clip-l)" in independence_warning(mine, run)
+    assert "part of the reward" in independence_warning(other, run)
+    assert independence_warning("sha256:" + "ef" * 32, run) is None
+    assert independence_warning(mine, {"base": {}, "reward_signature": None}) is None

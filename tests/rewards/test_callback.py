@@ -1,0 +1,202 @@
+"""The callback on one and on eight virtual devices: each row scored once, in place."""
+
+import collections
+import threading
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from har_jax.errors import UserError
+from har_jax.rewards.callback import RewardCallback, as_int32
+
+EOS = 2
+MESHES = {
+    "one": None,
+    "data8": {"data": 8},
+    "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "1x8x1": {"data": 1, "fsdp": 8, "tensor": 1},
+}
+
+
+def make_mesh(name):
+    shape = MESHES[name]
+    if shape is None:
+        return None
+    auto = (jax.sharding.AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto)
+
+
+def decode(ids):
+    return " ".join(map(str, ids))
+
+
+class Recorder:
+    """Worth of a caption: image id + sum of its tokens / 1000 + 0.5 if it ended."""
+
+    signature = "Recorder"
+
+    def __init__(self):
+        self.seen = collections.Counter()
+        self.calls = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, image_ids, captions, ended):
+        assert image_ids.dtype == np.int64 and ended.dtype == bool
+        with self.lock:
+            self.calls += 1
+            for i, rows, flags in zip(image_ids, captions, ended, strict=True):
+                self.seen.update(
+                    (int(i), text, bool(e)) for text, e in zip(rows, flags, strict=True)
+                )
+        return np.array(
+            [
+                [
+                    i + sum(map(int, text.split())) / 1000 + 0.5 * e
+                    for text, e in zip(rows, flags, strict=True)
+                ]
+                for i, rows, flags in zip(image_ids, captions, ended, strict=True)
+            ],
+            np.float32,
+        )
+
+
+def batch(b=16, r=3, t=5, seed=0):
+    """Distinct captions; some have length 0 and some end without EOS."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, t + 1, (b, r)).astype(np.int32)
+    tokens = rng.integers(10, 200, (b, r, t)).astype(np.int32)
+    ends = rng.random((b, r)) < 0.6
+    for i, j in np.ndindex(b, r):
+        if ends[i, j] and lengths[i, j]:
+            tokens[i, j, lengths[i, j] - 1] = EOS
+        tokens[i, j, lengths[i, j] :] = EOS  # padding looks like EOS and must not count
+    return np.arange(100, 100 + b, dtype=np.int32), tokens, lengths
+
+
+def by_hand(image_ids, tokens, lengths):
+    seen, values = collections.Counter(), np.zeros(lengths.shape, np.float32)
+    for b, r in np.ndindex(*lengths.shape):
+        row = tokens[b, r, : lengths[b, r]].tolist()
+        ended = bool(row) and row[-1] == EOS
+        row = row[:-1] if ended else row
+        seen[(int(image_ids[b]), decode(row), ended)] += 1
+        values[b, r] = image_ids[b] + sum(row) / 1000 + 0.5 * ended
+    return seen, values
+
+
+@pytest.mark.parametrize("kind", ["pure", "io"])
+@pytest.mark.parametrize("name", MESHES)
+def test_each_row_once_and_in_place(name, kind):
+    mesh = make_mesh(name)
+    reward = Recorder()
+    callback = RewardCallback(reward, decode, eos_id=EOS, mesh=mesh, kind=kind, vocab_size=300)
+    operands = batch()
+    seen, values = by_hand(*operands)
+    if mesh is not None:  # however the inputs lie
+        placed = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        operands = tuple(jax.device_put(x, placed) for x in operands)
+    got = jax.jit(callback)(*operands)
+    np.testing.assert_allclose(got, values, rtol=1e-6)
+    callback.raise_if_failed()
+    assert reward.seen == seen
+    assert reward.calls == (1 if mesh is None else 8)
+    assert got.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["one", "2x2x2"])
+def test_differentiates_as_a_constant(name):
+    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=make_mesh(name))
+    image_ids, tokens, lengths = batch()
+
+    @jax.jit
+    def loss(w):
+        drawn = jnp.asarray(tokens) + jnp.argmax(w).astype(
+            jnp.int32
+        )  # depends on w, as a rollout does
+        return jnp.sum(callback(jnp.asarray(image_ids), drawn, jnp.asarray(lengths)) * w[0])
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array([2.0, 1.0]))
+    _, values = by_hand(image_ids, tokens, lengths)
+    np.testing.assert_allclose(value, 2 * values.sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, [values.sum(), 0.0], rtol=1e-5)
+
+
+class Failing(Recorder):
+    def __call__(self, image_ids, captions, ended):
+        if 105 in image_ids:
+            raise KeyError("no such image")
+        return super().__call__(image_ids, captions, ended)
+
+
+@pytest.mark.parametrize("name", ["one", "data8"])
+def test_an_exception_comes_back_with_its_traceback(name):
+    callback = RewardCallback(Failing(), decode, eos_id=EOS, mesh=make_mesh(name))
+    values = np.asarray(jax.jit(callback)(*batch()))
+    assert np.isnan(values[5]).all()
+    if name == "data8":
+        assert np.isfinite(values[:4]).all()  # other devices' rows
+    with pytest.raises(KeyError, match="no such image") as caught:
+        callback.raise_if_failed()
+    assert "in __call__" in "".join(traceback.format_tb(caught.tb))
+    callback.raise_if_failed()  # reported once
+
+
+def test_a_bad_value_is_named():
+    class Bad(Recorder):
+        signature = "Bad[x1]"
+
+        def __call__(self, image_ids, captions, ended):
+            return np.full(ended.shape, np.nan, np.float32)
+
+    callback = RewardCallback(Bad(), decode, eos_id=EOS)
+    assert np.isnan(jax.jit(callback)(*batch())).all()
+    with pytest.raises(UserError, match=r"reward Bad\[x1\] gave nan"):
+        callback.raise_if_failed()
+
+
+def test_many_steps_beside_collectives():
+    """The pattern that deadlocks when the host's thread pool is too small."""
+    mesh = make_mesh("2x2x2")
+    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh, vocab_size=300)
+    operands = batch(b=64, r=6, t=24)
+    _, values = by_hand(*operands)
+
+    @jax.jit
+    def step(x, *operands):
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "fsdp")))
+        return x @ x.T + jnp.sum(callback(*operands)), callback(*operands)
+
+    for _ in range(10):
+        _, got = step(jnp.ones((64, 64)), *operands)
+    np.testing.assert_allclose(got, values, rtol=1e-6)
+
+
+def test_bad_shapes_and_sizes(monkeypatch):
+    mesh = make_mesh("data8")
+    image_ids, tokens, lengths = batch(b=12)
+    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh)
+    with pytest.raises(UserError, match="12 images cannot be split over 8 devices"):
+        jax.jit(callback)(image_ids, tokens, lengths)
+    with pytest.raises(UserError, match="do not fit tokens"):
+        jax.jit(callback)(image_ids[:3], tokens, lengths)
+    with pytest.raises(UserError, match="choose 'pure' or 'io'"):
+        RewardCallback(Recorder(), decode, eos_id=EOS, kind="both")
+
+    large = batch(b=64, r=8, t=300)
+    monkeypatch.setenv("NPROC", "2")
+    with pytest.raises(UserError, match="set NPROC=32"):
+        jax.eval_shape(callback, *large)
+    small = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh, vocab_size=32_000)
+    assert jax.eval_shape(small, *large).shape == (64, 8)  # uint16 halves it
+    monkeypatch.setenv("NPROC", "32")
+    assert jax.eval_shape(callback, *large).shape == (64, 8)
+
+
+def test_image_ids_must_fit_a_device_integer():
+    assert as_int32(np.array([2**31 - 1])).dtype == np.int32
+    with pytest.raises(UserError, match="does not fit the 32 bits"):
+        as_int32(np.array([2**31]))

@@ -1,0 +1,115 @@
+"""The CIDEr-D reward against a transcription with pycocoevalcap's scorer, and the contract."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+from har_jax.errors import UserError
+from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.rewards.cider_d import CiderDReward
+from har_jax.rewards.contract import Reward, checked
+from har_jax.text import ptb
+
+
+def words_of(references):
+    return [[ptb.words(text) for text in captions] for captions in references.values()]
+
+
+def official(train, references, candidate, eos):
+    """One candidate with the official scorer: df and number of images of `train`, eos a word."""
+    end = " eos" if eos else ""
+    scorer = CiderScorer()
+    for captions in train.values():
+        scorer.cook_append("", [" ".join(ptb.words(c)) + end for c in captions])
+    scorer.compute_doc_freq()
+    # The scorer takes ln N from the number of `crefs`: this image first, then padding.
+    scorer.crefs = []
+    scorer.cook_append(candidate, [" ".join(ptb.words(c)) + end for c in references])
+    scorer.crefs += [scorer.crefs[0]] * (len(train) - 1)
+    scorer.ctest = scorer.ctest[-1:]
+    return scorer.compute_cider()[0]
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_against_the_official_scorer(real_data, eos):
+    path = real_data / "coco_mini" / "annotations"
+    captions: dict[int, list[str]] = {}
+    splits = {}
+    for split in ("train", "val"):
+        captions = {}
+        for a in json.loads((path / f"captions_{split}2017.json").read_text())["annotations"]:
+            captions.setdefault(a["image_id"], []).append(a["caption"])
+        splits[split] = captions
+    train, val = splits["train"], splits["val"]
+    df = DocumentFrequency.from_references(words_of(train), name="train")
+    reward = CiderDReward(df, {i: c[1:] for i, c in val.items()}, eos=eos)
+    ids = list(val)[:20]
+    drawn = [[val[i][0], val[i][0] + " with a", "", "A", "dog " * 200] for i in ids]
+    ended = np.array([[True, False, True, True, i % 2 == 0] for i in ids])
+    got = reward(np.array(ids), drawn, ended)
+    assert got.dtype == np.float32 and got.shape == (20, 5)
+    for b, image_id in enumerate(ids):
+        for r, caption in enumerate(drawn[b]):
+            candidate = " ".join(ptb.words(caption)) + (" eos" if eos and ended[b, r] else "")
+            expected = official(train, val[image_id][1:], candidate, eos)
+            assert got[b, r] == pytest.approx(expected, abs=1e-6), (image_id, caption)
+
+
+REFERENCES = {10: ["A dog runs with a ball.", "The dog runs."], 20: ["Two cats sleep on a bed."]}
+DF = DocumentFrequency.from_references(words_of(REFERENCES), name="train")
+
+
+def test_a_caption_that_breaks_off_earns_less_only_with_eos():
+    ids, captions = np.array([10]), [["a dog runs with a ball", "a dog runs with a ball with a"]]
+    ended = np.array([[True, False]])
+    with_eos = CiderDReward(DF, REFERENCES)(ids, captions, ended)[0]
+    without = CiderDReward(DF, REFERENCES, eos=False)(ids, captions, ended)[0]
+    assert with_eos[0] - with_eos[1] > without[0] - without[1] > 0
+    cut = CiderDReward(DF, REFERENCES)(ids, [captions[0][:1]], np.array([[False]]))
+    assert cut[0, 0] < with_eos[0]
+
+
+def test_signature():
+    reward = CiderDReward(DF, REFERENCES)
+    assert isinstance(reward, Reward)
+    assert reward.signature == f"CIDEr-D[n4,s6.0]+eos+df[train,N=2,{DF.fingerprint[:8]}]+ptb"
+    assert "+eos" not in CiderDReward(DF, REFERENCES, eos=False).signature
+
+
+def test_bad_input():
+    with pytest.raises(UserError, match="no references for image 99"):
+        CiderDReward(DF, REFERENCES)(np.array([99]), [["a"]], np.ones((1, 1), bool))
+    with pytest.raises(UserError, match="up to 4-grams"):
+        CiderDReward(DF, REFERENCES, n=3)
+    with pytest.raises(UserError, match="sigma"):
+        CiderDReward(DF, REFERENCES, sigma=0)
+    bigrams = DocumentFrequency.from_references(words_of(REFERENCES), n=2)
+    assert CiderDReward(bigrams, REFERENCES, n=2).signature.startswith("CIDEr-D[n2")
+
+
+class Fixed:
+    signature = "Fixed"
+
+    def __init__(self, values):
+        self.values = values
+
+    def __call__(self, image_ids, captions, ended):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0]], "reward Fixed returned a list, need a numpy array"),
+        (np.ones(2, np.float32), "returned shape \\(2,\\) for 1 images of 2 captions"),
+        (np.ones((1, 2)), "returned float64, need float32"),
+        (np.array([[0, np.nan]], np.float32), "gave nan to caption 1 of image 7 \\('b'\\)"),
+    ],
+)
+def test_the_checker_names_the_reward(values, message):
+    with pytest.raises(UserError, match=message):
+        checked(Fixed(values), np.array([7]), [["a", "b"]], np.ones((1, 2), bool))
+    good = np.zeros((1, 2), np.float32)
+    assert checked(Fixed(good), np.array([7]), [["a", "b"]], np.ones((1, 2), bool)) is good

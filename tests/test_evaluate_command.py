@@ -1,0 +1,218 @@
+"""`python -m har_jax.evaluate` on files: its results, and one clear line for each bad input."""
+
+import json
+import re
+
+import pytest
+
+from har_jax.evaluate import main
+from har_jax.evaluation.score import KEYS
+
+CAPTIONS = {
+    1: ["A red circle above a square.", "There is a red circle.", "red circle over a square"],
+    2: ["Two blue squares side by side.", "A pair of blue squares", "blue squares"],
+    3: ["A green star on a striped ground.", "One green star", "a star that is green"],
+    4: ["A yellow ring.", "a large yellow ring in the middle", "yellow ring"],
+}
+
+
+def coco(captions=CAPTIONS):
+    rows = [(i, text) for i, texts in captions.items() for text in texts]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in captions],
+        "annotations": [
+            {"id": k, "image_id": i, "caption": text} for k, (i, text) in enumerate(rows)
+        ],
+    }
+
+
+def karpathy():
+    splits = {1: "test", 2: "test", 3: "restval", 4: "train"}
+    return {
+        "dataset": "coco",
+        "images": [
+            {
+                "cocoid": i,
+                "imgid": 0,
+                "split": splits[i],
+                "filepath": "val2014",
+                "filename": f"{i}.jpg",
+                "sentences": [{"raw": text, "tokens": []} for text in texts],
+            }
+            for i, texts in CAPTIONS.items()
+        ],
+    }
+
+
+def results(ids=CAPTIONS):
+    return [{"image_id": i, "caption": CAPTIONS[i][1]} for i in ids]
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Writes both files, runs the command and returns (exit code, stdout, stderr, out dir)."""
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no Java: METEOR would take seconds
+
+    def call(predictions, references, *flags):
+        for name, value in (("results.json", predictions), ("captions.json", references)):
+            if value is not None:
+                text = value if isinstance(value, str) else json.dumps(value)
+                (tmp_path / name).write_text(text)
+        out = tmp_path / "out"
+        code = main(
+            [
+                f"--predictions={tmp_path / 'results.json'}",
+                f"--references={tmp_path / 'captions.json'}",
+                f"--out={out}",
+                *flags,
+            ]
+        )
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err, out
+
+    return call
+
+
+def test_writes_what_the_contract_says(run):
+    code, printed, err, out = run(results(), coco())
+    assert code == 0, err
+    assert json.loads((out / "predictions.json").read_text()) == results()
+    scores = json.loads((out / "scores.json").read_text())
+    assert list(scores)[: len(KEYS) + 3] == [*KEYS, "n_images", "signature", "skipped"]
+    assert scores["n_images"] == 4 and 0 < scores["CIDEr"] <= 10 and 0 < scores["Bleu_1"] <= 1
+    for name in ("METEOR", "SPICE", "CLIPScore", "RefCLIPScore"):
+        assert scores[name] is None and scores["skipped"][name]
+    assert scores["health"]["mean_length"] > 0
+    rows = json.loads((out / "per_image.json").read_text())
+    assert [row["image_id"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["references"] == CAPTIONS[1] and rows[0]["filename"] == "1.jpg"
+    assert sum(row["CIDEr"] for row in rows) / 4 == pytest.approx(scores["CIDEr"])
+    assert "CIDEr" in printed and "not computed" in printed
+    assert not [p for p in out.iterdir() if "partial" in p.name]
+
+
+def test_equals_pycocoevalcap(run):
+    from pycocoevalcap.cider.cider import Cider
+
+    from har_jax.text import ptb
+
+    _, _, _, out = run(results(), coco())
+    truth = {i: [" ".join(ptb.words(t)) for t in texts] for i, texts in CAPTIONS.items()}
+    written = {r["image_id"]: [" ".join(ptb.words(r["caption"]))] for r in results()}
+    expected, _ = Cider().compute_score(truth, written)
+    assert json.loads((out / "scores.json").read_text())["CIDEr"] == pytest.approx(expected, 1e-9)
+
+
+@pytest.mark.parametrize(("split", "ids"), [("test", (1, 2)), ("train", (3, 4))])
+def test_karpathy_split(run, split, ids):
+    code, _, err, out = run(results(ids), karpathy(), f"--split={split}")
+    assert code == 0, err
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["n_images"] == 2 and not scores["warnings"]
+
+
+def test_shuffle_control(run):
+    code, printed, _, out = run(results(), coco(), "--control=shuffle")
+    control = json.loads((out / "scores.json").read_text())["control"]
+    assert code == 0 and control["kind"] == "shuffle"
+    assert control["ratio"] == control["CIDEr_shuffled"] / control["CIDEr"] < 0.3
+    assert "with images shuffled" in printed
+
+
+def test_fewer_predictions_than_references_are_told(run):
+    code, printed, _, out = run(results((1, 2, 3)), coco())
+    scores = json.loads((out / "scores.json").read_text())
+    assert code == 0 and scores["n_images"] == 3
+    assert "only 3 of the 4 images" in scores["warnings"][0]
+    assert "only 3 of the 4 images" in printed
+
+
+def test_clip_without_images_is_skipped_with_its_reason(run):
+    code, _, _, out = run(results(), coco(), "--clip=nowhere")
+    scores = json.loads((out / "scores.json").read_text())
+    assert code == 0 and "--images" in scores["skipped"]["CLIPScore"]
+
+
+def test_older_scores_do_not_survive_other_predictions(run):
+    run(results(), coco(), "--control=shuffle")
+    code, _, _, out = run(results((1, 2)), coco())
+    scores = json.loads((out / "scores.json").read_text())
+    assert code == 0 and "control" not in scores and scores["n_images"] == 2
+
+
+BAD = {
+    "not JSON": ("[{", coco(), r"not valid JSON \(line 1"),
+    "references not JSON": (results(), "{", "not valid JSON"),
+    "no file": (None, coco(), "no file .*results.json"),
+    "no list": ({"image_id": 1}, coco(), "holds a dict, not a list"),
+    "empty": ([], coco(), "holds no predictions"),
+    "no caption": ([{"image_id": 1}], coco(), "entry 0 .*caption"),
+    "number for a caption": ([{"image_id": 1, "caption": 3}], coco(), "image 1 is 3, not a text"),
+    "text for an id": ([{"image_id": "1", "caption": "x"}], coco(), "'1', not an integer"),
+    "duplicate": (results((1, 1)), coco(), "image 1 has two predictions"),
+    "unknown image": (
+        [*results(), {"image_id": 99, "caption": "x"}],
+        coco(),
+        "1 of 5 predictions .* image 99",
+    ),
+    "no images": (results(), {"annotations": []}, "no list `images`"),
+    "neither format": (results(), {"images": [{"id": 1}]}, "neither `annotations`"),
+    "no captions": (results(), {"images": [], "annotations": []}, "no captions"),
+    "annotation without id": (
+        results(),
+        {"images": [], "annotations": [{"caption": "x"}]},
+        "annotation 0 has no 'image_id'",
+    ),
+    "caption is null": (
+        results(),
+        {"images": [], "annotations": [{"image_id": 1, "caption": None}]},
+        "caption None, which is no str",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_give_one_line_and_exit_2(run, name):
+    predictions, references, message = BAD[name]
+    code, printed, err, out = run(predictions, references)
+    assert code == 2 and not printed
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert re.search(message, err), err
+    assert not out.exists(), "nothing is left behind"
+
+
+def test_an_unknown_split_is_suggested(run):
+    code, _, err, _ = run(results(), karpathy(), "--split=tset")
+    assert code == 2 and "did you mean 'test'" in err and "restval, test, train" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out=o"], "--checkpoint=RUN.*--predictions=FILE"),
+        (["--out=o", "--checkpoint=a", "--predictions=b"], "either"),
+        (["--out=o", "--predictions=b"], "--references"),
+        (["--out=o", "--checkpoint=a", "--references=b"], "--references goes with --predictions"),
+        (["--out=o", "--checkpoint=absent"], "absent"),
+        (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit=-1"),
+    ],
+)
+def test_bad_arguments(flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and err.count("\n") == 1, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_that_is_a_file(run, tmp_path):
+    (tmp_path / "out").write_text("here")
+    code, _, err, _ = run(results(), coco())
+    assert code == 2 and "is a file" in err
+    assert (tmp_path / "out").read_text() == "here"
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0 and "examples:" in capsys.readouterr().out

@@ -1,0 +1,144 @@
+"""A run that is killed continues bit for bit; a SIGTERM leaves in order; a changed run is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from har_jax.checkpoint import Checkpoints
+from tests.conftest import ROOT
+
+STEPS = 200
+
+
+def arguments(workspace, run, stage="mle", **overrides):
+    settings = {
+        "data.dir": workspace / "data",
+        "model.clip": workspace / "models/clip-l",
+        "model.lm": workspace / "models/mistral",
+        "eval.clip_score": "",
+        "steps": STEPS,
+        "batch_size": 8,
+        "log_every": 2,
+        "checkpoint_every": 4,
+        "eval.every": 0,
+        "eval.images": 8,
+        "eval.batch_size": 8,
+        "data.max_tokens": 12,
+        "optim.lr": 1e-3,
+        **overrides,
+    }
+    return [
+        f"--config=configs/{stage}.py:tiny",
+        f"--workdir={run}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def start(argv, devices=1):
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "NPROC": "32",
+        "HAR_PROGRESS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "har_jax.train", *argv],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def final_params(run):
+    import orbax.checkpoint as ocp
+
+    checkpoints = Checkpoints(run, read_only=True)
+    assert checkpoints.latest() == STEPS
+    path = checkpoints.directory / str(STEPS) / "params"
+    return ocp.StandardCheckpointer().restore(path)
+
+
+def finish(argv):
+    process = start(argv)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return err
+
+
+def steps_logged(run):
+    file = run / "metrics.jsonl"
+    if not file.exists():
+        return []
+    lines = [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}")]
+    return [row["step"] for row in lines if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def unbroken(workspace, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    finish(arguments(workspace, run))
+    return run
+
+
+def test_ten_kills_change_nothing(workspace, unbroken, tmp_path):
+    run = tmp_path / "killed"
+    argv = arguments(workspace, run)
+    dice = random.Random(0)
+    kills = 0
+    while kills < 10:
+        before = (steps_logged(run) or [0])[-1]
+        # Some further steps, then a moment at random: between steps, in a save, in a log line.
+        target = before + dice.randrange(1, 6)
+        process = start(argv)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            logged = steps_logged(run)
+            if logged and logged[-1] > target:
+                break
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.15))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed often"
+    finish(argv)
+    expected, got = final_params(unbroken), final_params(run)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert np.array_equal(value, got[name]), name
+    assert steps_logged(run) == sorted(set(steps_logged(run)))  # no step twice
+    assert steps_logged(run)[-1] == STEPS
+
+
+def test_sigterm_saves_and_leaves(workspace, unbroken, tmp_path):
+    run = tmp_path / "preempted"
+    argv = arguments(workspace, run, checkpoint_every=1000)
+    process = start(argv)
+    deadline = time.monotonic() + 120
+    while not steps_logged(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    saved = Checkpoints(run, read_only=True).latest()
+    assert saved is not None and 0 < saved < STEPS
+    finish(argv)
+    expected, got = final_params(unbroken), final_params(run)
+    assert all(np.array_equal(expected[n], got[n]) for n in expected)
+
+
+def test_another_configuration_is_refused(workspace, unbroken):
+    process = start(arguments(workspace, unbroken, **{"optim.lr": 2e-3}))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.count("\n") == 1 and "config.optim.lr was 0.001 and is now 0.002" in err
