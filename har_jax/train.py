@@ -107,9 +107,9 @@ def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) 
 
         jax.distributed.initialize()
         log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
-    finished = session.train(plan, stop_after=stop_after)
-    if not finished:
-        log.info("stopped in order; the same command continues this run")
+    outcome = session.train(plan, stop_after=stop_after)
+    if not outcome.finished:
+        log.info("left in order at step %d; the same command continues this run", outcome.step)
         return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
     return 0
 

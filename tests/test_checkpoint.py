@@ -52,7 +52,9 @@ def test_keeps_the_best_and_the_latest(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, cider in [(1, 0.5), (2, 0.9), (3, 0.7), (4, None), (5, 0.8), (6, None)]:
         params = {"a": jnp.full(3, step)}
-        checkpoints.save(step, params, {"m": jnp.zeros(2)}, {}, None if cider is None else {"CIDEr": cider})
+        checkpoints.save(
+            step, params, {"m": jnp.zeros(2)}, {}, None if cider is None else {"CIDEr": cider}
+        )
     checkpoints.wait()
     assert checkpoints.steps() == [2, 6]
     assert (checkpoints.best(), checkpoints.latest()) == (2, 6)

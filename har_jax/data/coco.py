@@ -76,9 +76,7 @@ class Problems:
     def refuse(self) -> None:
         """Raises UserError when anything was dropped."""
         if self.counts:
-            raise UserError(
-                "strict, so nothing may be dropped, but there are " + " | ".join(self.lines())
-            )
+            raise UserError("strict drops nothing, but there are " + " | ".join(self.lines()))
 
 
 def read_annotations(
@@ -117,7 +115,9 @@ def read_annotations(
                 f"{path} has 'images' but neither 'annotations' (COCO) nor 'sentences' in each "
                 f"image (Karpathy); got {_shape(data)}"
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"the key {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"{path} is not a captions file: an entry has trouble with {what}; expected COCO's or "

@@ -93,15 +93,17 @@ def open_split(directory: PathLike, split: str) -> Split:
             f"dataset {directory} has no split {split!r}{did_you_mean(split, splits)}; "
             f"it has {', '.join(f'{name} ({n} images)' for name, n in splits.items()) or 'none'}"
         )
-    missing = {"image", "image/id", "image/filename", "captions"} - set(builder.info.features)
+    features: Any = builder.info.features
+    missing = {"image", "image/id", "image/filename", "captions"} - set(features)
     if missing:
         raise UserError(
             f"dataset {directory} lacks the features {sorted(missing)} of TFDS' coco_captions; "
-            f"it has {sorted(builder.info.features)}"
+            f"it has {sorted(features)}"
         )
-    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+    stored: Any = builder.info.file_format
+    if stored is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"dataset {directory} is stored as {builder.info.file_format.value}, which cannot be "
+            f"dataset {directory} is stored as {stored.value}, which cannot be "
             "read without TensorFlow; convert it with TFDS' convert_format to array_record"
         )
     return Split(directory, split, splits[split])
@@ -143,7 +145,7 @@ class Split(Sequence):
         with quiet():
             import tensorflow_datasets as tfds
 
-            builder = tfds.builder_from_directory(self.directory)
+            builder: Any = tfds.builder_from_directory(self.directory)
             return builder.as_data_source(self.name, decoders={"image": tfds.decode.SkipDecoding()})
 
     @functools.cached_property
@@ -153,8 +155,12 @@ class Split(Sequence):
         try:
             coco = json.loads(path.read_text())
         except FileNotFoundError:
-            rows = [(e.image_id, e.filename, e.captions) for e in self]
-            return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
+            examples = list(map(_without_image, self))
+            return (
+                [example.image_id for example in examples],
+                [example.filename for example in examples],
+                [example.captions for example in examples],
+            )
         ids = [image["id"] for image in coco["images"]]
         if len(ids) != self._length:
             raise UserError(
@@ -194,6 +200,10 @@ def _example(record: Mapping[str, Any]) -> Example:
         [_text(text) for text in captions["text"]],
         tuple(int(i) for i in captions["id"]) if "id" in captions else (),
     )
+
+
+def _without_image(example: Example) -> Example:
+    return dataclasses.replace(example, image=b"")
 
 
 def _text(value: bytes | str) -> str:

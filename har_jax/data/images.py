@@ -134,7 +134,7 @@ class Preprocessor:
         # uint8 has 256 values, so rescaling and normalising is a table. Made in HF's order and
         # precision (float64 product, then float32) it gives HF's bits.
         values = (np.arange(256).astype(np.float64) * self.rescale_factor).astype(np.float32)
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         object.__setattr__(self, "_table", (values[:, None] - mean) / std)
 
     @classmethod

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -100,16 +102,27 @@ def write(
     for word in (name, *splits):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
             raise UserError(f"{word!r} cannot name a dataset or split; use lower-case letters")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(
-        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.partial-")
-    )
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(
+            tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.partial-")
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write {directory}: {error.strerror}; choose another --out"
+        ) from error
     try:
         card = _write_files(scratch, examples, name, splits, description)
         card |= {"settings": dict(settings), "dropped": dict(dropped or {})}
         (scratch / CARD).write_text(json.dumps(card, indent=2) + "\n")
         os.chmod(scratch, 0o755)  # temporary directories are private by default
         _publish(scratch, directory, overwrite=overwrite)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write {directory}: {error.strerror}; nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return card
@@ -137,11 +150,14 @@ def _publish(scratch: pathlib.Path, directory: pathlib.Path, *, overwrite: bool)
     """Renames the finished dataset into place; what was there goes away last."""
     check_free(directory, overwrite=overwrite)  # someone else may have finished meanwhile
     old = scratch.with_name(scratch.name + ".old")
-    if directory.exists() and any(directory.iterdir()):
+    replaced = directory.exists() and any(directory.iterdir())
+    if replaced:
         os.rename(directory, old)
     try:
         os.rename(scratch, directory)
     except OSError as error:
+        if replaced and not directory.exists():
+            os.rename(old, directory)
         raise UserError(
             f"{directory} came into being while the dataset was written ({error.strerror}); "
             "is another `prepare` writing there?"
@@ -184,7 +200,8 @@ def _write_files(
                 {"id": i, "image_id": example.image_id, "caption": caption}
                 for i, caption in zip(ids, example.captions, strict=True)
             ]
-            words = [ptb.words(caption) for caption in example.captions]
+            # Interned: COCO has 6 million words but 30,000 different ones.
+            words = [[sys.intern(w) for w in ptb.words(text)] for text in example.captions]
             tallies[split].add(words)
             references[split].append(words)
     found = [split for split in splits if tallies[split].images]
@@ -208,6 +225,7 @@ class _Records:
 
     def __init__(self, directory: pathlib.Path, name: str, description: str):
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
         features = tfds.features.FeaturesDict(
             {
@@ -217,7 +235,7 @@ class _Records:
                 "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
             }
         )
-        identity = tfds.core.dataset_info.DatasetIdentity(
+        identity = DatasetIdentity(
             name=name,
             version=tfds.core.Version("1.0.0"),
             data_dir=os.fspath(directory),

@@ -91,7 +91,7 @@ def load_clip(
     dtype: Any = jnp.float32,
     allow_nan: bool = False,
 ) -> CLIP:
-    """A CLIP with both towers, its parameters in `dtype` (None: as stored) and sharded over `mesh`."""
+    """A CLIP with both towers, parameters in `dtype` (None: as stored), sharded over `mesh`."""
     path = hf_dir.resolve(directory)
     config = CLIPConfig.from_hf(hf_dir.read_config(path, ["clip"]))
     return load(

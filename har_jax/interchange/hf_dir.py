@@ -112,7 +112,7 @@ def _pickled(directory: Path) -> list[str]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that hold the weights: `model.safetensors`, or the shards of its index."""
+    """The safetensors files of the weights: `model.safetensors`, or the shards of its index."""
     index = directory / INDEX
     if index.exists():
         weight_map = read_json(index).get("weight_map")
@@ -165,10 +165,10 @@ def open_weights(directory: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def weights_fingerprint(directory: str | os.PathLike[str]) -> str:
-    """`sha256:...` over names, dtypes, shapes and bytes of all tensors, in the order of their names.
+    """`sha256:...` over names, dtypes, shapes and bytes of all tensors, in order of their names.
 
-    It does not depend on how the tensors are spread over files. Reads everything once (about a second
-    per gigabyte), and keeps the answer while the files do not change.
+    It does not depend on how the tensors are spread over files. Reads everything once (about a
+    second per gigabyte), and keeps the answer while the files do not change.
     """
     path = resolve(directory)
     stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in weight_files(path))

@@ -1,8 +1,8 @@
 """The safetensors format, read and written tensor by tensor.
 
-A file is an 8-byte little-endian length, a JSON header `{name: {dtype, shape, data_offsets}}` and the
-tensors' bytes (https://huggingface.co/docs/safetensors). We read it ourselves for two reasons. A
-tensor is mapped when asked for and unmapped when dropped, so that resident memory holds one
+A file is an 8-byte little-endian length, a JSON header `{name: {dtype, shape, data_offsets}}` and
+the tensors' bytes (https://huggingface.co/docs/safetensors). We read it ourselves for two reasons.
+A tensor is mapped when asked for and unmapped when dropped, so that resident memory holds one
 tensor of the file and never the file; and writing takes tensors one after the other from a sharded
 model, so that a full replica never exists on the host.
 """
@@ -64,7 +64,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> np.ndarray:
-        """A read-only view of the file's bytes; its memory is given back when the view is dropped."""
+        """A read-only view of the file; its memory is given back when the view is dropped."""
         if self.nbytes == 0:
             return np.zeros(self.shape, self.dtype)
         raw = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.nbytes,))
@@ -122,7 +122,7 @@ def write(
     specs: Mapping[str, tuple[tuple[int, ...], Any]],
     arrays: Iterable[tuple[str, np.ndarray]],
 ) -> None:
-    """Writes a file of the tensors in `specs` ({name: (shape, dtype)}), taken from `arrays` one by one.
+    """Writes the tensors of `specs` ({name: (shape, dtype)}), taken from `arrays` one by one.
 
     `arrays` yields every name of `specs` in its order. The metadata say "pt", without which
     transformers refuses a file.

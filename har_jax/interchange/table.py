@@ -5,11 +5,12 @@ A row names a tensor of the file, the parameter it is here, and how the axes mov
     Row("model.layers.{}.self_attn.q_proj.weight", "layers.{}.attn.q.kernel", "(n h) d -> d n h")
 
 `{}` stands for a layer's number. The left side of the axes are those of the file, brackets join
-several of ours; reading splits and permutes, writing permutes and joins, and neither touches a value,
-so a round trip is exact bit by bit.
+several of ours; reading splits and permutes, writing permutes and joins, and neither touches a
+value, so a round trip is exact bit by bit.
 
 `load` fills a model that was only shaped (`nnx.eval_shape`), tensor by tensor, each device reading
-its own shard from the mapped file: no full replica exists, on host or device. `save` is the way back.
+its own shard from the mapped file: no full replica exists, on host or device. `save` is the way
+back.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _fill(template: str, number: str | None) -> str:
 
 
 def find(table: Table, path: str) -> tuple[Row, str]:
-    """The row of a parameter and its tensor's name in the file. `KeyError` if the table lacks it."""
+    """The row of a parameter and its tensor's name; `KeyError` if the table lacks it."""
     number = next((part for part in path.split(".") if part.isdigit()), None)
     template = ".".join("{}" if part.isdigit() else part for part in path.split("."))
     for row in table:
@@ -120,8 +121,8 @@ def load(
       ignore: regex of tensors in the file that are passed over.
       allow_nan: take tensors with NaNs as they are.
 
-    Raises `UserError`: one that lists every missing, unexpected, duplicate and misshapen tensor, with
-    both shapes, before anything is read; or the first tensor that holds a NaN.
+    Raises `UserError`: one that lists every missing, unexpected, duplicate and misshapen tensor,
+    with both shapes, before anything is read; or the first tensor that holds a NaN.
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
     flat = nnx.to_flat_state(abstract)
@@ -208,7 +209,7 @@ def _place(
     sharding = sharding_of(
         shape, (None,) * len(shape) if axes is None else axes, mesh, rules, row.path
     )
-    # Waiting keeps the host's copies of one parameter at a time alive, not those of the whole model.
+    # Waiting keeps the host's copies of one parameter alive at a time, not the whole model's.
     return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, shard))
 
 

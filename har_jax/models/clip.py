@@ -243,7 +243,7 @@ class VisionTower(nnx.Module):
         return x.reshape(b, g * g, p, p, channels)
 
     def hidden(self, pixels: Float[Array, "B H W C"], layer: int = -1) -> Float[Array, "B S1 D"]:
-        """`hidden_states[layer]` of transformers, CLS first: 0 precedes the first layer, -1 is last.
+        """`hidden_states[layer]` of transformers, CLS first: 0 is before all layers, -1 the last.
 
         Layers behind `layer` are not computed.
         """
@@ -308,7 +308,7 @@ class TextTower(nnx.Module):
         self.projection = _projection(d, projection_dim, **kw)
 
     def hidden(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
-        """[B,T,D], layer-normed. What follows a token never changes it, so padding needs no mask."""
+        """[B,T,D], layer-normed. What follows a token never changes it: padding needs no mask."""
         t = tokens_bt.shape[1]
         if t > self.config.max_position_embeddings:
             raise UserError(

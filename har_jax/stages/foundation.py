@@ -4,8 +4,9 @@
     OUT/clip-b     stands for ViT-B/32: another architecture and seed; only scores CLIPScore
     OUT/mistral    stands for Mistral-7B: grouped-query attention, trained on caption text alone
 
-Each is a Hugging Face directory with config, weights, tokenizer (and preprocessor), so that the demo
-runs the code that published weights run. `foundation.json` beside them tells what they were made of.
+Each is a Hugging Face directory with config, weights, tokenizer (and preprocessor), so that the
+demo runs the code that published weights run. `foundation.json` beside them tells what they were
+made of.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ MISTRAL = LmRecipe(
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All three. `max_images` bounds memory and time on large datasets; the first ones are taken."""
+    """All three. `max_images` bounds memory and time; of a large dataset the first are taken."""
 
     clip_l: ClipRecipe = CLIP_L
     clip_b: ClipRecipe = CLIP_B

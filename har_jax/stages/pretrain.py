@@ -1,4 +1,4 @@
-"""Trains a small CLIP contrastively and a small language model on captions, in memory, on one device.
+"""Trains a small CLIP contrastively and a small language model on captions, all in memory.
 
 Used for the miniature foundation models only. Both go through `fit`: one jitted, donated step and
 Muon, which needs about a third of AdamW's steps here (a CLIP on drawn scenes after 200 steps of 128
@@ -46,7 +46,7 @@ def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
     """Which axes of a kernel are its inputs and which its outputs; None where Adam is to be used.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises updates of hidden
-    layers; embeddings, positions, output layers and vectors are left to Adam, as its authors advise.
+    layers; embeddings, positions, output layers and vectors are left to Adam, as he advises.
     """
     if len(axes) < 2 or {"vocab", "position"} & set(axes):
         return None
@@ -89,9 +89,10 @@ def fit(
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = tx.init(params)
     with progress(schedule.steps, desc=label, unit="step") as bar:
-        for _, batch in zip(range(schedule.steps), batches, strict=False):
+        for i, batch in zip(range(schedule.steps), batches, strict=False):
             params, state, value = jitted(params, state, batch)
-            bar.set_postfix({"loss": f"{float(value):.3f}"})
+            if i % 10 == 0:  # reading it waits for the device
+                bar.set_postfix({"loss": f"{float(value):.3f}"})
             bar.update()
     return params
 

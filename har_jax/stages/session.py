@@ -128,8 +128,17 @@ def _reward(config: Config, split: Split) -> CiderDReward:
     return CiderDReward(DocumentFrequency.load(path), split.references(), eos=config.scst.eos)
 
 
-def train(plan: Plan, *, stop_after: int | None = None) -> bool:
-    """Runs (or resumes) a planned session; True when it reached `config.steps`."""
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a session ended."""
+
+    finished: bool  # reached config.steps; False: left in order before
+    step: int
+    compilations: int  # of the training step; more than 1 means that some shape changed
+
+
+def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
+    """Runs (or resumes) a planned session."""
     config, foundation = plan.config, plan.foundation
     check_devices(config, jax.device_count())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -222,8 +231,7 @@ def train(plan: Plan, *, stop_after: int | None = None) -> bool:
         )
     checkpoints.close()
     writer.close()
-    del state
-    return finished
+    return Outcome(finished, int(state.step), step.compilations)
 
 
 def _parameters(plan: Plan, structure: Structure[Captioner], mesh: Mesh) -> tuple[Params, Params]:

@@ -199,7 +199,8 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
                 "merges.txt"
             )
         lines = merges.read_text(encoding="utf-8").splitlines()
-        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        rows = [line.split() for line in lines if line and not line.startswith("#version")]
+        pairs = [(left, right) for left, right in rows]
         tokenizer = _clip_pipeline(_json(vocab), pairs)
     if None in (tokenizer.token_to_id(CLIP_BOS), tokenizer.token_to_id(CLIP_EOS)):
         raise UserError(f"the tokenizer of {directory} is not a CLIP's: it lacks {CLIP_EOS}")
@@ -236,9 +237,11 @@ def train_clip_tokenizer(
     pattern = _clip_pipeline({CLIP_EOS: 0, CLIP_BOS: 1}, [])
     learner.normalizer, learner.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        # Whatever it makes of the bytes, it finds at least as many merges as we have room for.
         vocab_size=vocab_size,
         initial_alphabet=alphabet,
+        # Named here, the letters that end a word have fixed ids. Otherwise they are numbered in the
+        # order of a hash table, and ties between merges would fall anew in every process.
+        special_tokens=[letter + "</w>" for letter in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -281,7 +284,7 @@ _CLIP_WORD = (
 )
 
 
-def _clip_pipeline(vocab: dict[str, int], merges: Sequence[tuple[str, ...]]) -> Tokenizer:
+def _clip_pipeline(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:
     from tokenizers import (
         AddedToken,
         Regex,

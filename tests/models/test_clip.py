@@ -1,5 +1,8 @@
 """CLIP against transformers' PyTorch CLIP, in float32, on drawn configurations."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,9 @@ from flax import nnx
 from transformers import CLIPVisionModel
 
 from har_jax.errors import UserError
-from har_jax.interchange.clip import clip_table, load_clip, load_vision
-from har_jax.interchange.table import load
+from har_jax.interchange.clip import clip_table, load_clip, load_vision, read_vision_config
 from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
+from har_jax.models.functional import part, split
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -19,7 +22,7 @@ TOLERANCE = 1e-4  # of the output's scale
 
 
 def draw_config(rng: np.random.Generator) -> dict:
-    """A small `config.json` with odd sizes, both activations, and images that patches do not fill."""
+    """A small `config.json`: odd sizes, both activations, images that patches do not fill."""
     activation = str(rng.choice(["quick_gelu", "gelu"]))
     projection = int(rng.integers(3, 20))
 
@@ -99,26 +102,65 @@ def test_parity_with_transformers(seed, tmp_path):
 
     ours = load_clip(tmp_path)
     assert ours.config == CLIPConfig.from_hf(ours.config.to_hf())
-    assert_close(ours(pixels, tokens), theirs.logits_per_image, "logits")
-    assert_close(ours.image_embedding(pixels), theirs.image_embeds, "image embedding")
-    assert_close(ours.text_embedding(tokens), theirs.text_embeds, "text embedding")
-    text_hidden = ours.text.hidden(tokens)
-    assert_close(text_hidden, theirs.text_model_output.last_hidden_state, "text hidden")
-    vision = load_vision(tmp_path)
-    assert_close(vision.pooled(pixels), alone.pooler_output, "pooled")
+    structure, params = split(ours)
     layer = int(rng.integers(-len(alone.hidden_states), len(alone.hidden_states)))
-    wanted = alone.hidden_states[layer]
-    assert_close(vision.features(pixels, layer, with_cls=True), wanted, f"hidden {layer}")
-    assert_close(vision.features(pixels, layer), wanted[:, 1:], f"patches {layer}")
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(params, pixels, tokens) -> dict:
+        clip = structure.merge(params)
+        return {
+            "logits": clip(pixels, tokens),
+            "image embedding": clip.image_embedding(pixels),
+            "text embedding": clip.text_embedding(tokens),
+            "text hidden": clip.text.hidden(tokens),
+            "pooled": clip.vision.pooled(pixels),
+            "hidden": clip.vision.features(pixels, layer, with_cls=True),
+            "patches": clip.vision.features(pixels, layer),
+        }
+
+    wanted = {
+        "logits": theirs.logits_per_image,
+        "image embedding": theirs.image_embeds,
+        "text embedding": theirs.text_embeds,
+        "text hidden": theirs.text_model_output.last_hidden_state,
+        "pooled": alone.pooler_output,
+        "hidden": alone.hidden_states[layer],
+        "patches": alone.hidden_states[layer][:, 1:],
+    }
+    for what, value in run(params, pixels, tokens).items():
+        assert_close(value, wanted[what], what)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_the_vision_tower_alone_is_that_of_the_whole(projection, tmp_path):
+    """From a CLIPModel, a CLIPVisionModel (other names) and a CLIPVisionModelWithProjection."""
+    config = draw_config(np.random.default_rng(5))
+    whole = random_torch_clip(config, 5)
+    whole.save_pretrained(tmp_path / "whole")
+    expected = part(split(load_clip(tmp_path / "whole"))[1], "vision")
+    if not projection:
+        expected.pop("projection.kernel")
+    classes = [transformers.CLIPVisionModelWithProjection]
+    classes += [] if projection else [CLIPVisionModel]
+    sources = [tmp_path / "whole"]
+    for cls in classes:
+        sources.append(tmp_path / cls.__name__)
+        cls.from_pretrained(tmp_path / "whole").save_pretrained(sources[-1])
+    for source in sources:
+        tower = load_vision(source, projection=projection)
+        found = split(tower)[1]
+        assert found.keys() == expected.keys()
+        assert all((found[k] == expected[k]).all() for k in found)
+    assert read_vision_config(sources[-1]) == tower.config
 
 
 def test_defaults_are_those_of_transformers():
     theirs = transformers.CLIPConfig().to_dict()
     ours = CLIPConfig().to_hf()
     assert ours["projection_dim"] == theirs["projection_dim"]
-    for part in ("text_config", "vision_config"):
-        for key, value in ours[part].items():
-            assert theirs[part][key] == value, (part, key)
+    for name in ("text_config", "vision_config"):
+        for key, value in ours[name].items():
+            assert theirs[name][key] == value, (name, key)
 
 
 def test_an_old_config_dict_replaces_the_new_one():
@@ -177,9 +219,7 @@ def test_bfloat16_stays_within_its_own_error(tmp_path):
 
 
 def test_bad_use_is_explained():
-    vision = VisionTower(
-        VisionConfig(8, 8, 2, 2, image_size=8, patch_size=4), rngs=nnx.Rngs(0)
-    )
+    vision = VisionTower(VisionConfig(8, 8, 2, 2, image_size=8, patch_size=4), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"10x8x3.*8x8x3"):
         vision.features(np.zeros((1, 10, 8, 3), np.float32))
     with pytest.raises(UserError, match="layer 3 of a tower of 2"):
@@ -195,4 +235,3 @@ def test_bad_use_is_explained():
 def test_the_table_names_every_parameter_once():
     rows = clip_table()
     assert len({r.hf for r in rows}) == len(rows) == len({r.path for r in rows})
-    assert callable(load)

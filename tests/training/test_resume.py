@@ -13,32 +13,13 @@ import pytest
 
 from har_jax.checkpoint import Checkpoints
 from tests.conftest import ROOT
+from tests.training.commands import train_arguments
 
 STEPS = 200
 
 
-def arguments(workspace, run, stage="mle", **overrides):
-    settings = {
-        "data.dir": workspace / "data",
-        "model.clip": workspace / "models/clip-l",
-        "model.lm": workspace / "models/mistral",
-        "eval.clip_score": "",
-        "steps": STEPS,
-        "batch_size": 8,
-        "log_every": 2,
-        "checkpoint_every": 4,
-        "eval.every": 0,
-        "eval.images": 8,
-        "eval.batch_size": 8,
-        "data.max_tokens": 12,
-        "optim.lr": 1e-3,
-        **overrides,
-    }
-    return [
-        f"--config=configs/{stage}.py:tiny",
-        f"--workdir={run}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]
+def arguments(workspace, run, **overrides):
+    return train_arguments(workspace, run, **{"steps": STEPS, "checkpoint_every": 4, **overrides})
 
 
 def start(argv, devices=1):
@@ -138,7 +119,7 @@ def test_sigterm_saves_and_leaves(workspace, unbroken, tmp_path):
 
 
 def test_another_configuration_is_refused(workspace, unbroken):
-    process = start(arguments(workspace, unbroken, **{"optim.lr": 2e-3}))
+    process = start(arguments(workspace, unbroken, optim__lr=2e-3))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("\n") == 1 and "config.optim.lr was 0.001 and is now 0.002" in err

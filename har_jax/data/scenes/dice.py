@@ -35,11 +35,12 @@ class Dice:
     def weigh(self, weights: Mapping[T, float]) -> T:
         """One of the keys, as likely as its weight says (the weights need not sum to one)."""
         left = self._random() * sum(weights.values())
-        for option, weight in weights.items():
-            left -= weight
+        options = list(weights)
+        for option in options[:-1]:
+            left -= weights[option]
             if left < 0:
                 return option
-        return option  # rounding left a crumb: the last one
+        return options[-1]  # also where rounding left a crumb
 
     def some(self, options: Sequence[T], count: int) -> list[T]:
         """`count` different options in random order (Fisher-Yates from the front)."""

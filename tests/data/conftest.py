@@ -1,0 +1,29 @@
+"""A small dataset of scenes on disk, and a tokenizer for it."""
+
+import pytest
+
+from har_jax.data import scenes, writer
+from har_jax.text.tokenizer import train_tokenizer
+
+SIZES = {"train": 30, "val": 7, "test": 8}
+
+
+@pytest.fixture(scope="session")
+def small_scenes():
+    """[(split, Example)] of seed 3."""
+    return list(scenes.generate(3, SIZES))
+
+
+@pytest.fixture(scope="session")
+def scenes_dir(small_scenes, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data") / "scenes"
+    writer.write(
+        directory, small_scenes, name="scenes", splits=list(SIZES), description="", settings={}
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_scenes, tmp_path_factory):
+    texts = [text for _, example in small_scenes for text in example.captions]
+    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))

@@ -1,0 +1,251 @@
+"""COCO's and Karpathy's annotation files, whole and broken."""
+
+import collections
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from har_jax.data import coco
+from har_jax.data.dataset import open_split, read_card
+from har_jax.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of five small photographs, one of them cut off and one not an image."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        buffer = io.BytesIO()
+        Image.effect_noise((40, 30), 50).convert("RGB").save(buffer, "JPEG")
+        (folder / f"{i}.jpg").write_bytes(buffer.getvalue())
+    (folder / "3.jpg").write_bytes((folder / "3.jpg").read_bytes()[:400])
+    (folder / "4.jpg").write_text("<html>404</html>")
+    return folder
+
+
+def annotations(captions, names=None):
+    """COCO's format: `captions` is {image id: [text, ...]}."""
+    number = iter(range(1000))
+    names = names or {i: f"{i}.jpg" for i in captions}
+    return {
+        "info": {},
+        "images": [{"id": i, "file_name": name} for i, name in names.items()],
+        "annotations": [
+            {"id": next(number), "image_id": i, "caption": text}
+            for i, texts in captions.items()
+            for text in texts
+        ],
+    }
+
+
+def karpathy(rows):
+    """Karpathy's format: rows of (id, split, folder, texts)."""
+    return {
+        "dataset": "coco",
+        "images": [
+            {
+                "cocoid": i,
+                "imgid": 900 + i,
+                "split": split,
+                "filepath": folder,
+                "filename": f"{i}.jpg",
+                "sentences": [
+                    {"raw": t, "sentid": 10 * i + k, "tokens": t.lower().split()}
+                    for k, t in enumerate(texts)
+                ],
+            }
+            for i, split, folder, texts in rows
+        ],
+    }
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(value, name="captions.json"):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    return save
+
+
+def test_a_coco_file_becomes_a_split(photos, save, tmp_path):
+    path = save(annotations({0: ["A cat.", "a dog "], 2: ["Two cats", "x", "y"]}))
+    card, problems = coco.prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert not problems.counts
+    split = open_split(tmp_path / "out", "train")
+    assert split.references() == {0: ["A cat.", "a dog "], 2: ["Two cats", "x", "y"]}
+    assert [e.image for e in split] == [(photos / f"{i}.jpg").read_bytes() for i in (0, 2)]
+    assert [e.filename for e in split] == ["0.jpg", "2.jpg"]
+    assert [e.caption_ids for e in split] == [(0, 1), (2, 3, 4)]
+    assert card["splits"]["train"]["references_per_image"] == {"2": 1, "3": 1}
+
+
+def test_several_files_make_several_splits(photos, save, tmp_path):
+    files = [
+        save(annotations({0: ["a"]}), "1.json"),
+        save(annotations({1: ["b"]}), "2.json"),
+        save(annotations({2: ["c"]}), "3.json"),
+    ]
+    coco.prepare(
+        tmp_path / "out", captions=files, images=[photos], splits=["train", "val", "train"]
+    )
+    assert open_split(tmp_path / "out", "train").references() == {0: ["a"], 2: ["c"]}
+    assert open_split(tmp_path / "out", "val").references() == {1: ["b"]}
+    with pytest.raises(UserError, match="3 captions files but 1 splits"):
+        coco.prepare(tmp_path / "b", captions=files, images=[photos], splits=["train"])
+
+
+@pytest.mark.parametrize(
+    ("restval", "expected"),
+    [
+        ("train", {"train": {0, 1}, "test": {2}}),
+        ("keep", {"train": {0}, "restval": {1}, "test": {2}}),
+        ("drop", {"train": {0}, "test": {2}}),
+    ],
+)
+def test_karpathys_splits(photos, save, tmp_path, restval, expected):
+    """Images lie in folders of their own, as val2014/ and train2014/ do."""
+    (tmp_path / "all" / "val2014").mkdir(parents=True)
+    (photos / "1.jpg").rename(tmp_path / "all" / "val2014" / "1.jpg")
+    rows = [
+        (0, "train", "train2014", ["one"]),
+        (1, "restval", "val2014", ["two"]),
+        (2, "test", "val2014", ["three", "four"]),
+    ]
+    path = save(karpathy(rows))
+    card, problems = coco.prepare(
+        tmp_path / "out", captions=[path], images=[photos, tmp_path / "all"], restval=restval
+    )
+    assert not problems.counts
+    found = {name: set(open_split(tmp_path / "out", name).image_ids) for name in card["splits"]}
+    assert found == expected
+    with pytest.raises(UserError, match="names the split of each image"):
+        coco.prepare(tmp_path / "b", captions=[path], images=[photos], splits=["val"])
+
+
+def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
+    data = annotations(
+        {
+            0: ["good", "  ", "", 7, None, "also good"],
+            1: [],
+            2: ["\n"],
+            3: ["the file is cut off"],
+            4: ["the file is a web page"],
+            5: ["the file is missing"],
+        }
+    )
+    data["images"].append({"id": 0, "file_name": "0.jpg"})
+    data["annotations"].append({"id": 999, "image_id": 77, "caption": "of nothing"})
+    data["annotations"].append({"id": 0, "image_id": 1, "caption": "the id of another"})
+    path = save(data)
+    card, problems = coco.prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert open_split(tmp_path / "out", "train").references() == {0: ["good", "also good"]}
+    assert card["dropped"] == {
+        "captions of images that are not listed": 1,
+        "captions with the id of another": 1,
+        "empty captions": 3,
+        "captions that are not text": 2,
+        "images without captions": 2,
+        "images listed twice": 1,
+        "images that do not decode": 2,
+        "image files that are missing": 1,
+    }
+    assert read_card(tmp_path / "out")["dropped"] == card["dropped"]
+    told = "\n".join(problems.lines())
+    assert "3.jpg does not decode" in told and "4.jpg is not an image" in told
+    assert "1 image files that are missing: 5.jpg" in told
+
+
+@pytest.mark.parametrize("texts", [{0: ["a", ""]}, {0: ["a"], 3: ["cut off"]}])
+def test_strict_stops_with_the_list(photos, save, tmp_path, texts):
+    path = save(annotations(texts))
+    with pytest.raises(UserError, match=r"strict drops nothing, .*(empty|3\.jpg)"):
+        coco.prepare(tmp_path / "out", captions=[path], images=[photos], strict=True)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json at all", "not valid JSON"),
+        (json.dumps(annotations({0: ["a"]}))[:-20], "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[]", "an object with a list 'images'; got a list"),
+        ("{}", "got an object with the keys"),
+        ('{"images": []}', "a list 'images'"),
+        ('{"images": [3]}', "a list 'images'"),
+        ('{"images": [{"id": 1, "file_name": "a"}]}', "neither 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": []}', "trouble with the key 'file_name'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 1, "image_id": 1}]}',
+            "trouble with the key 'caption'",
+        ),
+        ('{"images": [{"sentences": [], "filename": "a"}]}', "trouble with the key 'split'"),
+        ('{"images": [{"sentences": 4, "filename": "a", "split": "val"}]}', "trouble with"),
+        ('{"images": [{"id": "x", "file_name": "a"}], "annotations": []}', "trouble with"),
+    ],
+)
+def test_files_that_are_no_captions(photos, save, tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as error:
+        coco.prepare(tmp_path / "out", captions=[save(content)], images=[photos])
+    assert "captions.json" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_and_folders(photos, save, tmp_path):
+    path = save(annotations({0: ["a"]}))
+    with pytest.raises(UserError, match="there is no file"):
+        coco.prepare(tmp_path / "out", captions=[tmp_path / "x.json"], images=[photos])
+    with pytest.raises(UserError, match="no such directory"):
+        coco.prepare(tmp_path / "out", captions=[path], images=[tmp_path / "x"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image to write"):
+        coco.prepare(tmp_path / "out", captions=[path], images=[tmp_path / "empty"])
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_image_in_two_splits_is_refused(photos, save, tmp_path):
+    files = [save(annotations({0: ["a"]}), "1.json"), save(annotations({0: ["b"]}), "2.json")]
+    with pytest.raises(UserError, match="image 0 is in 'train' and in 'val'"):
+        coco.prepare(tmp_path / "o", captions=files, images=[photos], splits=["train", "val"])
+
+
+def test_real_photographs(real_data, tmp_path):
+    import tensorflow_datasets as tfds
+
+    mini = real_data / "coco_mini"
+    card, problems = coco.prepare(
+        tmp_path / "out",
+        captions=[mini / "annotations" / f"captions_{s}2017.json" for s in ("train", "val")],
+        images=[mini / "train2017", mini / "val2017"],
+        splits=["train", "val"],
+    )
+    assert not problems.counts
+    assert {name: figures["images"] for name, figures in card["splits"].items()} == {
+        "train": 80,
+        "val": 79,
+    }
+    source = tfds.builder_from_directory(tmp_path / "out").as_data_source("val")
+    assert all(record["image"].shape[2] == 3 for record in source)
+
+
+def test_all_references_of_val2017_are_read(real_data):
+    """Against pycocotools' reading of the same file; 13 images have 6 or 7 captions."""
+    from pycocotools.coco import COCO
+
+    path = real_data / "coco_val2017_captions.json"
+    problems = coco.Problems()
+    entries = coco.read_annotations(path, split="val", problems=problems)
+    theirs = COCO(path)
+    assert not problems.counts
+    assert len(entries) == 5000 and sum(len(e.captions) for e in entries) == 25014
+    counts = collections.Counter(len(entry.captions) for entry in entries)
+    assert counts[6] + counts[7] == 13 and counts[5] == 5000 - 13
+    for entry in entries:
+        expected = {(a["id"], a["caption"]) for a in theirs.imgToAnns[entry.image_id]}
+        assert set(entry.captions) == expected

@@ -1,0 +1,218 @@
+"""Pixels equal Hugging Face's CLIPImageProcessor (PIL) bit for bit, whatever the photograph."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from har_jax.data.images import Preprocessor, decode
+from har_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def hf_class():
+    image_processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    return image_processing.CLIPImageProcessorPil
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(mode, size=(61, 43)):
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    array = RNG.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    return Image.frombytes(mode, size, array.tobytes())
+
+
+def palette_with_transparency():
+    image = noise("RGB").quantize(16)
+    return encoded(image, transparency=3)
+
+
+KINDS = {
+    "rgb png": lambda: encoded(noise("RGB")),
+    "grayscale png": lambda: encoded(noise("L")),
+    "grayscale jpeg": lambda: encoded(noise("L"), "JPEG"),
+    "gray with alpha": lambda: encoded(noise("LA")),
+    "alpha": lambda: encoded(noise("RGBA")),
+    "palette": lambda: encoded(noise("RGB").quantize(64)),
+    "palette with a transparent colour": palette_with_transparency,
+    "bilevel": lambda: encoded(noise("L").convert("1")),
+    "jpeg": lambda: encoded(noise("RGB"), "JPEG", quality=80),
+    "progressive jpeg": lambda: encoded(noise("RGB"), "JPEG", progressive=True),
+    "cmyk jpeg": lambda: encoded(noise("CMYK"), "JPEG"),
+    "animated gif": lambda: encoded(
+        noise("RGB").quantize(32), "GIF", save_all=True, append_images=[noise("RGB").quantize(32)]
+    ),
+    "webp": lambda: encoded(noise("RGB"), "WEBP"),
+    "bmp": lambda: encoded(noise("RGB"), "BMP"),
+    "tiff of 4 bands": lambda: encoded(noise("CMYK"), "TIFF"),
+}
+
+
+def hf_pixels(processor, image):
+    batch = processor(images=image, return_tensors="np")["pixel_values"]
+    return np.moveaxis(np.asarray(batch)[0], 0, -1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [16, 64])
+def test_equals_hf_for_every_kind_of_file(hf_class, kind, side):
+    data = KINDS[kind]()
+    processor = hf_class(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    ours = Preprocessor.for_size(side)(data)
+    theirs = hf_pixels(processor, Image.open(io.BytesIO(data)))
+    assert ours.dtype == np.float32 and ours.shape == (side, side, 3)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 90), (90, 1), (7, 300), (64, 64), (65, 64), (333, 97)]
+)
+def test_equals_hf_for_every_shape(hf_class, size):
+    image = noise("RGB", size)
+    processor = hf_class(size={"shortest_edge": 33}, crop_size={"height": 33, "width": 33})
+    np.testing.assert_array_equal(Preprocessor.for_size(33)(image), hf_pixels(processor, image))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"height": 20, "width": 31}, "do_center_crop": False},
+        {"size": {"shortest_edge": 20}, "crop_size": {"height": 31, "width": 17}},
+        {"size": {"shortest_edge": 21}, "crop_size": {"height": 52, "width": 71}},
+        {"do_resize": False, "crop_size": {"height": 50, "width": 50}},
+        {"resample": 2, "size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+        {"rescale_factor": 1 / 127.5, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.7, 1.1]},
+        {"do_normalize": False},
+        {"do_rescale": False},
+    ],
+    ids=str,
+)
+def test_equals_hf_for_every_setting(hf_class, config, tmp_path):
+    """The settings go through the files: HF writes them, we read and write them, HF reads ours."""
+    processor = hf_class(**config)
+    processor.save_pretrained(tmp_path)
+    ours = Preprocessor.from_hf(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_hf()))
+    again = hf_class.from_pretrained(tmp_path)
+    for size in ((61, 43), (43, 61), (300, 40)):
+        image = noise("RGB", size)
+        expected = hf_pixels(processor, image)
+        np.testing.assert_array_equal(ours(image), expected)
+        np.testing.assert_array_equal(hf_pixels(again, image), expected)
+    assert Preprocessor.from_hf(tmp_path) == ours
+    assert Preprocessor.from_hf(tmp_path).fingerprint == ours.fingerprint
+
+
+def test_equals_hf_on_real_photographs(hf_class, real_data):
+    paths = sorted((real_data / "coco_mini" / "val2017").glob("*.jpg"))[:12]
+    processor, ours = hf_class(), Preprocessor()
+    assert paths
+    for path in paths:
+        np.testing.assert_array_equal(ours(path), hf_pixels(processor, Image.open(path)))
+
+
+def test_old_configs_with_plain_numbers(tmp_path):
+    """openai/clip-vit-large-patch14's own preprocessor_config.json."""
+    config = {
+        "crop_size": 224,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": 224,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert Preprocessor.from_hf(tmp_path) == Preprocessor()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_camera_on_its_side_is_turned_upright(hf_class, orientation):
+    """Here we differ from HF on purpose: EXIF orientation is obeyed."""
+    upright = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    turn = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for step in turn.get(orientation, []):
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(upright))
+    as_stored = decode(data, upright=False)
+    np.testing.assert_array_equal(np.asarray(as_stored), np.asarray(stored))
+
+
+def test_sixteen_bits_keep_their_high_byte():
+    """Pillow's own conversion, hence HF, clips everything above 255 to white."""
+    values = (np.arange(60, dtype=np.uint16) * 1092).reshape(6, 10)
+    result = np.asarray(decode(encoded(Image.fromarray(values))))
+    np.testing.assert_array_equal(result, np.repeat((values >> 8)[..., None], 3, -1))
+
+
+def test_paths_bytes_and_images_are_the_same(tmp_path):
+    image = noise("RGB")
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(image))
+    preprocessor = Preprocessor.for_size(32)
+    expected = preprocessor(image)
+    for given in (path, str(path), path.read_bytes(), memoryview(path.read_bytes())):
+        np.testing.assert_array_equal(preprocessor(given), expected)
+    batch = np.stack([preprocessor.pixels(image)] * 2)
+    np.testing.assert_array_equal(preprocessor.normalise(batch)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, this is not an image", "is not an image"),
+        (encoded(noise("RGB"), "JPEG")[:700], "does not decode"),
+        (encoded(noise("RGB"))[:900], "does not decode"),
+        (encoded(noise("RGB"))[:30], "image odd"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image odd"),
+        (encoded(noise("RGB"), "JPEG")[:60], "image odd"),
+    ],
+    ids=["empty", "text", "cut jpeg", "cut png", "cut header", "broken png", "jpeg header only"],
+)
+def test_what_is_no_image_is_named(data, message):
+    with pytest.raises(UserError, match=message) as error:
+        decode(data, name="odd.jpg")
+    assert "odd.jpg" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_absurdly_large_image_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="too large"):
+        decode(encoded(Image.new("1", (100, 100))))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.jpg cannot be read: No such file"):
+        decode(tmp_path / "nowhere.jpg")
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json"):
+        Preprocessor.from_hf(tmp_path)
+    for text in ("{", '{"size": {"longest_edge": 3}}', '{"do_pad": true}', '{"image_mean": [1]}'):
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"preprocessor_config\.json is not"):
+            Preprocessor.from_hf(tmp_path)
+    with pytest.raises(UserError, match="neither crops nor resizes"):
+        _ = Preprocessor(do_center_crop=False).output_size

@@ -1,0 +1,159 @@
+"""Mistral directories: parity with transformers on drawn configurations, and exact round trips."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file
+from transformers import MistralForCausalLM
+
+from har_jax.interchange.mistral import load_mistral, save_mistral
+from har_jax.models.functional import initialise, split
+from har_jax.models.mistral import Mistral, MistralConfig
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+TOLERANCE = 1e-4  # of the output's scale
+
+
+def draw_config(rng: np.random.Generator) -> dict:
+    """Odd sizes, 1 kv head to all, explicit head_dim, tied or not, windows shorter than a text."""
+    kv_heads = int(rng.integers(1, 4))
+    heads = kv_heads * int(rng.integers(1, 4))
+    return {
+        "vocab_size": int(rng.integers(11, 70)),
+        "hidden_size": heads * 2 * int(rng.integers(1, 5)),
+        "intermediate_size": int(rng.integers(5, 50)),
+        "num_hidden_layers": int(rng.integers(1, 4)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": None if rng.random() < 0.3 else 2 * int(rng.integers(1, 9)),
+        "hidden_act": str(rng.choice(["silu", "gelu", "gelu_pytorch_tanh"])),
+        "rms_norm_eps": float(rng.choice([1e-6, 1e-5, 1e-3])),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(rng.choice([100.0, 10_000.0, 1_000_000.0])),
+        },
+        "sliding_window": None if rng.random() < 0.4 else int(rng.integers(1, 9)),
+        "tie_word_embeddings": bool(rng.random() < 0.4),
+        "attn_implementation": "eager",
+    }
+
+
+def random_torch_mistral(config: dict, seed: int) -> MistralForCausalLM:
+    torch.manual_seed(seed)
+    model = MistralForCausalLM(transformers.MistralConfig(**config)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def tokens_of(config: dict, rng: np.random.Generator, longest: int = 24) -> np.ndarray:
+    return rng.integers(0, config["vocab_size"], (2, int(rng.integers(10, longest))))
+
+
+def assert_close(ours, theirs: torch.Tensor, what: str) -> None:
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    assert ours.shape == theirs.shape, what
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max(), what
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parity_and_round_trip(seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    config = draw_config(rng)
+    reference = random_torch_mistral(config, seed)
+    reference.save_pretrained(tmp_path / "theirs")
+    tokens = tokens_of(config, rng, longest=24 if seed else 400)
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens), output_hidden_states=True)
+
+    ours = load_mistral(tmp_path / "theirs")
+    structure, params = split(ours)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(params, tokens):
+        model = structure.merge(params)
+        hidden, _ = model.prefill(model.embed(tokens))
+        return hidden, model.logits(hidden)
+
+    hidden, logits = run(params, tokens)
+    assert_close(hidden, theirs.hidden_states[-1], "hidden")
+    assert_close(logits, theirs.logits, "logits")
+
+    save_mistral(ours, tmp_path / "ours")
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    after = load_file(tmp_path / "ours" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        assert tensor.tobytes() == after[name].tobytes(), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_loads_what_we_save(tied, tmp_path):
+    config = MistralConfig(
+        vocab_size=37,
+        hidden_size=20,
+        intermediate_size=30,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=8,
+        rope_theta=500.0,
+        sliding_window=4,
+        tie_word_embeddings=tied,
+    )
+    structure, params = initialise(lambda key: Mistral(config, rngs=nnx.Rngs(key)), 1)
+    ours = structure.merge(params)
+    save_mistral(ours, tmp_path / "lm")
+    theirs, report = MistralForCausalLM.from_pretrained(tmp_path / "lm", output_loading_info=True)
+    assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = np.arange(14).reshape(2, 7)
+
+    @jax.jit
+    def logits(params, tokens):
+        model = structure.merge(params)
+        return model.logits(model.prefill(model.embed(tokens))[0])
+
+    wanted = theirs.eval()(torch.tensor(tokens)).logits
+    assert_close(logits(params, tokens), wanted, "logits")
+    again = load_mistral(tmp_path / "lm")
+    assert again.config == config
+
+
+def test_mistral_7b_has_its_published_size():
+    """7,241,732,096 parameters, shaped and never allocated."""
+    model = nnx.eval_shape(lambda: Mistral(MistralConfig(), rngs=nnx.Rngs(0)))
+    sizes = [v.get_value().size for _, v in nnx.split(model)[1].flat_state()]
+    assert sum(sizes) == 7_241_732_096
+
+
+def test_bfloat16_round_trip_is_exact(tmp_path):
+    config = draw_config(np.random.default_rng(2))
+    random_torch_mistral(config, 2).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    ours = load_mistral(tmp_path / "theirs", dtype=None)
+    save_mistral(ours, tmp_path / "ours")
+    again = load_mistral(tmp_path / "ours", dtype=None)
+    a, b = split(ours)[1], split(again)[1]
+    assert all(v.dtype == "bfloat16" for v in a.values())
+    assert all(np.asarray(a[k]).tobytes() == np.asarray(b[k]).tobytes() for k in a)
+    theirs = MistralForCausalLM.from_pretrained(tmp_path / "ours")
+    assert theirs.dtype == torch.bfloat16
+
+
+def test_options_change_no_weight(tmp_path):
+    config = dataclasses.replace(
+        MistralConfig(), vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    save_mistral(Mistral(config, rngs=nnx.Rngs(0)), tmp_path / "lm")
+    a = split(load_mistral(tmp_path / "lm"))[1]
+    b = split(load_mistral(tmp_path / "lm", remat="full"))[1]
+    assert all((a[k] == b[k]).all() for k in a)

@@ -1,0 +1,241 @@
+"""`har_jax.train` as a user meets it: the way through both stages, and what each mistake says."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import har_jax
+from har_jax import config as configs
+from har_jax import train
+from har_jax.checkpoint import Checkpoints
+from har_jax.errors import UserError
+from har_jax.stages import session
+from har_jax.text.tokenizer import train_tokenizer
+from tests.conftest import ROOT
+from tests.training.commands import train_arguments
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def runs(workspace, tmp_path_factory):
+    """One MLE and one SCST run of a few steps, on all eight devices."""
+    here = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert train.main(train_arguments(workspace, here / "mle")) == 0
+        argv = train_arguments(
+            workspace, here / "scst", "scst", init_from=here / "mle", scst__samples=2, eval__every=2
+        )
+        assert train.main(argv) == 0
+    return here
+
+
+def mistake(capsys, argv):
+    """Runs a command that must fail: exit code 2 and one line, which is returned."""
+    code = train.main(argv)
+    err = capsys.readouterr().err
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and err.splitlines()[-1] == lines[0], err
+    return lines[0]
+
+
+def test_both_stages_leave_a_complete_run(runs):
+    info = json.loads((runs / "scst/run.json").read_text())
+    assert info["stage"] == "scst"
+    assert info["parent"] == {"run": str(runs / "mle"), "step": 4, "stage": "mle"}
+    assert info["reward_signature"].startswith("CIDEr-D[n4,s6.0]+eos+df[train,N=48,")
+    assert info["reward_signature"].endswith("+baseline[greedy,K=2]")
+    rows = [json.loads(x) for x in (runs / "scst/metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "train/reward" in row]
+    assert [row["step"] for row in logged] == [2, 4]
+    assert all(row["train/logp_drift"] < 1e-4 for row in logged)
+    assert {"train/reward_greedy", "train/bad_end_rate", "train/entropy"} <= logged[0].keys()
+    assert [row["step"] for row in rows if "val/CIDEr" in row] == [2, 4]
+    assert list((runs / "scst/tensorboard").glob("events.*"))
+    assert (runs / "scst/samples.jsonl").read_text().count("\n") >= 8
+
+
+def test_frozen_means_frozen(runs):
+    checkpoints = Checkpoints(runs / "mle", read_only=True)
+    import orbax.checkpoint as ocp
+
+    path = checkpoints.directory / str(checkpoints.latest())
+    names = set(ocp.StandardCheckpointer().restore(path / "params"))
+    assert names and not any(name.startswith("vision.") for name in names)
+    assert any(name.startswith("projector.") for name in names)
+    optimizer = ocp.StandardCheckpointer().metadata(path / "optimizer").item_metadata
+    assert "vision." not in str(jax.tree_util.tree_flatten_with_path(optimizer)[0])
+
+
+def test_library_call_equals_the_command(runs, workspace):
+    """Loaded in Python, on another mesh: the same captions, from pixels and from files."""
+    from har_jax.data.dataset import open_split
+
+    split = open_split(workspace / "data", "test")
+    images = [split[i].image for i in range(8)]
+    captioner = har_jax.load_captioner(runs / "scst")
+    texts = captioner.generate(images)
+    assert len(texts) == 8 and all(isinstance(text, str) for text in texts)
+    one = har_jax.load_captioner(
+        runs / "scst",
+        mesh=jax.sharding.Mesh(
+            np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
+        ),
+    )
+    assert one.generate(images) == texts
+    assert one.generate(images[:3], batch_size=2) == texts[:3]
+    pixels = np.stack([captioner.preprocessor(image) for image in images])
+    assert captioner.generate(pixels) == texts
+    assert len(captioner.generate(images, method="beam", beams=3)) == 8
+    assert captioner.generate(images, method="sample", seed=1) == captioner.generate(
+        images, method="sample", seed=1
+    )
+    with pytest.raises(UserError, match=r"did you mean 'greedy'\?"):
+        captioner.generate(images, method="gredy")
+
+
+def losses(run):
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+@pytest.mark.parametrize("stage", ["mle", "scst"])
+def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, stage):
+    """data × fsdp × tensor against one device, which a process of its own has."""
+    extra = {"init_from": runs / "mle", "scst__samples": 2} if stage == "scst" else {}
+    common = {"steps": 6, "log_every": 1, **extra}
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    assert train.main(train_arguments(workspace, tmp_path / "8", stage, **common, **mesh)) == 0
+    argv = train_arguments(workspace, tmp_path / "1", stage, **common)
+    done = subprocess.run(
+        [sys.executable, "-m", "har_jax.train", *argv],
+        env={**__import__("os").environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "8")) == 6
+    np.testing.assert_allclose(losses(tmp_path / "8"), losses(tmp_path / "1"), rtol=2e-4, atol=2e-4)
+
+
+def test_fifty_steps_compile_once(runs, workspace, tmp_path):
+    argv = train_arguments(
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", steps=50, scst__samples=2,
+        eval__every=20,
+    )  # fmt: skip
+    arguments, overrides = train.parse(argv)
+    config = configs.load(arguments.config, overrides)
+    outcome = session.train(session.plan(config, tmp_path / "run"))
+    assert outcome.finished and outcome.step == 50
+    assert outcome.compilations == 1
+
+
+def test_a_reward_that_raises_stops_with_its_own_traceback(runs, workspace, tmp_path, monkeypatch):
+    from har_jax.rewards.cider_d import CiderDReward
+
+    def broken(self, image_ids, captions, ended):
+        raise KeyError("a mistake in the reward")
+
+    monkeypatch.setattr(CiderDReward, "__call__", broken)
+    argv = train_arguments(
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", scst__samples=2
+    )
+    with pytest.raises(KeyError, match="a mistake in the reward"):
+        train.main(argv)
+    assert not Checkpoints(tmp_path / "run").steps()  # nothing of it was saved
+
+
+# ---------------------------------------------------------------------------------- mistakes
+
+
+def test_unknown_key(workspace, tmp_path, capsys):
+    argv = [*train_arguments(workspace, tmp_path / "run"), "--config.optim.lrr=1"]
+    assert "did you mean 'config.optim.lr'?" in mistake(capsys, argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_argument(workspace, tmp_path, capsys):
+    argv = [*train_arguments(workspace, tmp_path / "run"), "--sede=1"]
+    assert "unknown argument '--sede=1'" in mistake(capsys, argv)
+
+
+def test_missing_dataset(workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", data__dir=tmp_path / "nothing")
+    assert "does not exist; make one with" in mistake(capsys, argv)
+
+
+def test_missing_split(workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", data__val_split="vla")
+    assert "did you mean 'val'?" in mistake(capsys, argv)
+
+
+def test_missing_model(workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", model__lm=tmp_path / "nothing")
+    assert "no directory" in mistake(capsys, argv)
+
+
+def test_missing_parent(workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", "scst", init_from=tmp_path / "nothing")
+    assert "there is no run directory" in mistake(capsys, argv)
+
+
+def test_parent_without_a_checkpoint(runs, workspace, tmp_path, capsys):
+    for name in ("config.json", "run.json"):
+        (tmp_path / "young").mkdir(exist_ok=True)
+        shutil.copy(runs / "mle" / name, tmp_path / "young" / name)
+    argv = train_arguments(workspace, tmp_path / "run", "scst", init_from=tmp_path / "young")
+    assert "holds no checkpoints" in mistake(capsys, argv)
+
+
+def test_parent_of_another_stage(runs, workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", "scst", init_from=runs / "scst")
+    assert "is a run of stage 'scst'; SCST starts from an MLE run" in mistake(capsys, argv)
+
+
+def test_parent_with_another_projector(runs, workspace, tmp_path, capsys):
+    argv = train_arguments(
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", model__projector="pooled"
+    )
+    assert "was trained with model.projector='patch'" in mistake(capsys, argv)
+
+
+def test_parent_with_another_tokenizer(runs, workspace, tmp_path, capsys):
+    other = tmp_path / "mistral"
+    shutil.copytree(workspace / "models/mistral", other)
+    train_tokenizer(["other words make other pieces of words"] * 9, 300, other)
+    argv = train_arguments(
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", model__lm=other
+    )
+    assert "was trained with another tokenizer" in mistake(capsys, argv)
+
+
+def test_batch_that_the_mesh_cannot_divide(workspace, tmp_path, capsys):
+    argv = train_arguments(workspace, tmp_path / "run", batch_size=12)
+    assert "config.batch_size=12 cannot be divided over 8 devices" in mistake(capsys, argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_is_no_run(workspace, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    argv = train_arguments(workspace, tmp_path)
+    assert "holds files but is not a run" in mistake(capsys, argv)
+
+
+def test_help_and_print_config(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help"])
+    assert ended.value.code == 0
+    assert "configs/scst.py:tiny" in capsys.readouterr().out
+    assert train.main(["--config=configs/scst.py:tiny", "--print-config"]) == 0
+    assert "init_from: runs/mle" in capsys.readouterr().out
