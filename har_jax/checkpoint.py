@@ -11,7 +11,9 @@ best by validation CIDEr. Restoring goes straight into the shards of whatever me
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -32,12 +34,9 @@ class Checkpoints:
 
     def __init__(self, run_dir: str | pathlib.Path, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
-        self.directory = pathlib.Path(run_dir).absolute() / "checkpoints"
-        if read_only and not self.directory.is_dir():
-            raise UserError(
-                f"{run_dir} holds no checkpoints (no directory {self.directory.name!r} in it); "
-                "give the --workdir of a run of har_jax.train"
-            )
+        self.directory = _directory(run_dir)
+        if read_only:
+            finished_steps(run_dir)
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(n=1),
@@ -115,42 +114,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def best(self) -> int | None:
-        """The step with the highest validation CIDEr; the latest where none was validated."""
-        scored = [
-            (self._manager.metrics(step)[METRIC], step)
-            for step in self.steps()
-            if METRIC in (self._manager.metrics(step) or {})
-        ]
-        return max(scored)[1] if scored else self.latest()
-
-    def resolve(self, step: str | int) -> int:
-        """`"best"`, `"latest"` or a number to a step that is there; `UserError` otherwise."""
-        steps = self.steps()
-        if not steps:
-            raise UserError(
-                f"{self.directory.parent} holds no finished checkpoint yet; let the run reach its "
-                "first one (config.checkpoint_every)"
-            )
-        if step == "best":
-            found = self.best()
-        elif step == "latest":
-            found = self.latest()
-        else:
-            text = str(step)
-            if not text.isdigit():
-                raise UserError(
-                    f"step {text!r}{did_you_mean(text, ('best', 'latest'))}: allowed are best, "
-                    f"latest, or one of {', '.join(map(str, steps))}"
-                )
-            found = int(text)
-        if found not in steps:
-            raise UserError(
-                f"{self.directory.parent} has no checkpoint of step {step}; "
-                f"it has {', '.join(map(str, steps))}"
-            )
-        return found
-
     def wait(self) -> None:
         """Until all that was started to be saved is on disk."""
         self._manager.wait_until_finished()
@@ -177,6 +140,56 @@ class Checkpoints:
                 + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
                 + ". The model section of the configuration must be the one that it was trained with"
             )
+
+
+def _directory(run_dir: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(run_dir).absolute() / "checkpoints"
+
+
+def finished_steps(run_dir: str | os.PathLike[str]) -> dict[int, float | None]:
+    """The steps that were saved whole, each with its validation CIDEr if it was validated.
+
+    Reads file names and JSON only: Orbax's own manager would start JAX, which a check of a
+    configuration must not (in a job of several processes it would be too early).
+    """
+    directory = _directory(run_dir)
+    if not directory.is_dir():
+        raise UserError(
+            f"{os.fspath(run_dir)} holds no checkpoints (no directory {directory.name!r} in it); "
+            "give the --workdir of a run of har_jax.train"
+        )
+    found: dict[int, float | None] = {}
+    for path in directory.iterdir():
+        if path.name.isdigit():  # one that is being written has a longer name
+            file = path / "metrics" / "metrics"
+            found[int(path.name)] = json.loads(file.read_text()).get(METRIC) if file.exists() else None
+    return found
+
+
+def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
+    """`"best"` (by validation CIDEr, or the latest where none was validated), `"latest"` or a
+    number, to a step that is there; `UserError` otherwise."""
+    steps = finished_steps(run_dir)
+    name = os.fspath(run_dir)
+    there = ", ".join(map(str, sorted(steps)))
+    if not steps:
+        raise UserError(
+            f"{name} holds no finished checkpoint yet; let the run reach its first one "
+            "(config.checkpoint_every)"
+        )
+    scored = [(value, number) for number, value in steps.items() if value is not None]
+    if step == "best" and scored:
+        return max(scored)[1]
+    if step in ("best", "latest"):
+        return max(steps)
+    if not str(step).isdigit():
+        raise UserError(
+            f"step {step!r}{did_you_mean(str(step), ('best', 'latest'))}: allowed are best, latest, "
+            f"or one of {there}"
+        )
+    if int(step) not in steps:
+        raise UserError(f"{name} has no checkpoint of step {step}; it has {there}")
+    return int(step)
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from har_jax.checkpoint import Checkpoints
+from har_jax.checkpoint import Checkpoints, resolve_step
 from har_jax.config import Config, ModelConfig
 from har_jax.data.images import Preprocessor
 from har_jax.decoding import DecodePlan, decode
@@ -217,7 +217,7 @@ class LoadedCaptioner:
             # Every process has all rows here: captions come back whole to each of them.
             sharding = batch_sharding(self.mesh)
             images = jax.make_array_from_callback(pixels.shape, sharding, lambda i: pixels[i])
-            tokens, lengths = write(self.params, images, jax.random.key(seed))
+            tokens, lengths = write(self.params, images, np.uint32(seed))
             return np.asarray(tokens), np.asarray(lengths)
 
     def decode_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
@@ -233,10 +233,10 @@ class LoadedCaptioner:
     def _write(self, plan: DecodePlan) -> Any:
         if plan not in self._compiled:
 
-            def write(params: Params, images: jax.Array, key: jax.Array):
+            def write(params: Params, images: jax.Array, seed: jax.Array):
                 captioner = self.structure.merge(params)
                 cache = captioner.prefill(captioner.project(captioner.encode(images)))
-                rollout = decode(captioner, cache, plan, key)
+                rollout = decode(captioner, cache, plan, jax.random.key(seed))
                 return rollout.tokens[:, 0], rollout.lengths[:, 0]
 
             self._compiled[plan] = jax.jit(write, out_shardings=replicated(self.mesh))
@@ -245,8 +245,8 @@ class LoadedCaptioner:
     def _beam(self, beams: int, max_tokens: int) -> Any:
         if (beams, max_tokens) not in self._compiled:
 
-            def write(params: Params, images: jax.Array, key: jax.Array):
-                del key
+            def write(params: Params, images: jax.Array, seed: jax.Array):
+                del seed
                 captioner = self.structure.merge(params)
                 cache = captioner.prefill(captioner.project(captioner.encode(images)))
                 found = beam_search(captioner, cache, beams=beams, max_tokens=max_tokens)
@@ -260,9 +260,21 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """This process's rows of a batch, as global arrays split over `data` and `fsdp`."""
     sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(sharding, _for_device(name, value))
         for name, value in batch.items()
     }
+
+
+def _for_device(name: str, value: np.ndarray) -> np.ndarray:
+    """64-bit integers as 32-bit ones, as devices hold them; `UserError` where one does not fit."""
+    if value.dtype != np.int64:
+        return value
+    narrow = value.astype(np.int32)
+    if not np.array_equal(narrow, value):
+        raise UserError(
+            f"{name} {value.max()} does not fit 32 bits; number the images of the dataset anew"
+        )
+    return narrow
 
 
 def load_captioner(
@@ -280,9 +292,9 @@ def load_captioner(
     config, info = read_run(run)
     foundation = read_foundation(config.model)
     check_base(info, foundation, run)
+    number = resolve_step(run, step)
     mesh = mesh or make_mesh()
     checkpoints = Checkpoints(run, read_only=True)
-    number = checkpoints.resolve(step)
     structure = foundation.structure(config.model)
     shardings = structure.shardings(mesh, rules)
     trained = {

@@ -103,15 +103,23 @@ def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) 
 
     plan = session.plan(config, workdir)
     if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
-        import jax
-
-        jax.distributed.initialize()
-        log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
+        join_processes()
     outcome = session.train(plan, stop_after=stop_after)
     if not outcome.finished:
         log.info("left in order at step %d; the same command continues this run", outcome.step)
         return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
     return 0
+
+
+def join_processes() -> None:
+    """Makes this process one of a job. TPU pods and Slurm tell JAX who is who; elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
+    import jax
+
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    given = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+    jax.distributed.initialize(**given)
+    log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
 
 
 if __name__ == "__main__":

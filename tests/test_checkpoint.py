@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from har_jax.checkpoint import Checkpoints, abstract
+from har_jax.checkpoint import Checkpoints, abstract, resolve_step
 from har_jax.errors import UserError
 from har_jax.models.functional import split
 from har_jax.sharding import make_mesh
@@ -35,7 +35,7 @@ def test_restores_onto_another_mesh(tmp_path, shape):
     _, _, shardings, opt_shardings = state_on(make_mesh(*shape))
     checkpoints = Checkpoints(tmp_path, read_only=True)
     got_params, got_opt, progress = checkpoints.restore(
-        checkpoints.resolve("latest"), abstract(params, shardings), abstract(opt, opt_shardings)
+        resolve_step(tmp_path, "latest"), abstract(params, shardings), abstract(opt, opt_shardings)
     )
     assert progress == {"data": {"next": 3}, "seed": 0}
     for name, value in params.items():
@@ -57,13 +57,12 @@ def test_keeps_the_best_and_the_latest(tmp_path):
         )
     checkpoints.wait()
     assert checkpoints.steps() == [2, 6]
-    assert (checkpoints.best(), checkpoints.latest()) == (2, 6)
-    assert checkpoints.resolve("best") == 2
-    assert checkpoints.resolve(6) == 6
+    assert (resolve_step(tmp_path, "best"), resolve_step(tmp_path, "latest")) == (2, 6)
+    assert resolve_step(tmp_path, "6") == 6 and checkpoints.latest() == 6
     with pytest.raises(UserError, match="no checkpoint of step 3; it has 2, 6"):
-        checkpoints.resolve(3)
+        resolve_step(tmp_path, 3)
     with pytest.raises(UserError, match=r"did you mean 'latest'\?"):
-        checkpoints.resolve("latset")
+        resolve_step(tmp_path, "latset")
 
 
 def test_a_misfit_names_every_difference(tmp_path):
@@ -82,4 +81,5 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints"):
         Checkpoints(tmp_path, read_only=True)
     with pytest.raises(UserError, match="no finished checkpoint yet"):
-        Checkpoints(tmp_path).resolve("best")
+        Checkpoints(tmp_path)
+        resolve_step(tmp_path, "best")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from har_jax.checkpoint import Checkpoints, abstract
+from har_jax.checkpoint import Checkpoints, abstract, resolve_step
 from har_jax.config import Config, check_devices
 from har_jax.data.dataset import Split, document_frequency_path, open_split
 from har_jax.data.pipeline import train_batches
@@ -112,9 +112,7 @@ def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
                 f"names ({there['fingerprint'][:12]}); set config.model to the run's own: "
                 f"clip={before.clip!r}, lm={before.lm!r}"
             )
-    checkpoints = Checkpoints(config.init_from, read_only=True)
-    step = checkpoints.resolve("best")
-    checkpoints.close()
+    step = resolve_step(config.init_from, "best")
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}
 
 
