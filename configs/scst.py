@@ -28,12 +28,13 @@ def _base(preset):
 def tiny():
     c = _base("tiny")
     c.init_from = "runs/mle"
-    c.steps = 300
+    c.steps = 250
     c.batch_size = 32
-    c.optim.lr = 3e-4
+    c.optim.name = "muon"
+    c.optim.lr = 1e-3
     c.optim.warmup_steps = 10
-    c.eval.every = 100
-    c.checkpoint_every = 100
+    c.eval.every = 125
+    c.checkpoint_every = 125
     return c
 
 

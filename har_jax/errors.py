@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -34,6 +35,9 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # `… | head`: the reader has gone; nothing is left to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -216,3 +216,54 @@ def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0 and "examples:" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def trained(workspace, tmp_path_factory):
+    """A run of two steps: its captions are noise, but everything about them is real."""
+    from har_jax import train
+    from tests.training.commands import train_arguments
+
+    path = tmp_path_factory.mktemp("runs") / "mle"
+    assert train.main(train_arguments(workspace, path, steps=2)) == 0
+    return path
+
+
+def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, monkeypatch):
+    from har_jax.data.dataset import open_split
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    out = tmp_path / "eval"
+    flags = [f"--checkpoint={trained}", "--control=shuffle", "--limit=11", f"--out={out}"]
+    assert main(flags) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    split = open_split(workspace / "data", "test")
+    rows = json.loads((out / "per_image.json").read_text())
+    assert [row["image_id"] for row in rows] == split.image_ids[:11]
+    assert all(row["references"] == split.references()[row["image_id"]] for row in rows)
+    assert scores["n_images"] == 11 and "ratio" in scores["control"]
+    assert scores["source"] | {"split": "test", "step": 2, "method": "greedy"} == scores["source"]
+    assert "config.eval.clip_score" in scores["skipped"]["CLIPScore"]
+    cut = sum(not row["ended"] for row in rows) / len(rows)
+    assert scores["health"]["cut_rate"] == pytest.approx(cut)
+    assert "mle, test, greedy: 11 images" in capsys.readouterr().out
+    before = (out / "predictions.json").read_text()
+    assert main([*flags, "--batch-size=16"]) == 0
+    assert (out / "predictions.json").read_text() == before, "batches do not show in the captions"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--split=tset", "did you mean 'test'"),
+        ("--step=77", "no checkpoint of step 77"),
+        ("--data=absent", "absent"),
+        ("--clip=absent", "absent"),
+    ],
+)
+def test_what_a_run_lacks(trained, tmp_path, capsys, flag, message):
+    out = tmp_path / "eval"
+    assert main([f"--checkpoint={trained}", flag, f"--out={out}"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not out.exists()

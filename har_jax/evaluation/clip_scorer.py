@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from har_jax.data.images import Preprocessor
+from har_jax.errors import UserError
 from har_jax.interchange.clip import load_clip
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
+from har_jax.models.clip import TextConfig
 from har_jax.models.functional import split
 from har_jax.progress import progress
-from har_jax.text.tokenizer import load_clip_tokenizer
+from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
 from har_jax.types import Array, Float
 
 
@@ -41,7 +44,8 @@ class ClipScorer:
     Embeds in batches of one shape: each tower is compiled once.
 
     Raises:
-      UserError: the directory is not a CLIP's, or lacks its tokenizer or preprocessor.
+      UserError: the directory is not a CLIP's, lacks its tokenizer or preprocessor, or its
+        tokenizer is another model's.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, batch_size: int = 64):
@@ -50,7 +54,9 @@ class ClipScorer:
         self.preprocess = Preprocessor.from_hf(path)
         self.tokenize = load_clip_tokenizer(path)
         self.fingerprint = weights_fingerprint(path)
-        structure, params = split(load_clip(path))
+        clip = load_clip(path)
+        _check_tokenizer(path, clip.config.text, self.tokenize)
+        structure, params = split(clip)
         self._params = params
         self._image = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))
         self._text = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))
@@ -121,6 +127,25 @@ class ClipScorer:
         pairs = zip(first.tolist(), second.tolist(), strict=True)
         return ClipScores(
             float(np.mean(first)), float(np.mean(second)), dict(zip(order, pairs, strict=True))
+        )
+
+
+def _check_tokenizer(path: pathlib.Path, text: TextConfig, tokenizer: ClipTokenizer) -> None:
+    """The text tower reads its answer off the end-of-text token. Where the tokenizer writes
+    another one, every caption has the same embedding, and CLIPScore is a constant that looks like
+    a value."""
+    # 2: configs from before transformers' PR #24773, for which the tower takes the highest id.
+    legacy = text.eos_token_id == 2 and tokenizer.eos_id == tokenizer.vocab_size - 1
+    if tokenizer.eos_id != text.eos_token_id and not legacy:
+        raise UserError(
+            f"{path}: its tokenizer ends texts with id {tokenizer.eos_id}, but text_config."
+            f"eos_token_id in config.json is {text.eos_token_id}; put the tokenizer of that CLIP "
+            "there, or correct the id"
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} ids, but the model only "
+            f"{text.vocab_size}; put the tokenizer of that CLIP there"
         )
 
 

@@ -54,8 +54,10 @@ def write_report(
     run = read_view(run_dir)
     parent = None
     named = run.info.get("parent") or {}
-    other = compare_with or named.get("run") or named.get("path")
-    if compare_with or (other and pathlib.Path(other).is_dir()):
+    other = named.get("run") or named.get("path")
+    if compare_with is not None:
+        parent = read_view(compare_with)
+    elif other and pathlib.Path(other).is_dir():
         parent = read_view(other)
     path = pathlib.Path(out) if out else run.path / "report.html"
     write_bytes(path, render(run, parent, n_images).encode())

@@ -82,8 +82,9 @@ svg { width: 100%; height: auto; display: block; }
 .card .missing { color: var(--faint); font-size: 13px; }
 .card .body { padding: 12px 16px 14px; display: flex; flex-direction: column; gap: 10px;
   flex: 1; }
-.caption { display: grid; grid-template-columns: 48px 1fr max-content; gap: 10px;
+.caption { display: grid; grid-template-columns: 48px minmax(0, 1fr) max-content; gap: 10px;
   align-items: baseline; }
+.caption .text, .story li span { overflow-wrap: anywhere; }
 .caption .who { font-size: 12px; font-weight: 650; color: var(--before); }
 .caption .cider { font-size: 13px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .caption.last .who { color: var(--after); } .caption.last .text { font-weight: 600; }
@@ -94,10 +95,12 @@ u { text-decoration: underline dotted var(--bad) 1.5px; text-underline-offset: 3
   color: var(--soft); font-size: 13px; }
 .refs li { padding: 1px 0; }
 details summary { cursor: pointer; color: var(--soft); margin: 18px 0 12px; }
-.story { display: grid; grid-template-columns: 132px 1fr; gap: 18px; margin-bottom: 14px; }
+.story { display: grid; grid-template-columns: 132px minmax(0, 1fr); gap: 18px;
+  margin-bottom: 14px; }
 .story img { width: 132px; border-radius: 8px; display: block; }
 .story ol { list-style: none; margin: 0; padding: 0; }
-.story ol li { display: grid; grid-template-columns: 74px 1fr; gap: 10px; padding: 2px 0; }
+.story ol li { display: grid; grid-template-columns: 74px minmax(0, 1fr); gap: 10px;
+  padding: 2px 0; }
 .story .step { color: var(--soft); font-size: 12.5px; font-variant-numeric: tabular-nums; }
 @media (max-width: 560px) {
   main { padding: 22px 14px 40px; } .story { grid-template-columns: 1fr; }

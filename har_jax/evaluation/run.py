@@ -22,7 +22,7 @@ from har_jax.evaluation.score import (
     write_evaluation,
     write_predictions,
 )
-from har_jax.inference import LoadedCaptioner, load_captioner, read_run
+from har_jax.inference import LoadedCaptioner, Method, load_captioner, read_run
 from har_jax.progress import progress
 
 
@@ -82,7 +82,7 @@ def caption_split(
     captioner: LoadedCaptioner,
     split: Split,
     *,
-    method: str = "greedy",
+    method: Method = "greedy",
     seed: int = 0,
     limit: int = 0,
     batch_size: int | None = None,
@@ -126,7 +126,7 @@ def evaluate_run(
     *,
     split: str = "test",
     step: str | int = "best",
-    method: str = "greedy",
+    method: Method = "greedy",
     data: str | None = None,
     clip: str | None = None,
     control: str | None = None,
@@ -169,6 +169,7 @@ def evaluate_run(
         clip=ClipInput(scorer, lambda: images_of(rows, n)) if scorer else None,
         no_clip="neither --clip=HF_DIR nor the run's config.eval.clip_score names a scoring CLIP",
         ended=captions.ended,
+        filenames=dict(zip(rows.image_ids, rows.filenames, strict=True)),
         control=control,
         seed=seed,
         source={

@@ -62,7 +62,8 @@ class Row:
             return None
         if self.measure.kind == "rate":
             return last - first
-        return (last - first) / abs(first) if first else None
+        # What prints as 0.000 is no base for a percentage.
+        return (last - first) / abs(first) if abs(first) >= 5e-4 else None
 
     @property
     def verdict(self) -> Literal["better", "worse", "same"]:

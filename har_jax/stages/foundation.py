@@ -79,7 +79,7 @@ CLIP_L = ClipRecipe(
     vision=_tower(128, 4, 4, "quick_gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(64, 2, 4, "quick_gelu"),
     projection_dim=64,
-    schedule=Schedule(steps=240, batch_size=128),
+    schedule=Schedule(steps=240, batch_size=256),
 )
 CLIP_B = ClipRecipe(
     vision=_tower(96, 3, 6, "gelu", image_size=IMAGE_SIZE, patch_size=16),
@@ -111,7 +111,7 @@ class Recipe:
     clip_b: ClipRecipe = CLIP_B
     mistral: LmRecipe = MISTRAL
     clip_vocab_size: int = 1000
-    lm_vocab_size: int = 800
+    lm_vocab_size: int = 2000
     max_images: int = 8000
     max_text_tokens: int = 40  # of a caption in training; the towers read 77 as OpenAI's do
 

@@ -11,13 +11,15 @@ from har_jax.errors import UserError
 from har_jax.evaluation.clip_scorer import ClipScorer, independence_warning
 from har_jax.text.tokenizer import train_clip_tokenizer
 
-SIDE, CONTEXT = 32, 16
+SIDE, CONTEXT = 32, 40
 REFERENCES = {
     11: ["a red circle", "one red circle on white", "circle"],
-    5: ["two blue squares", "a pair of squares that are blue and side by side in the middle of it"],
+    5: ["two blue squares", "a pair of squares that are blue and side by side " * 4],
     8: ["the green star"],
 }
 PREDICTIONS = {11: "a red square", 5: "two blue squares", 8: "Ein grüner Stern, ganz fremd!"}
+
+ALL = [*PREDICTIONS.values(), *(text for group in REFERENCES.values() for text in group)]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,8 @@ def test_equals_the_pytorch_transcription(clip_dir, images):
     expected = in_pytorch(clip_dir, images)
     assert any(value > 0 for value, _ in expected.values()), "a test of zeros shows nothing"
     scorer = ClipScorer(clip_dir, batch_size=4)
+    lengths = [len(scorer.tokenize._tokenizer.encode("A photo depicts " + t).ids) for t in ALL]
+    assert min(lengths) < CONTEXT < max(lengths), "padded and truncated texts"
     found = scorer.score(images.items(), PREDICTIONS, REFERENCES)
     for i in images:
         np.testing.assert_allclose(found.per_image[i], expected[i], atol=2e-6)
@@ -122,6 +126,32 @@ def test_each_tower_is_compiled_once(clip_dir, images):
 def test_the_signature_names_the_weights(clip_dir):
     scorer = ClipScorer(clip_dir)
     assert scorer.fingerprint.removeprefix("sha256:")[:12] in scorer.signature
+
+
+def test_captions_tell_apart(clip_dir):
+    texts = [*PREDICTIONS.values(), *REFERENCES[11]]
+    embedded = ClipScorer(clip_dir).embed_texts(texts)
+    cosines = embedded @ embedded.T
+    assert np.max(cosines[~np.eye(len(texts), dtype=bool)]) < 0.9999
+
+
+@pytest.mark.parametrize("key", ["eos_token_id", "vocab_size"])
+def test_another_models_tokenizer_is_refused(clip_dir, tmp_path, key):
+    """With a wrong end of text the tower would embed every caption alike, without any error."""
+    import shutil
+
+    copy = shutil.copytree(clip_dir, tmp_path / "clip")
+    if key == "eos_token_id":
+        config = json.loads((copy / "config.json").read_text())
+        config["text_config"]["eos_token_id"] = 49407
+        (copy / "config.json").write_text(json.dumps(config))
+        message = "ends texts with id .* is 49407"
+    else:
+        texts = [text for group in REFERENCES.values() for text in group]
+        train_clip_tokenizer([*texts, "entirely different words here"], 600, copy, CONTEXT)
+        message = "ends texts with|has .* ids, but the model only"
+    with pytest.raises(UserError, match=message):
+        ClipScorer(copy)
 
 
 def test_no_clip_there(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from har_jax.data.dataset import Example, write
+from har_jax.data.dataset import Example
+from har_jax.data.writer import write
 from har_jax.errors import UserError
 from har_jax.evaluation.report import write_report
 from har_jax.evaluation.report_data import (
@@ -99,9 +100,11 @@ def world(tmp_path_factory):
         good = REFERENCES if parent else {i: ["a red circle"] for i in REFERENCES}
         texts = {i: good[i][0] for i in REFERENCES}
         source = {"data": str(root / "data"), "method": "greedy", "step": 40}
-        evaluation = evaluate_captions(
-            REFERENCES, texts, control="shuffle", source=source, warnings=["beware <b>"]
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shutil.which", lambda name: None)  # no Java: METEOR would take seconds
+            evaluation = evaluate_captions(
+                REFERENCES, texts, control="shuffle", source=source, warnings=["beware <b>"]
+            )
         write_predictions(run / "eval" / "test", texts)
         write_evaluation(run / "eval" / "test", evaluation)
     return root
