@@ -1,4 +1,4 @@
-"""Stage 1, maximum likelihood: `python -m har_jax.train --config=configs/mle.py:PRESET --workdir=DIR`.
+"""Stage 1, maximum likelihood: `--config=configs/mle.py:PRESET` of `python -m har_jax.train`.
 
 Presets: `tiny` (the embedded scenes, minutes on a laptop), `coco` (ViT-L/14 and Mistral-7B).
 Every key can be overridden: `--config.optim.lr=3e-4`.

@@ -1,4 +1,4 @@
-"""Stage 2, self-critical training: `python -m har_jax.train --config=configs/scst.py:PRESET --workdir=DIR`.
+"""Stage 2, self-critical training: `--config=configs/scst.py:PRESET` of `python -m har_jax.train`.
 
 Presets as in `configs/mle.py`. The model section must be that of the MLE run in `init_from`.
 """

@@ -1,6 +1,6 @@
 """Checkpoints of a run, by Orbax; the only file that imports it.
 
-    RUN/checkpoints/<step>/params      what was trained, under flat names: "lm.layers.0.attn.q.kernel"
+    RUN/checkpoints/<step>/params      what was trained, by flat names ("lm.layers.0.attn.q.kernel")
                           /optimizer   the optimizer's state
                           /progress    JSON: the data pipeline's state, the seed
 
@@ -32,7 +32,7 @@ METRIC = "CIDEr"
 class Checkpoints:
     """The checkpoints below a run directory. All processes of a job make the same calls."""
 
-    def __init__(self, run_dir: str | pathlib.Path, *, read_only: bool = False):
+    def __init__(self, run_dir: str | os.PathLike[str], *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
         self.directory = _directory(run_dir)
         if read_only:
@@ -74,7 +74,7 @@ class Checkpoints:
         progress: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts saving and returns once the arrays are copied; a step that is there already is left."""
+        """Starts saving; returns once the arrays are copied. A step that is there is left alone."""
         if step in self._manager.all_steps():
             return
         self._manager.save(
@@ -138,7 +138,7 @@ class Checkpoints:
                 f"the checkpoint {self.directory / str(step)} does not fit the model: "
                 + "; ".join(wrong[:20])
                 + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-                + ". The model section of the configuration must be the one that it was trained with"
+                + ". The model section of the configuration must be that of the training"
             )
 
 
@@ -162,7 +162,8 @@ def finished_steps(run_dir: str | os.PathLike[str]) -> dict[int, float | None]:
     for path in directory.iterdir():
         if path.name.isdigit():  # one that is being written has a longer name
             file = path / "metrics" / "metrics"
-            found[int(path.name)] = json.loads(file.read_text()).get(METRIC) if file.exists() else None
+            metrics = json.loads(file.read_text()) if file.exists() else {}
+            found[int(path.name)] = metrics.get(METRIC)
     return found
 
 
@@ -184,8 +185,8 @@ def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
         return max(steps)
     if not str(step).isdigit():
         raise UserError(
-            f"step {step!r}{did_you_mean(str(step), ('best', 'latest'))}: allowed are best, latest, "
-            f"or one of {there}"
+            f"step {step!r}{did_you_mean(str(step), ('best', 'latest'))}: allowed are best, "
+            f"latest, or one of {there}"
         )
     if int(step) not in steps:
         raise UserError(f"{name} has no checkpoint of step {step}; it has {there}")

@@ -111,7 +111,7 @@ class Config:
 
 
 def defaults(stage: str) -> Any:
-    """All settings at their defaults, as the `ConfigDict` that a config file changes and returns."""
+    """All settings at their defaults, as the `ConfigDict` that a config file changes."""
     from ml_collections import ConfigDict
 
     return ConfigDict(Config(stage=typing.cast(Any, stage)).to_dict())
@@ -215,7 +215,7 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     *sections, leaf = key.split(".")
     target: Any = values
     for depth, section in enumerate((*sections, leaf)):
-        if not isinstance(target, Mapping) or section not in target:
+        if not isinstance(target, dict) or section not in target:
             raise _unknown_key(
                 ".".join(("config", *sections, leaf)[: depth + 2]), _all_keys(values)
             )

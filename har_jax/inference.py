@@ -60,7 +60,7 @@ class Foundation:
 
 
 def read_foundation(model: ModelConfig) -> Foundation:
-    """Reads configs, tokenizer and hashes of `model.clip` and `model.lm`; `UserError` if they misfit."""
+    """Reads configs, tokenizer and hashes of `model.clip` and `model.lm`."""
     clip_dir, lm_dir = hf_dir.resolve(model.clip), hf_dir.resolve(model.lm)
     vision = read_vision_config(clip_dir)
     lm = MistralConfig.from_hf(hf_dir.read_config(lm_dir, ["mistral"]))
@@ -199,7 +199,7 @@ class LoadedCaptioner:
         top_p: float = 1.0,
         beams: int = 5,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Preprocessed pixels `[B,H,W,3]` to token ids int32 `[B,T]` and lengths `[B]` (EOS included).
+        """Preprocessed pixels `[B,H,W,3]` to token ids int32 `[B,T]`, and lengths `[B]` with EOS.
 
         One jitted call, compiled once per shape and method; B must divide by the mesh's size.
         """
@@ -286,7 +286,8 @@ def load_captioner(
 ) -> LoadedCaptioner:
     """A captioner from a run directory of `har_jax.train`, its parameters sharded over `mesh`.
 
-    `step` is `"best"` (by validation CIDEr), `"latest"` or a number. `mesh` defaults to all devices.
+    `step` is `"best"` (by validation CIDEr), `"latest"` or a number; `mesh` is of all devices by
+    default.
     The base weights are read again from where the run found them, and must still hash the same.
     """
     config, info = read_run(run)

@@ -16,6 +16,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def write(line: str) -> None:
+    """Prints a line to stderr without tearing whatever bar is being drawn there."""
+    if _mode() == "bar":
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts: `with progress(total=100, desc="train", unit="step") as bar: bar.update(1)`.
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from har_jax.errors import UserError, did_you_mean
 from har_jax.types import Array, PyTree
@@ -46,7 +46,7 @@ step itself, so a rollout reshards its weights once, before the loop."""
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A `data × fsdp × tensor` mesh over all devices of all processes; one size may be -1 (the rest)."""
+    """A `data × fsdp × tensor` mesh over all devices of all processes; one size may be -1."""
     n_devices = jax.device_count()
     sizes = dict(zip(MESH_AXES, resolve_mesh_shape((data, fsdp, tensor), n_devices), strict=True))
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -114,12 +114,12 @@ def sharding_of(
     return NamedSharding(mesh, PartitionSpec(*entries))
 
 
-def _mesh_size(mesh: Mesh, entry: str | tuple[str, ...]) -> int:
+def _mesh_size(mesh: Mesh | AbstractMesh, entry: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry))
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
-    """A tree of `NamedSharding`s for an `nnx.State` (concrete or abstract) of `models.layers.param`s."""
+    """A tree of `NamedSharding`s for an `nnx.State`, concrete or abstract, of `layers.param`s."""
 
     def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         name = ".".join(str(getattr(k, "key", k)) for k in path)
@@ -146,9 +146,9 @@ _ACTIVATION_RULES: Rules = {"batch": BATCH_AXES, "heads": "tensor", "mlp": "tens
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Keeps an activation on its logical axes (`"batch"`, `"heads"`, `"mlp"` or None for the rest).
+    """Keeps an activation on its logical axes (`"batch"`, `"heads"`, `"mlp"`, None for the rest).
 
-    Reads the mesh that `jax.set_mesh` put in context; without one, or with one device, it is a no-op.
+    Reads the mesh that `jax.set_mesh` put in context; without one, or on one device, a no-op.
     Trailing axes may be left out. An axis that the mesh does not divide is left to the compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,15 +1,16 @@
-"""Trains a captioner: `python -m har_jax.train --config=configs/{mle,scst}.py[:PRESET] --workdir=DIR`."""
+"""Trains a captioner: `python -m har_jax.train --config=FILE[:PRESET] --workdir=DIR`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from har_jax import config as configs
 from har_jax.errors import UserError, command
+from har_jax.progress import write
 
 log = logging.getLogger("har_jax")
 
@@ -71,14 +72,18 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     return known, overrides
 
 
+class AboveBars(logging.Handler):
+    """Writes to stderr without tearing a progress bar that is being drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write(self.format(record))
+
+
 def setup_logging() -> None:
     """Messages with the time; third parties only when something is wrong."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    handler = AboveBars()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("har_jax").setLevel(logging.INFO)
 
 
@@ -117,7 +122,9 @@ def join_processes() -> None:
     import jax
 
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+    given: dict[str, Any] = {
+        key: int(os.environ[name]) for key, name in names.items() if name in os.environ
+    }
     jax.distributed.initialize(**given)
     log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"stages"},
-    {"train", "evaluate", "caption", "prepare"},
+    {"train", "evaluate", "caption", "export", "prepare"},
     {"reproduce"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -50,7 +50,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 def test_contradictions():
     with pytest.raises(UserError, match=r"no sharding rule .* 'embde' \(did you mean 'embed'\?\)"):
         partition_spec(("embde",))
-    with pytest.raises(UserError, match="two of its axes .* mesh axis 'tensor'"):
+    with pytest.raises(UserError, match=r"two of its axes .* mesh axis 'tensor'"):
         partition_spec(("mlp", "heads"), RULES, "w")
 
 

@@ -18,7 +18,12 @@ from har_jax.interchange.clip import save_clip
 from har_jax.interchange.mistral import save_mistral
 from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.mistral import Mistral, MistralConfig
-from har_jax.text.tokenizer import load_tokenizer, train_clip_tokenizer, train_tokenizer
+from har_jax.text.tokenizer import (
+    load_clip_tokenizer,
+    load_tokenizer,
+    train_clip_tokenizer,
+    train_tokenizer,
+)
 
 IMAGE = 32
 
@@ -38,7 +43,9 @@ def build(root: pathlib.Path, *, train: int = 48, val: int = 16, test: int = 16)
 
 
 def write_clip(directory: pathlib.Path, texts: list[str], seed: int) -> None:
-    context = 24
+    context = 40
+    train_clip_tokenizer(texts, 600, directory, context)
+    tokenizer = load_clip_tokenizer(directory)
     config = CLIPConfig(
         vision=VisionConfig(
             hidden_size=32,
@@ -53,13 +60,14 @@ def write_clip(directory: pathlib.Path, texts: list[str], seed: int) -> None:
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
-            vocab_size=600,
+            vocab_size=tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
             max_position_embeddings=context,
         ),
         projection_dim=16,
     )
     save_clip(CLIP(config, rngs=nnx.Rngs(seed)), directory)
-    train_clip_tokenizer(texts, 600, directory, context)
     preprocessor = Preprocessor.for_size(IMAGE)
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor.to_hf()))
 

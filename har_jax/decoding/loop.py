@@ -38,7 +38,7 @@ def decode(
 ) -> Rollout:
     """Writes `plan.rows` captions of each image in a single `lax.while_loop`.
 
-    The loop ends when every row has written EOS or holds `plan.max_tokens` tokens. Step t draws with
+    The loop ends when every row has written EOS or holds `plan.max_tokens` tokens. Step t draws by
     `fold_in(key, t)`; a plan without samples needs no key. A row depends on nothing but its own
     image, the key and its place in the batch, so a greedy row equals a run of greedy rows alone.
     """

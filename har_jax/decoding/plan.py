@@ -29,7 +29,7 @@ class DecodePlan:
             raise UserError("a decode plan needs a greedy row or at least one sample")
         if self.temperature <= 0:
             raise UserError(
-                f"temperature is {self.temperature}; it must be above 0 (for argmax use a greedy row)"
+                f"temperature is {self.temperature}; it must be above 0 (a greedy row is argmax)"
             )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(

@@ -192,7 +192,7 @@ def _place(
     dtype = tensor.dtype if dtype is None else np.dtype(dtype)
     shards: dict[str, np.ndarray] = {}
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         key = str(index)  # devices that hold the same part share one copy of it
         if key not in shards:
             part = np.array(view[index], dtype=dtype, order="C")

@@ -5,7 +5,7 @@
     cache    = captioner.prefill(prefix)           # keys and values of the prefix, once per image
     logp     = captioner.score(cache, captions)    # [B,R,T], R captions of each image
 
-and `har_jax.decoding.decode(captioner, cache, plan, key)` writes captions. What the decoder reads is
+and `har_jax.decoding.decode(captioner, cache, plan, key)` writes captions. The decoder reads
 `<bos>`, the P visual tokens, the prompt's tokens (if any), then the caption.
 """
 
@@ -99,7 +99,7 @@ class Captioner(nnx.Module):
         return self.projector(features.astype(self.compute_dtype))
 
     def prefill(self, prefix: Float[Array, "B P D"]) -> Prefix:
-        """The decoder's keys and values over `<bos>`, the visual prefix and the prompt, once per image."""
+        """Keys and values of `<bos>`, the visual prefix and the prompt, once per image."""
         b, _, d = prefix.shape
 
         def text(*ids: int) -> Array:
@@ -114,7 +114,7 @@ class Captioner(nnx.Module):
         return Prefix(kv, x_bpd[:, -1])
 
     def logits(self, cache: Prefix, tokens: Int[Array, "B R T"]) -> Float[Array, "B R T V"]:
-        """Teacher forcing: the float32 logits that predict each token of R known captions per image."""
+        """Teacher forcing: float32 logits that predict each token of R known captions per image."""
         b, r, _ = tokens.shape
         d = cache.last_bd.shape[-1]
         first = jnp.broadcast_to(cache.last_bd[:, None, None], (b, r, 1, d))

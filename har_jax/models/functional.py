@@ -1,7 +1,7 @@
 """Modules as functions of a flat dictionary of parameters.
 
 `split(module)` gives a `Structure` (what the module is) and `{"lm.layers.0.attn.q.kernel": array}`
-(what it holds). Everything that transforms, shards, optimises or saves parameters works on that plain
+(what it holds). Whatever transforms, shards, optimises or saves parameters works on that plain
 dictionary: names in checkpoints, tables and error messages are the same, and `jax.jit`, `jax.grad`
 and optax need to know nothing of flax.
 """
@@ -83,7 +83,7 @@ def _name(path: tuple) -> str:
 def initialise(
     build: Callable[[jax.Array], M], seed: int, mesh: Mesh | None = None, rules: Rules = RULES
 ) -> tuple[Structure[M], Params]:
-    """Random parameters, each born in its shards: `build` takes a key, and runs inside `jax.jit`."""
+    """Random parameters, each born in its shards: `build` takes a key, inside `jax.jit`."""
     structure = structure_of(lambda: build(jax.random.key(0)))
     out = None if mesh is None else structure.shardings(mesh, rules)
     make = jax.jit(lambda key: split(build(key))[1], out_shardings=out)

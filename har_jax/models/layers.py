@@ -37,7 +37,7 @@ def param(
 
 
 class Linear(nnx.Module):
-    """`y = x @ kernel (+ bias)`; `in_shape`/`out_shape` may have several axes, such as (heads, head_dim)."""
+    """`y = x @ kernel (+ bias)`; both shapes may have several axes, such as (heads, head_dim)."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
 """Mistral as a captioner's decoder: one prefix, R suffixes of it.
 
-The usual decoder attends over one sequence. Here a batch holds B prefixes of P tokens, and R captions
-of T tokens for each; the keys and values of a prefix are computed once (`prefill`) and shared by its
-captions, whether these are known (`extend`, teacher forcing) or being written (`step`, one token).
+The usual decoder attends over one sequence. Here a batch holds B prefixes of P tokens, and R
+captions of T tokens for each; the keys and values of a prefix are computed once (`prefill`) and
+shared by its captions, whether these are known (`extend`, teacher forcing) or being written
+(`step`, one token).
 
 Architecture as in Jiang et al. 2023 (arXiv 2310.06825) and Hugging Face's `MistralForCausalLM`:
 pre-norm blocks, grouped-query attention, rotary positions (half-split layout), SwiGLU, optional
@@ -59,7 +60,7 @@ class MistralConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> MistralConfig:
-        """From the contents of a `config.json` (transformers 4 and 5 write rope_theta differently)."""
+        """From a `config.json` (transformers 4 and 5 write rope_theta differently)."""
         model_type = config.get("model_type")
         if model_type != "mistral":
             raise UserError(f"this is a {model_type!r} config where a 'mistral' one is needed")
@@ -237,7 +238,7 @@ REMAT_POLICIES = {
 
 
 class Mistral(nnx.Module):
-    """The decoder. `dtype` is that of the parameters; activations follow what `embed` is asked for."""
+    """The decoder. `dtype` is that of the parameters; activations follow what `embed` is given."""
 
     def __init__(
         self,
@@ -284,7 +285,7 @@ class Mistral(nnx.Module):
         written: Cache,
         t: Int[Array, ""],
     ) -> tuple[Float[Array, "B R D"], Cache]:
-        """One more token of each caption, the t-th (from 0): its hidden state, and the cache with it."""
+        """The t-th token of each caption (from 0): its hidden state, and the cache with it."""
         start = prefix[0].k.shape[1]
         hidden, written = self._run(x_brd[:, :, None], (start + t)[None], prefix, written)
         return hidden[:, :, 0], written

@@ -7,7 +7,7 @@ exported as `LlavaForConditionalGeneration`); `pooled` maps the image's single e
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Projector(nnx.Module):
         hidden = hidden or width
         tokens = prefix_tokens if kind == "pooled" else 1
         init = jax.nn.initializers.lecun_normal()
-        make = dict(bias=True, init=init, rngs=rngs, dtype=dtype)
+        make: dict[str, Any] = dict(bias=True, init=init, rngs=rngs, dtype=dtype)
         self.linear_1 = Linear((features,), (hidden,), ("embed", "mlp"), **make)
         self.linear_2 = Linear((hidden,), (tokens * width,), ("mlp", "embed"), **make)
 

@@ -22,7 +22,7 @@ LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, A
 
 
 def make_mle_loss(structure: Structure[Captioner]) -> LossFn:
-    """The loss of a batch `image [B,H,W,3]`, `tokens [B,R,T]`, `lengths [B,R]` (0: a padded row)."""
+    """The loss of a batch `image [B,H,W,3]`, `tokens [B,R,T]`, `lengths [B,R]` (0: padding)."""
 
     def loss_fn(
         params: Params, batch: Mapping[str, Array], key: Array

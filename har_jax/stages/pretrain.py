@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import muon
 
 from har_jax.models.clip import CLIP, MAX_LOGIT_SCALE
 from har_jax.models.functional import Params, Structure, split
 from har_jax.models.mistral import Mistral
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
+from har_jax.training.optimizer import muon_dimensions
 from har_jax.types import Array, Float, Int
 
-Batch = Mapping[str, np.ndarray]
+Batch = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,28 +44,17 @@ class Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(self.steps, warmup + 1))
 
 
-def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
-    """Which axes of a kernel are its inputs and which its outputs; None where Adam is to be used.
-
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises updates of hidden
-    layers; embeddings, positions, output layers and vectors are left to Adam, as he advises.
-    """
-    if len(axes) < 2 or {"vocab", "position"} & set(axes):
-        return None
-    n_in = 1 if axes[0] == "embed" else len(axes) - 1
-    return MuonDimensionNumbers(tuple(range(n_in)), tuple(range(n_in, len(axes))))
-
-
 def optimizer(
     schedule: Schedule, axes: Mapping[str, LogicalAxes]
 ) -> optax.GradientTransformationExtraArgs:
+    dimensions: Any = {name: muon_dimensions(a) for name, a in axes.items()}
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         muon(
             schedule.rate(schedule.matrix_lr),
             adam_learning_rate=schedule.rate(schedule.lr),
             weight_decay=schedule.weight_decay,
-            muon_weight_dimension_numbers={k: muon_dimensions(a) for k, a in axes.items()},
+            muon_weight_dimension_numbers=dimensions,
         ),
     )
 
@@ -81,10 +72,10 @@ def fit(
     """Trained parameters. `params` are donated; `project` maps them back to what is allowed."""
     tx = optimizer(schedule, structure.logical_axes)
 
-    def step(params: Params, state: optax.OptState, batch: Batch):
+    def step(params: Any, state: optax.OptState, batch: Batch):
         value, gradient = jax.value_and_grad(loss)(params, batch)
         updates, state = tx.update(gradient, state, params)
-        return project(optax.apply_updates(params, updates)), state, value
+        return project(cast(Params, optax.apply_updates(params, updates))), state, value
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = tx.init(params)

@@ -47,7 +47,7 @@ def policy_gradient_loss(
     mask_bkt: Float[Array, "B K T"],
     advantages_bk: Float[Array, "B K"],
 ) -> Float[Array, ""]:
-    """− mean over samples of A · Σ_t log P(y_t): its gradient is the REINFORCE estimate of eq. 2."""
+    """− mean of A · Σ_t log P(y_t): its gradient is the REINFORCE estimate of eq. 2."""
     sequence_logp = jnp.sum(logp_bkt * mask_bkt, axis=-1)
     return -jnp.mean(stop_gradient(advantages_bk) * sequence_logp)
 
@@ -61,8 +61,8 @@ def make_scst_loss(
 ) -> LossFn:
     """The loss of a batch `image [B,H,W,3]`, `image_id [B]`.
 
-    `rollout_shardings` place the weights that the decode loop reads (`sharding.ROLLOUT_RULES`): they
-    are gathered once, before the loop, and not for every token.
+    `rollout_shardings` place the weights that the decode loop reads (`sharding.ROLLOUT_RULES`):
+    they are gathered once, before the loop, and not for every token.
     """
     if not plan.greedy or plan.samples < 1:
         raise ValueError("SCST needs a plan with a greedy row and at least one sample")

@@ -108,8 +108,8 @@ def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
         if then != there["fingerprint"]:
             what = "tokenizer" if part == "tokenizer" else f"base model {part!r}"
             raise UserError(
-                f"{name} was trained with another {what} ({str(then)[:12]}) than this configuration "
-                f"names ({there['fingerprint'][:12]}); set config.model to the run's own: "
+                f"{name} was trained with another {what} ({str(then)[:12]}) than this "
+                f"configuration names ({there['fingerprint'][:12]}); set config.model to its own: "
                 f"clip={before.clip!r}, lm={before.lm!r}"
             )
     step = resolve_step(config.init_from, "best")
@@ -120,8 +120,8 @@ def _reward(config: Config, split: Split) -> CiderDReward:
     path = document_frequency_path(config.data.dir, config.data.train_split)
     if not path.exists():
         raise UserError(
-            f"{path} is missing: CIDEr-D needs the document frequencies of the training references; "
-            "prepare the dataset again with har_jax.prepare"
+            f"{path} is missing: CIDEr-D needs the document frequencies of the training "
+            "references; prepare the dataset again with har_jax.prepare"
         )
     return CiderDReward(DocumentFrequency.load(path), split.references(), eos=config.scst.eos)
 
@@ -285,7 +285,6 @@ def _validator(
             config.data.val_split,
             [{"image_id": i, "caption": texts[i], "references": wanted[i]} for i in shown],
         )
-        log.info("step %d: validation CIDEr %.3f", step, figures["CIDEr"])
         return figures
 
     return validate

@@ -167,8 +167,8 @@ class ClipTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.context_length, self.fingerprint = context_length, fingerprint
-        self.bos_id = tokenizer.token_to_id(CLIP_BOS)
-        self.eos_id = tokenizer.token_to_id(CLIP_EOS)
+        self.bos_id = int(tokenizer.token_to_id(CLIP_BOS) or 0)  # checked by `load_clip_tokenizer`
+        self.eos_id = int(tokenizer.token_to_id(CLIP_EOS) or 0)
         self.pad_id = self.eos_id if pad_id is None else pad_id
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 

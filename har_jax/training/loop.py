@@ -1,8 +1,8 @@
 """The training loop: steps, logs, validation, checkpoints, and an orderly end.
 
-It knows neither stages nor rewards: it is given a compiled step, an iterator of batches, and what to
-call for validation. A run that is killed at any moment continues from its last checkpoint with the
-same batches and the same random numbers, bit for bit on the same devices.
+It knows neither stages nor rewards: it is given a compiled step, an iterator of batches, and what
+to call for validation. A run that is killed at any moment continues from its last checkpoint with
+the same batches and the same random numbers, bit for bit on the same devices.
 """
 
 from __future__ import annotations
@@ -93,50 +93,50 @@ def fit(
 
     window = _Window()
     finished = True
-    with Preemption() as preemption, jax.set_mesh(mesh):
-        with progress(total=config.steps, initial=done, desc=config.stage, unit="step") as bar:
-            while done < config.steps:
-                batch = put_batch(next(batches), mesh)
-                state, logs = step(state, frozen, batch)
-                done += 1
-                window.add(logs)
-                bar.update(1)
-                last = done == config.steps
-                leaving = preemption.reached(done) or done - (first or 0) == stop_after
-                leaving = leaving and not last
-                every = config.eval.every
-                validating = hooks.validate is not None and (last or (every and done % every == 0))
-                saving = last or leaving or validating or done % config.checkpoint_every == 0
-                if done % config.log_every == 0 or saving:
-                    figures, arrays = window.close(done, config.batch_size)
-                    _check(figures, done, hooks)
-                    if hooks.summarise is not None:
-                        figures |= hooks.summarise(arrays, done)
-                    writer.write(done, {f"train/{k}": v for k, v in figures.items()})
-                    bar.set_postfix(_postfix(figures))
-                metrics = None
-                if validating:
-                    metrics = hooks.validate(state.params, done)
-                    writer.write(done, {f"val/{k}": v for k, v in metrics.items()})
-                    window.restart()
-                if saving:
-                    checkpoints.save(
-                        done,
-                        state.params,
-                        state.optimizer,
-                        {"data": batches.get_state(), "seed": config.seed},
-                        metrics if metrics and METRIC in metrics else None,
-                    )
-                if leaving:
-                    finished = False
-                    break
+    bar = progress(total=config.steps, initial=done, desc=config.stage, unit="step")
+    with Preemption() as preemption, jax.set_mesh(mesh), bar:
+        while done < config.steps:
+            batch = put_batch(next(batches), mesh)
+            state, logs = step(state, frozen, batch)
+            done += 1
+            window.add(logs)
+            bar.update(1)
+            last = done == config.steps
+            leaving = preemption.reached(done) or done - (first or 0) == stop_after
+            leaving = leaving and not last
+            every = config.eval.every
+            validating = hooks.validate is not None and (last or (every and done % every == 0))
+            saving = last or leaving or validating or done % config.checkpoint_every == 0
+            if done % config.log_every == 0 or saving:
+                figures, arrays = window.close(done, config.batch_size)
+                _check(figures, done, hooks)
+                if hooks.summarise is not None:
+                    figures |= hooks.summarise(arrays, done)
+                writer.write(done, {f"train/{k}": v for k, v in figures.items()})
+                bar.set_postfix(_postfix(figures))
+            metrics = None
+            if validating and hooks.validate is not None:
+                metrics = hooks.validate(state.params, done)
+                writer.write(done, {f"val/{k}": v for k, v in metrics.items()})
+                window.restart()
+            if saving:
+                checkpoints.save(
+                    done,
+                    state.params,
+                    state.optimizer,
+                    {"data": batches.get_state(), "seed": config.seed},
+                    metrics if metrics and METRIC in metrics else None,
+                )
+            if leaving:
+                finished = False
+                break
     checkpoints.wait()
     writer.flush()
     return state, finished
 
 
 class _Window:
-    """Logs since the last report. Only finished steps are read, so the device never waits for it."""
+    """Logs since the last report. Only finished steps are read: the device never waits for it."""
 
     def __init__(self) -> None:
         self.restart()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
@@ -43,6 +44,7 @@ def make_optimizer(
     schedule = make_schedule(config, steps)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
+        dimensions: Any = {n: muon_dimensions(axes) for n, axes in (logical_axes or {}).items()}
         # Muon's updates are made as large as Adam's (Liu et al. 2025, "Muon is scalable for LLM
         # training"), so that both groups share one learning rate.
         rule = muon(
@@ -52,9 +54,7 @@ def make_optimizer(
             adam_b2=config.b2,
             weight_decay=config.weight_decay,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers={
-                name: muon_dimensions(axes) for name, axes in (logical_axes or {}).items()
-            },
+            muon_weight_dimension_numbers=dimensions,
         )
         parts.append(rule)
     else:
@@ -75,7 +75,7 @@ def make_optimizer(
 def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
     """Which axes of a kernel are its inputs and which its outputs; None where Adam is to be used.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the updates of hidden
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises updates of hidden
     layers; embeddings, output layers and vectors are left to Adam, as its authors advise.
     """
     if len(axes) < 2 or {"vocab", "position"} & set(axes):
@@ -88,8 +88,8 @@ def _matrices(params: Params) -> dict[str, bool]:
     return {name: value.ndim > 1 for name, value in params.items()}
 
 
-def _faster_projector(factor: float) -> Callable[[Params, Params | None], Params]:
-    def scale(updates: Params, params: Params | None) -> Params:
+def _faster_projector(factor: float) -> Callable[[Any, Any], Any]:
+    def scale(updates: Params, params: Any) -> Params:
         del params
         return {k: u * factor if k.startswith("projector.") else u for k, u in updates.items()}
 

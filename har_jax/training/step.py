@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,21 @@ class TrainState(NamedTuple):
     optimizer: PyTree
 
 
+class StateShardings(NamedTuple):
+    """Where each part of a `TrainState` lives."""
+
+    step: NamedSharding
+    params: dict[str, NamedSharding]
+    optimizer: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
     """`step(state, frozen, batch) -> (state, logs)`, and where the state lives."""
 
     function: Callable[..., tuple[TrainState, dict[str, Array]]]
     optimizer: optax.GradientTransformation
-    shardings: TrainState  # of NamedShardings
+    shardings: StateShardings
 
     def __call__(
         self, state: TrainState, frozen: Params, batch: Mapping[str, Array]
@@ -63,7 +71,7 @@ def make_train_step(
     Everything random in step n comes from `fold_in(key(seed), n)`, so a resumed run draws what an
     unbroken one would have drawn. The state is donated.
     """
-    shardings = TrainState(
+    shardings = StateShardings(
         replicated(mesh),
         dict(param_shardings),
         optimizer_shardings(optimizer, params, param_shardings, mesh),
@@ -79,11 +87,12 @@ def make_train_step(
 
         (loss, logs), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         logs = {"loss": loss, **logs, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, optimizer_state), logs
 
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    out = TrainState(*cast(Any, shardings))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(out, None))
     return TrainStep(jitted, optimizer, shardings)
 
 
@@ -97,7 +106,7 @@ def optimizer_shardings(
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(params))
 
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = getattr(path[-1], "key", None) if path else None
+        name = str(getattr(path[-1], "key", "")) if path else ""
         if name in param_shardings and leaf.shape == shapes[name].shape:
             return param_shardings[name]
         return replicated(mesh)

@@ -1,4 +1,4 @@
-"""Decoding against teacher forcing, against itself in other company, and against plain recomputation."""
+"""Decoding against teacher forcing, in other company, and against plain recomputation."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The decoder against transformers' PyTorch model, and its three ways of running against each other."""
+"""The decoder against transformers' PyTorch model, and its ways of running against each other."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A run that is killed continues bit for bit; a SIGTERM leaves in order; a changed run is refused."""
+"""A killed run continues bit for bit; SIGTERM leaves in order; a changed run is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One run in two processes of four devices each: the same losses as in one, every reward at home."""
+"""One run in two processes of four devices each: the same losses as in one process."""
 
 import json
 import os
