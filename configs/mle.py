@@ -10,7 +10,7 @@ from har_jax.config import defaults, pick_preset
 def tiny():
     c = defaults("mle")
     c.data.dir = "data/scenes"
-    c.data.max_tokens = 20
+    c.data.max_tokens = 0
     c.model.clip = "models/scenes/clip-l"
     c.model.lm = "models/scenes/mistral"
     c.eval.clip_score = "models/scenes/clip-b"

@@ -26,7 +26,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"  # "" for none
     captions_per_image: int = 5  # R of MLE: more are drawn from, fewer are padded and masked
-    max_tokens: int = 32  # T: tokens of a caption, EOS included
+    max_tokens: int = 32  # T: tokens of a caption, EOS included; 0: what the training captions need
     cache_images: bool = True  # keep decoded pixels in memory where they fit
 
 
@@ -163,7 +163,8 @@ def check(config: Config) -> None:
 
     for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
         positive(name, getattr(config, name))
-    positive("data.max_tokens", config.data.max_tokens)
+    if config.data.max_tokens != 0:
+        positive("data.max_tokens", config.data.max_tokens)
     positive("data.captions_per_image", config.data.captions_per_image)
     positive("eval.batch_size", config.eval.batch_size)
     positive("scst.samples", config.scst.samples)

@@ -14,8 +14,9 @@ Captions a split of a dataset with a trained run and scores the captions against
 scores captions that are there already.
 
 Writes DIR/predictions.json (COCO results), DIR/scores.json and DIR/per_image.json. Values are as
-the official tools print them (CIDEr 1.2, not 120). A metric that cannot run here is null in
-scores.json, and `skipped` says why.
+the official tools print them (CIDEr 1.2, not 120), with 95 % bootstrap intervals. A metric that
+cannot run here is null in scores.json, and `skipped` says why. --against compares with another
+system over the same images: difference, interval and p-value of a paired bootstrap.
 """
 
 EXAMPLES = """\
@@ -27,6 +28,7 @@ examples:
       --out=out
   python -m har_jax.evaluate --predictions=results.json --references=dataset_coco.json \\
       --split=test --images=coco/ --clip=models/clip-vit-base-patch32 --out=out
+  python -m har_jax.evaluate --checkpoint=runs/scst --against=runs/mle/eval/test --out=out
 """
 
 
@@ -48,7 +50,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--control", choices=["shuffle"], help="also score captions of other images: does it look?"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and of the control")
+    parser.add_argument(
+        "--against", metavar="OTHER", help="another system: COCO results JSON, or its --out"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, control and bootstrap")
     run = parser.add_argument_group("a trained run")
     run.add_argument("--checkpoint", metavar="RUN", help="run directory of har_jax.train")
     run.add_argument("--step", default="best", help="best (default), latest, or a number")
@@ -62,6 +67,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     files.add_argument("--predictions", metavar="FILE", help="COCO results JSON")
     files.add_argument(
         "--references", metavar="FILE", help="COCO captions JSON, or Karpathy's dataset_coco.json"
+    )
+    files.add_argument(
+        "--metrics",
+        metavar="A,B",
+        help="of CIDEr,Bleu,ROUGE_L,METEOR,SPICE (default: all that can run; the last two "
+        "start Java)",
     )
     files.add_argument("--images", metavar="DIR", help="the image files, for CLIPScore")
     return parser.parse_args(argv)
@@ -86,17 +97,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_run(args: argparse.Namespace) -> dict[str, Any]:
-    for flag in ("references", "images"):
+    for flag in ("references", "images", "metrics"):
         if getattr(args, flag):
             raise UserError(
-                f"--{flag} goes with --predictions; a run takes both from its dataset (--data=DIR)"
+                f"--{flag} goes with --predictions; a run has its dataset (--data=DIR) and all "
+                "metrics"
             )
+    other = None
+    if args.against:
+        # Read first: a wrong path is found before the device has captioned anything.
+        from har_jax.evaluation.compare import read_other
+
+        other = read_other(args.against)
     from har_jax.evaluation.run import evaluate_run
 
     settings = {"beams": args.beams} if args.method == "beam" else {}
     if args.method == "sample":
         settings = {"temperature": args.temperature}
-    return evaluate_run(
+    evaluation = evaluate_run(
         args.checkpoint,
         args.out,
         split=args.split,
@@ -109,14 +127,26 @@ def score_run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         batch_size=args.batch_size,
         **settings,
-    ).scores
+    )
+    if other is not None:
+        from har_jax.evaluation.score import add_comparison, write_evaluation
+
+        evaluation = add_comparison(evaluation, other, args.seed)
+        write_evaluation(pathlib.Path(args.out), evaluation)
+    return evaluation.scores
 
 
 def score_files(args: argparse.Namespace) -> dict[str, Any]:
     if not args.references:
         raise UserError("--predictions needs --references=FILE, the captions to compare with")
     from har_jax.evaluation.from_files import evaluate_files
+    from har_jax.metrics.corpus import METRICS
 
+    metrics = METRICS
+    if args.metrics is not None:
+        metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+        if not metrics:
+            raise UserError(f"--metrics is empty; choose from {', '.join(METRICS)}")
     return evaluate_files(
         args.predictions,
         args.references,
@@ -124,7 +154,9 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         split=args.split,
         clip=args.clip,
         images=args.images,
+        metrics=metrics,
         control=args.control,
+        against=args.against,
         limit=args.limit,
         seed=args.seed,
     ).scores

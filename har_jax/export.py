@@ -32,9 +32,10 @@ examples:
 then, in another program:
   processor = AutoProcessor.from_pretrained("exported")
   model = LlavaForConditionalGeneration.from_pretrained("exported")
-  inputs = processor(images=image, text="<image>", return_tensors="pt")  # "<image>PROMPT" with one
+  inputs = processor(images=image, text="<image>", return_tensors="pt")
   ids = model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]
   print(processor.batch_decode(ids, skip_special_tokens=True))
+A run with a prompt takes another text, which the command prints.
 """
 
 TOKENIZER_FILES = (
@@ -69,7 +70,7 @@ def check(args: argparse.Namespace) -> None:
     """All that can be wrong is said before any weight is loaded."""
     from har_jax.checkpoint import resolve_step
     from har_jax.inference import check_base, read_foundation, read_run
-    from har_jax.interchange.llava import check_expressible
+    from har_jax.interchange.llava import check_expressible, text_input
 
     out = pathlib.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,13 +82,14 @@ def check(args: argparse.Namespace) -> None:
     foundation = read_foundation(config.model)
     if args.format == "llava":
         check_expressible(foundation.config)
+        text_input(foundation.tokenizer, config.model.prompt)
     check_base(info, foundation, args.checkpoint)
     resolve_step(args.checkpoint, args.step)
 
 
 def export_llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     """Writes into `out`; returns what to tell the user."""
-    from har_jax.interchange.llava import save_llava
+    from har_jax.interchange.llava import save_llava, text_input
 
     image_id = save_llava(
         captioner.structure.merge(captioner.params),
@@ -96,7 +98,7 @@ def export_llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
         out,
         max_tokens=captioner.config.data.max_tokens,
     )
-    text = "<image>" + captioner.config.model.prompt.strip()
+    text = text_input(captioner.tokenizer, captioner.config.model.prompt)
     return f"LlavaForConditionalGeneration; <image> is id {image_id}; its text input is {text!r}"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from har_jax.errors import UserError
+from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.references import read_predictions, read_references, restrict
 from har_jax.evaluation.score import (
     ClipInput,
@@ -17,6 +18,7 @@ from har_jax.evaluation.score import (
     write_evaluation,
     write_predictions,
 )
+from har_jax.metrics.corpus import METRICS
 
 _NO_CLIP = "no scoring CLIP was given (--clip=HF_DIR, and --images=DIR with the image files)"
 
@@ -29,7 +31,9 @@ def evaluate_files(
     split: str = "test",
     clip: str | None = None,
     images: str | None = None,
+    metrics: Collection[str] = METRICS,
     control: str | None = None,
+    against: str | None = None,
     limit: int = 0,
     seed: int = 0,
 ) -> Evaluation:
@@ -38,6 +42,8 @@ def evaluate_files(
     Args:
       split: of Karpathy's file.
       clip: HF directory of the CLIP that scores; `images` is the folder of the image files.
+      metrics: some of `metrics.corpus.METRICS`.
+      against: COCO results of another system, or its evaluation's directory.
       limit: score the first so many predictions; 0: all.
 
     Raises:
@@ -51,6 +57,10 @@ def evaluate_files(
     if 0 < limit < len(texts):
         texts = dict(itertools.islice(texts.items(), limit))
         warnings.append(f"only the first {limit} predictions were scored (limit)")
+    truth = {i: truth[i] for i in texts}
+    other = read_other(against) if against else None
+    if other is not None:
+        check_covers(other, list(texts))
     clip_input, why = None, _NO_CLIP
     if clip and not images:
         why = "no images were given (--images=DIR with the image files)"
@@ -65,7 +75,9 @@ def evaluate_files(
         clip=clip_input,
         no_clip=why,
         filenames=known.filenames,
+        metrics=metrics,
         control=control,
+        against=other,
         seed=seed,
         source={"predictions": os.fspath(predictions), "references": known.name},
         warnings=warnings,

@@ -3,7 +3,8 @@
 DIR/predictions.json   COCO results: [{"image_id": 1, "caption": "..."}, ...]
 DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScore, RefCLIPScore,
                        n_images, signature; skipped (why a value is null), health, warnings,
-                       source, and control where one was asked for
+                       source, confidence (intervals, see evaluation/bootstrap.py), and control
+                       and against (evaluation/compare.py) where they were asked for
 DIR/per_image.json     one object per image: its references, its caption and the scores of it
 """
 
@@ -12,10 +13,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
+from har_jax.evaluation.bootstrap import confidence
+from har_jax.evaluation.compare import Other, compare, corpus_statistics
 from har_jax.evaluation.control import shuffle_control
 from har_jax.files import write_json
 from har_jax.metrics import health
@@ -56,7 +59,9 @@ def evaluate_captions(
     no_clip: str = "no scoring CLIP was given (--clip=HF_DIR)",
     ended: Mapping[int, bool] | None = None,
     filenames: Mapping[int, str] | None = None,
+    metrics: Collection[str] = METRICS,
     control: str | None = None,
+    against: Other | None = None,
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
@@ -66,6 +71,9 @@ def evaluate_captions(
     Args:
       no_clip: why `clip` is None, for `skipped`.
       ended: whether each caption reached EOS, where that is known.
+      metrics: some of `metrics.corpus.METRICS`; the others are skipped.
+      against: another system, to compare with over the same images.
+      seed: of the control and of the bootstrap.
       control: "shuffle" also scores every caption against another image's references.
       source: what was scored (run, step, split, method), copied into the scores.
 
@@ -76,7 +84,7 @@ def evaluate_captions(
         raise UserError(f"control {control!r} is unknown; allowed: shuffle")
     ids = list(predictions)
     references = {i: list(references[i]) for i in ids if i in references}
-    found = score_captions(references, predictions, metrics=METRICS)
+    found = score_captions(references, predictions, metrics=metrics)
     corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
     skipped = dict(found.skipped)
     per_image = {i: dict(found.per_image[i]) for i in ids}
@@ -101,6 +109,12 @@ def evaluate_captions(
     }
     if found.n_images == 1:
         scores["warnings"].append("CIDEr of a single image is 0: every n-gram occurs in all images")
+    statistics = corpus_statistics([per_image[i] for i in ids], references, predictions)
+    scores["confidence"] = confidence(statistics, seed=seed)
+    if against is not None:
+        scores["against"] = compare(
+            against, statistics, references, ids, signature=signature, seed=seed
+        )
     if control == "shuffle":
         scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed)
     rows = [
@@ -127,6 +141,26 @@ def _health(
         None if ended is None else 1 - sum(ended[i] for i in predictions) / len(predictions)
     )
     return figures
+
+
+def add_comparison(evaluation: Evaluation, other: Other, seed: int = 0) -> Evaluation:
+    """The same evaluation with a comparison to another system added.
+
+    Raises:
+      UserError: see `compare`.
+    """
+    rows = evaluation.per_image
+    references = {row["image_id"]: row["references"] for row in rows}
+    predictions = {row["image_id"]: row["caption"] for row in rows}
+    found = compare(
+        other,
+        corpus_statistics(rows, references, predictions),
+        references,
+        list(predictions),
+        signature=evaluation.scores["signature"],
+        seed=seed,
+    )
+    return Evaluation({**evaluation.scores, "against": found}, rows)
 
 
 def check_out(out: str | os.PathLike[str]) -> pathlib.Path:

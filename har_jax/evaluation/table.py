@@ -132,22 +132,35 @@ def format_change(row: Row) -> str:
     return f"{text} {'pt' if row.measure.kind == 'rate' else '%'}"
 
 
-def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "") -> str:
+def comparison_table(
+    columns: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    title: str = "",
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """An aligned text table with a column per name and, with two or more, the change to the last.
 
     Args:
       columns: {"MLE": [scores of each seed], "SCST": [...]}.
       title: first line; without it the number of images and seeds is told.
+      extra: further columns of text, {header: {key of a measure: text}}.
     """
     rows = comparison_rows(columns)
-    header = ["", *columns, *(["change"] if len(columns) > 1 else [])]
+    extra = extra or {}
+    header = ["", *columns, *(["change"] if len(columns) > 1 else []), *extra]
     lines = [header]
     for row in rows:
         cells = [format_cell(cell, row.measure.kind) for cell in row.cells]
         lines.append([row.measure.label, *cells])
         if len(columns) > 1:
             lines[-1].append(format_change(row))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        lines[-1] += [texts.get(row.measure.key, "") for texts in extra.values()]
+    return _framed(title or _title(columns), lines)
+
+
+def _framed(title: str, lines: Sequence[Sequence[str]]) -> str:
+    """Aligned rows (the first is the header) between rules; the first column to the left."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
     def text(line: Sequence[str]) -> str:
         first = line[0].ljust(widths[0])
@@ -155,7 +168,7 @@ def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, titl
         return "   ".join([first, *rest]).rstrip()
 
     rule = "─" * max(len(text(line)) for line in lines)
-    return "\n".join([title or _title(columns), rule, text(header), *map(text, lines[1:]), rule])
+    return "\n".join([title, rule, text(lines[0]), *map(text, lines[1:]), rule])
 
 
 def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -170,12 +183,52 @@ def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return ", ".join(parts) or "scores"
 
 
+def against_table(against: Mapping[str, Any]) -> str:
+    """A paired comparison, `scores.json["against"]`, as text: the difference and its p-value."""
+    labels = {measure.key: measure.label for measure in MEASURES}
+    lines = [["", "score", "other", "difference", f"{100 * against['level']:g} % interval", "p"]]
+    for key, found in against["metrics"].items():
+        if key not in labels:
+            continue
+        low, high = found["interval"]
+        smallest = 2 / (against["resamples"] + 1)
+        lines.append(
+            [
+                labels[key],
+                format_value(found["value"], "score"),
+                format_value(found["other"], "score"),
+                _signed(found["difference"]),
+                f"{_signed(low)} – {_signed(high)}",
+                f"≤ {smallest:.3f}" if found["p"] <= smallest else f"{found['p']:.3f}",
+            ]
+        )
+    n, resamples = against["n_images"], against["resamples"]
+    title = f"against {against['name']}: {n} images, paired bootstrap, {resamples} resamples"
+    return _framed(title, lines)
+
+
+def _signed(value: float) -> str:
+    """`+0.012`; what rounds to zero has no sign."""
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text
+
+
 def scores_table(scores: Mapping[str, Any]) -> str:
     """One evaluation as text: its figures, its control, what was skipped and what to beware of."""
     source = scores.get("source", {})
     named = [str(source[k]) for k in ("stage", "split", "method") if source.get(k)]
     title = f"{', '.join(named)}: {scores['n_images']} images" if named else ""
-    lines = [comparison_table({"score": [scores]}, title=title)]
+    confidence = scores.get("confidence") or {}
+    intervals = {
+        key: f"{format_value(low, 'score')} – {format_value(high, 'score')}"
+        for key, (low, high) in confidence.get("intervals", {}).items()
+    }
+    extra = {f"{100 * confidence['level']:g} % interval": intervals} if intervals else None
+    lines = [comparison_table({"score": [scores]}, title=title, extra=extra)]
+    if confidence:
+        lines.append(f"intervals: {confidence['resamples']} resamples, {confidence['method']}")
+    if scores.get("against"):
+        lines.append(against_table(scores["against"]))
     control = scores.get("control")
     if control:
         ratio = control["ratio"]

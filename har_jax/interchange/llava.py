@@ -110,11 +110,11 @@ def save_llava(
     """
     config, directory = captioner.config, Path(directory)
     check_expressible(config)
-    text, image_id = _with_image_token(tokenizer)
+    text, image_id = tokenizer_with_image(tokenizer)
     save(_extended(captioner, image_id), directory, llava_table(), config_to_hf(config, image_id))
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     for name, contents in {
-        "tokenizer_config.json": _tokenizer_config(tokenizer),
+        "tokenizer_config.json": tokenizer_config(tokenizer),
         "preprocessor_config.json": {**preprocessor, "processor_class": "LlavaProcessor"},
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
@@ -165,11 +165,10 @@ def _extended(captioner: Captioner, image_id: int) -> Captioner:
     return structure.merge({**params, **longer})
 
 
-def _with_image_token(tokenizer: CaptionTokenizer) -> tuple[str, int]:
+def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
     """`tokenizer.json` with `<image>`, and the id that it got.
 
-    Its post-processor puts `<bos>` first, so that the text `<image>PROMPT` becomes the ids which
-    the decoder was trained on.
+    Its post-processor puts `<bos>` first, as the decoder was trained.
     """
     grown = Tokenizer.from_str(tokenizer._tokenizer.to_str())
     grown.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
@@ -177,10 +176,33 @@ def _with_image_token(tokenizer: CaptionTokenizer) -> tuple[str, int]:
     grown.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_id)]
     )
-    return grown.to_str(pretty=True), grown.token_to_id(IMAGE_TOKEN)
+    image_id = grown.token_to_id(IMAGE_TOKEN)
+    assert image_id is not None  # it was just added
+    return grown.to_str(pretty=True), image_id
 
 
-def _tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
+def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
+    """The text that the exported processor turns into the ids of image and prompt.
+
+    Some tokenizers, such as Mistral-7B's, mark the beginning of a text as a space; after `<image>`
+    the same ids take a space that is written.
+
+    Raises:
+      UserError: neither way gives the prompt's ids.
+    """
+    text, image_id = tokenizer_with_image(tokenizer)
+    grown = Tokenizer.from_str(text)
+    wanted = [tokenizer.bos_id, image_id, *tokenizer.encode(prompt)[:-1]]
+    for between in ("", " "):
+        if grown.encode(written := f"{IMAGE_TOKEN}{between}{prompt.strip()}").ids == wanted:
+            return written
+    raise UserError(
+        f"the prompt {prompt!r} has other ids after {IMAGE_TOKEN} than alone, so the exported "
+        "processor could not reproduce it; --format=mistral exports the decoder alone"
+    )
+
+
+def tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
     bos, eos = tokenizer.token(tokenizer.bos_id), tokenizer.token(tokenizer.eos_id)
     return {
         # Tells transformers to take tokenizer.json as it is. Named by another class, such as

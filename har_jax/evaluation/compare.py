@@ -1,0 +1,128 @@
+"""Two systems on the same images: whose captions are better, and could it be chance?"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from har_jax.errors import UserError
+from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
+from har_jax.evaluation.references import read_predictions
+from har_jax.files import read_json
+from har_jax.metrics.bleu_counts import bleu_counts
+from har_jax.metrics.corpus import score_captions
+from har_jax.text import ptb
+
+_BY_CLIP = ("CLIPScore", "RefCLIPScore")
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """Another system's captions, and what its evaluation directory knows of CLIPScore."""
+
+    name: str
+    predictions: dict[int, str]
+    by_clip: dict[int, dict[str, float]]
+    signature: str
+
+
+def read_other(path: str | os.PathLike[str]) -> Other:
+    """Reads COCO results, or the directory that `har_jax.evaluate` wrote.
+
+    Raises:
+      UserError: neither of the two.
+    """
+    name, place = os.fspath(path), pathlib.Path(path)
+    if not place.is_dir():
+        return Other(name, read_predictions(place), {}, "")
+    if not (place / "predictions.json").is_file():
+        raise UserError(
+            f"--against={name}: the directory has no predictions.json; give the --out of a "
+            "har_jax.evaluate, or a COCO results file"
+        )
+    by_clip, signature = {}, ""
+    if (place / "scores.json").is_file() and (place / "per_image.json").is_file():
+        signature = str(read_json(place / "scores.json", "scores").get("signature", ""))
+        for row in read_json(place / "per_image.json", "scores of each image"):
+            if all(row.get(key) is not None for key in _BY_CLIP):
+                by_clip[row["image_id"]] = {key: row[key] for key in _BY_CLIP}
+    return Other(name, read_predictions(place / "predictions.json"), by_clip, signature)
+
+
+def check_covers(other: Other, image_ids: Sequence[int]) -> None:
+    """Raises `UserError` unless the other system captioned every one of these images."""
+    missing = [i for i in image_ids if i not in other.predictions]
+    if missing:
+        raise UserError(
+            f"--against={other.name} has no caption of {len(missing)} of the {len(image_ids)} "
+            f"images, such as image {missing[0]}; compare systems that captioned the same images"
+        )
+
+
+def corpus_statistics(
+    per_image: Sequence[Mapping[str, Any]],
+    references: Mapping[int, Sequence[str]],
+    predictions: Mapping[int, str],
+) -> Statistics:
+    """What a bootstrap needs, from the per-image values (in the order of `predictions`)."""
+    order = list(predictions)
+    flat = iter(ptb.words_of_lines([text for i in order for text in references[i]]))
+    truth = {i: [_resplit(next(flat)) for _ in references[i]] for i in order}
+    written = ptb.words_of_lines(list(predictions.values()))
+    words = {i: _resplit(caption) for i, caption in zip(order, written, strict=True)}
+    return Statistics.of(per_image, bleu_counts(truth, words))
+
+
+def _resplit(words: list[str]) -> list[str]:
+    """BLEU splits at any white space, so also inside "1 1/2", which PTB joins by a hard space."""
+    return " ".join(words).split() if any("\xa0" in word for word in words) else words
+
+
+def compare(
+    other: Other,
+    statistics: Statistics,
+    references: Mapping[int, Sequence[str]],
+    image_ids: Sequence[int],
+    *,
+    signature: str = "",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """`scores.json["against"]`: the paired bootstrap of every metric that both systems have.
+
+    The other's captions are scored here, against the same references and over the same images.
+
+    Args:
+      statistics: of the evaluated system, in the order of `image_ids`.
+      signature: its signature; CLIPScore is compared only where both come from the same CLIP.
+
+    Raises:
+      UserError: the other system did not caption all of these images, or there is only one.
+    """
+    check_covers(other, image_ids)
+    texts = {i: other.predictions[i] for i in image_ids}
+    truth = {i: references[i] for i in image_ids}
+    scored = score_captions(truth, texts, metrics=("CIDEr", "ROUGE_L"))
+    rows = [dict(scored.per_image[i]) for i in image_ids]
+    if _clip_of(signature) and _clip_of(signature) == _clip_of(other.signature):
+        for i, row in zip(image_ids, rows, strict=True):
+            row |= other.by_clip.get(i, {})
+    theirs = corpus_statistics(rows, truth, texts)
+    return {
+        "name": other.name,
+        "n_images": len(rows),
+        "level": LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+        "method": f"paired {METHOD}",
+        "metrics": paired(statistics, theirs, seed=seed, resamples=resamples),
+    }
+
+
+def _clip_of(signature: str) -> str:
+    """The part of a signature that says how CLIPScore was computed; "" without one."""
+    _, mark, rest = signature.partition("+CLIPScore[")
+    return mark + rest

@@ -1,0 +1,263 @@
+"""GPT-2 (Radford et al. 2019), of any size, as a plain language model over `[B,T]`.
+
+    x      = model.embed(tokens)                      # [B,T,D]
+    hidden, cache = model.prefill(x, room=20)         # [B,T,D]; keys and values of T + 20 slots
+    hidden, cache = model.step(x_next, cache, t)      # [B,D]: one token at position t
+    logits = model.logits(hidden)                     # [..., V] float32
+
+`extend` reads several tokens after a full cache. The cache is an argument and a result like any
+other, so one may differentiate with respect to it, as ZeroCap (Tewel et al. 2022, arXiv:2111.14447)
+does to steer the text.
+
+Architecture as Hugging Face's `GPT2LMHeadModel`: pre-norm blocks, learnt positions, biases
+everywhere, an output layer tied to the embeddings. There is no dropout: the model is used frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from har_jax.errors import UserError, did_you_mean
+from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
+from har_jax.sharding import constrain
+from har_jax.types import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Hyper-parameters under Hugging Face's names (`config.json`); the defaults are GPT-2 small."""
+
+    vocab_size: int = 50_257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # None: 4 n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 50_256
+    eos_token_id: int | None = 50_256
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"GPT-2 config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; "
+                "correct the config.json"
+            )
+        if self.activation_function not in ACTIVATIONS:
+            raise UserError(
+                f"GPT-2 config: activation_function {self.activation_function!r} is unknown"
+                f"{did_you_mean(self.activation_function, ACTIVATIONS)}; "
+                f"known: {', '.join(ACTIVATIONS)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def inner(self) -> int:
+        """The width within an MLP."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> GPT2Config:
+        """From a `config.json`. Keys that do not shape the computation are passed over.
+
+        Raises:
+          UserError: another family, cross-attention, or sizes that do not fit each other.
+        """
+        model_type = config.get("model_type")
+        if model_type != "gpt2":
+            raise UserError(f"this is a {model_type!r} config where a 'gpt2' one is needed")
+        if config.get("add_cross_attention"):
+            raise UserError(
+                "GPT-2 config: add_cross_attention is true, but only decoders that read nothing "
+                "else are supported; give a plain GPT-2"
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in config.items() if k in known})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a `config.json` that transformers loads."""
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            **dataclasses.asdict(self),
+        }
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer, `[B,S,N,H]`; slot s holds position s."""
+
+    k: Array
+    v: Array
+
+
+Cache = tuple[KV, ...]
+"""One `KV` per layer."""
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention; one kernel `[D,3,N,H]` makes q, k and v, as in the file."""
+
+    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, n, h = config.n_embd, config.n_head, config.head_dim
+        kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
+        self.qkv = Linear((d,), (3, n, h), ("embed", None, "heads", "head_dim"), **kw)
+        init = normal(0.02 * (2 * config.n_layer) ** -0.5)  # two residual additions per layer
+        self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), init=init, **kw)
+        self.scale = h**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+
+    def __call__(
+        self,
+        x_btd: Float[Array, "B T D"],
+        positions_t: Int[Array, " T"],
+        past: KV | None,
+        write: bool,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """Attends to `past` and to itself; with `write`, its keys go into slots of `past`."""
+        q_btnh, *own = jnp.moveaxis(self.qkv(x_btd), 2, 0)
+        kv = KV(*own)
+        if past is not None and write:
+            slot = positions_t[0]
+            kv = KV(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
+                    for old, new in zip(past, kv, strict=True)
+                )
+            )
+        elif past is not None:
+            kv = KV(*(jnp.concatenate(pair, axis=1) for pair in zip(past, kv, strict=True)))
+        scores_bnts = jnp.einsum(
+            "btnh,bsnh->bnts", q_btnh, kv.k, preferred_element_type=jnp.float32
+        )
+        # Slots that are not yet written lie in the future, so this one rule masks them as well.
+        seen_ts = positions_t[:, None] >= jnp.arange(kv.k.shape[1])
+        scores_bnts = jnp.where(seen_ts, scores_bnts * self.scale, jnp.finfo(jnp.float32).min)
+        weights_bnts = jax.nn.softmax(scores_bnts, axis=-1).astype(x_btd.dtype)
+        return self.o(jnp.einsum("bnts,bsnh->btnh", weights_bnts, kv.v)), kv
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, f = config.n_embd, config.inner
+        kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
+        self.up = Linear((d,), (f,), ("embed", "mlp"), **kw)
+        init = normal(0.02 * (2 * config.n_layer) ** -0.5)
+        self.down = Linear((f,), (d,), ("mlp", "embed"), init=init, **kw)
+        self.activation = config.activation_function
+
+    def __call__(self, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x_btd)))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        d, eps = config.n_embd, config.layer_norm_epsilon
+        self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, layer, rngs=rngs, dtype=dtype)
+        self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x_btd: Array, positions_t: Array, past: KV | None, write: bool
+    ) -> tuple[Array, KV]:
+        attended, kv = self.attn(self.attn_norm(x_btd), positions_t, past, write)
+        x_btd = constrain(x_btd + attended, "batch")
+        return constrain(x_btd + self.mlp(self.mlp_norm(x_btd)), "batch"), kv
+
+
+class GPT2(nnx.Module):
+    """The language model. `dtype` is that of the parameters; activations follow `embed`'s."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.config = config
+        d, v = config.n_embd, config.vocab_size
+        self.token_embedding = Embedding(v, d, rngs=rngs, dtype=dtype)
+        positions = (config.n_positions, d)
+        self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
+        self.layers = nnx.List(
+            [Block(config, i, rngs=rngs, dtype=dtype) for i in range(config.n_layer)]
+        )
+        self.norm = LayerNorm(d, config.layer_norm_epsilon, rngs=rngs, dtype=dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear((d,), (v,), ("embed", "vocab"), rngs=rngs, dtype=dtype)
+        )
+
+    def embed(
+        self, tokens: Int[Array, "*batch"], dtype: jnp.dtype = jnp.float32
+    ) -> Float[Array, "*batch D"]:
+        """Of the tokens alone; positions are added where they are known, in the verbs below."""
+        return self.token_embedding(tokens, dtype)
+
+    def prefill(
+        self, x_btd: Float[Array, "B T D"], room: int = 0
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """A whole sequence at positions 0..T-1: hidden states, and a cache of T + `room` slots.
+
+        Raises:
+          UserError: more slots than the model has positions; likewise in `extend`.
+        """
+        t = x_btd.shape[1]
+        self._check_length(t + room)
+        hidden, cache = self._run(x_btd, jnp.arange(t), None, False)
+        pad = ((0, 0), (0, room), (0, 0), (0, 0))
+        return hidden, tuple(KV(jnp.pad(kv.k, pad), jnp.pad(kv.v, pad)) for kv in cache)
+
+    def extend(
+        self, x_btd: Float[Array, "B T D"], cache: Cache
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """T more tokens after a cache whose S slots are all written: hidden states, S + T slots."""
+        s, t = cache[0].k.shape[1], x_btd.shape[1]
+        self._check_length(s + t)
+        return self._run(x_btd, s + jnp.arange(t), cache, False)
+
+    def step(
+        self, x_bd: Float[Array, "B D"], cache: Cache, t: Int[Array, ""]
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """The token at position t, written into slot t: hidden state, and a cache as large."""
+        hidden, cache = self._run(x_bd[:, None], jnp.asarray(t)[None], cache, True)
+        return hidden[:, 0], cache
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits in float32."""
+        if self.lm_head is None:
+            return self.token_embedding.attend(hidden)
+        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.n_positions:
+            raise UserError(
+                f"{length} tokens, but this GPT-2 has positions for {self.config.n_positions} "
+                "(n_positions); give a shorter text or write fewer tokens"
+            )
+
+    def _run(
+        self, x_btd: Array, positions_t: Array, past: Cache | None, write: bool
+    ) -> tuple[Array, Cache]:
+        cache = []
+        x_btd = x_btd + jnp.take(self.position_embedding[...], positions_t, axis=0).astype(
+            x_btd.dtype
+        )
+        x_btd = constrain(x_btd, "batch")
+        for i, layer in enumerate(self.layers):
+            x_btd, kv = layer(x_btd, positions_t, None if past is None else past[i], write)
+            cache.append(kv)
+        return self.norm(x_btd), tuple(cache)
