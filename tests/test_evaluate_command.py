@@ -119,6 +119,75 @@ def test_shuffle_control(run):
     assert "with images shuffled" in printed
 
 
+def test_intervals_are_stored_printed_and_follow_the_seed(run):
+    _, printed, _, out = run(results(), coco())
+    scores = json.loads((out / "scores.json").read_text())
+    found = scores["confidence"]
+    assert found["resamples"] == 1000 and "held fixed" in found["method"]
+    for name in ("CIDEr", "Bleu_1", "ROUGE_L"):
+        low, high = found["intervals"][name]
+        assert low <= scores[name] <= high
+    assert "95 % interval" in printed and "held fixed" in printed
+    before = (out / "scores.json").read_text()
+    run(results(), coco())
+    assert (out / "scores.json").read_text() == before
+    run(results(), coco(), "--seed=1")
+    assert json.loads((out / "scores.json").read_text())["confidence"] != found
+
+
+def test_one_image_has_no_interval(run):
+    code, _, _, out = run(results((1,)), coco())
+    assert code == 0 and json.loads((out / "scores.json").read_text())["confidence"] is None
+
+
+def test_against_another_system(run, tmp_path):
+    other = [{"image_id": i, "caption": "a ring"} for i in (*CAPTIONS, 9)]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    code, printed, err, out = run(results(), coco(), f"--against={tmp_path / 'other.json'}")
+    assert code == 0, err
+    found = json.loads((out / "scores.json").read_text())["against"]
+    cider = found["metrics"]["CIDEr"]
+    assert found["n_images"] == 4 and cider["difference"] == cider["value"] - cider["other"] > 0
+    assert cider["interval"][0] <= cider["difference"] <= cider["interval"][1]
+    assert "paired bootstrap" in printed and "difference" in printed
+    # Its directory does as well, and a system does not differ from itself.
+    out.rename(tmp_path / "first")
+    code, _, err, out = run(results(), coco(), f"--against={tmp_path / 'first'}")
+    assert code == 0, err
+    for row in json.loads((out / "scores.json").read_text())["against"]["metrics"].values():
+        assert row["difference"] == 0 and row["interval"] == [0, 0] and row["p"] == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (results((1, 2)), "no caption of 2 of the 4 images, such as image 3"),
+        ({}, "not a list"),
+        (None, "there is no file"),
+        ("dir", "no predictions.json"),
+    ],
+)
+def test_a_system_that_cannot_be_compared(run, tmp_path, other, message):
+    path = tmp_path / "other.json"
+    if other == "dir":
+        path.mkdir()
+    elif other is not None:
+        path.write_text(json.dumps(other))
+    code, _, err, out = run(results(), coco(), f"--against={path}")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_chosen_metrics(run):
+    code, printed, _, out = run(results(), coco(), "--metrics=CIDEr,ROUGE_L")
+    scores = json.loads((out / "scores.json").read_text())
+    assert code == 0 and scores["Bleu_4"] is None and scores["CIDEr"] is not None
+    assert scores["skipped"]["Bleu"] == "not asked for" and "METEOR" in printed
+    assert "Bleu_4" not in scores["confidence"]["intervals"]
+    code, _, err, _ = run(results(), coco(), "--metrics=CIDER")
+    assert code == 2 and "did you mean 'CIDEr'" in err
+
+
 def test_fewer_predictions_than_references_are_told(run):
     code, printed, _, out = run(results((1, 2, 3)), coco())
     scores = json.loads((out / "scores.json").read_text())
@@ -193,6 +262,9 @@ def test_an_unknown_split_is_suggested(run):
         (["--out=o", "--checkpoint=a", "--predictions=b"], "either"),
         (["--out=o", "--predictions=b"], "--references"),
         (["--out=o", "--checkpoint=a", "--references=b"], "--references goes with --predictions"),
+        (["--out=o", "--checkpoint=a", "--metrics=CIDEr"], "--metrics goes with --predictions"),
+        (["--out=o", "--checkpoint=a", "--against=absent.json"], "absent.json"),
+        (["--out=o", "--predictions=b", "--references=c", "--metrics=,"], "--metrics is empty"),
         (["--out=o", "--checkpoint=absent"], "absent"),
         (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit=-1"),
     ],
@@ -248,7 +320,9 @@ def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, mon
     assert scores["health"]["cut_rate"] == pytest.approx(cut)
     assert "mle, test, greedy: 11 images" in capsys.readouterr().out
     before = (out / "predictions.json").read_text()
-    assert main([*flags, "--batch-size=16"]) == 0
+    assert main([*flags, "--batch-size=16", f"--against={out}"]) == 0
+    against = json.loads((out / "scores.json").read_text())["against"]
+    assert against["n_images"] == 11 and against["metrics"]["CIDEr"]["difference"] == 0
     assert (out / "predictions.json").read_text() == before, "batches do not show in the captions"
 
 

@@ -67,7 +67,11 @@ def corpus_statistics(
     references: Mapping[int, Sequence[str]],
     predictions: Mapping[int, str],
 ) -> Statistics:
-    """What a bootstrap needs, from the per-image values (in the order of `predictions`)."""
+    """What a bootstrap needs, from the per-image values (in the order of `predictions`).
+
+    BLEU is left out where the rows have none."""
+    if not all("Bleu_1" in row for row in per_image):
+        return Statistics.of(per_image)
     order = list(predictions)
     flat = iter(ptb.words_of_lines([text for i in order for text in references[i]]))
     truth = {i: [_resplit(next(flat)) for _ in references[i]] for i in order}
@@ -105,7 +109,7 @@ def compare(
     check_covers(other, image_ids)
     texts = {i: other.predictions[i] for i in image_ids}
     truth = {i: references[i] for i in image_ids}
-    scored = score_captions(truth, texts, metrics=("CIDEr", "ROUGE_L"))
+    scored = score_captions(truth, texts, metrics=("CIDEr", "Bleu", "ROUGE_L"))
     rows = [dict(scored.per_image[i]) for i in image_ids]
     if _clip_of(signature) and _clip_of(signature) == _clip_of(other.signature):
         for i, row in zip(image_ids, rows, strict=True):

@@ -57,7 +57,6 @@ def evaluate_files(
     if 0 < limit < len(texts):
         texts = dict(itertools.islice(texts.items(), limit))
         warnings.append(f"only the first {limit} predictions were scored (limit)")
-    truth = {i: truth[i] for i in texts}
     other = read_other(against) if against else None
     if other is not None:
         check_covers(other, list(texts))

@@ -13,9 +13,17 @@ from tests.helpers import images, small_captioner
 T = 7
 
 
+def prefix_of(captioner, pixels):
+    return jax.jit(lambda x: captioner.prefill(captioner.project(captioner.encode(x))))(pixels)
+
+
+def score_of(captioner, cache, tokens, **settings):
+    return jax.jit(lambda c, t: captioner.score(c, t, **settings))(cache, tokens)
+
+
 def rollout_of(captioner, pixels, plan, seed=0):
-    cache = captioner.prefill(captioner.project(captioner.encode(pixels)))
-    return cache, decode(captioner, cache, plan, jax.random.key(seed))
+    cache = prefix_of(captioner, pixels)
+    return cache, jax.jit(lambda c, k: decode(captioner, c, plan, k))(cache, jax.random.key(seed))
 
 
 @pytest.mark.parametrize("changes", [{}, {"projector": "pooled"}, {"prompt": (5, 9)}])
@@ -25,8 +33,8 @@ def test_score_equals_decode(changes, temperature):
     plan = DecodePlan(T, greedy=True, samples=3, temperature=temperature)
     cache, rollout = rollout_of(captioner, images(8), plan)
     mask = length_mask(rollout.lengths, T)
-    greedy = captioner.score(cache, rollout.tokens[:, :1])
-    sampled = captioner.score(cache, rollout.tokens[:, 1:], temperature=temperature)
+    greedy = score_of(captioner, cache, rollout.tokens[:, :1])
+    sampled = score_of(captioner, cache, rollout.tokens[:, 1:], temperature=temperature)
     logp = jnp.concatenate([greedy, sampled], axis=1) * mask
     assert 0.2 < float(mask.mean()) < 1  # some rows ended, some did not
     np.testing.assert_allclose(logp, rollout.logp, atol=1e-5)
@@ -46,11 +54,12 @@ def test_greedy_equals_brute_force():
     captioner = small_captioner()
     pixels = images(3)
     cache, rollout = rollout_of(captioner, pixels, DecodePlan(T))
+    logits = jax.jit(captioner.logits)
     tokens = jnp.zeros((3, 1, T), jnp.int32)
     eos = captioner.config.lm.eos_token_id
     done = np.zeros((3,), bool)
     for t in range(T):
-        choice = jnp.argmax(captioner.logits(cache, tokens)[:, 0, t], axis=-1)
+        choice = jnp.argmax(logits(cache, tokens)[:, 0, t], axis=-1)
         choice = jnp.where(done, eos, choice)
         tokens = tokens.at[:, 0, t].set(choice)
         done |= np.asarray(choice) == eos
@@ -62,11 +71,9 @@ def test_shared_prefix_equals_repeated_images():
     captioner = small_captioner()
     pixels = images(2)
     tokens = jax.random.randint(jax.random.key(5), (2, 3, T), 0, 14)
-    cache = captioner.prefill(captioner.project(captioner.encode(pixels)))
-    shared = captioner.score(cache, tokens)
-    repeated = jnp.repeat(pixels, 3, axis=0)
-    cache = captioner.prefill(captioner.project(captioner.encode(repeated)))
-    alone = captioner.score(cache, tokens.reshape(6, 1, T)).reshape(2, 3, T)
+    shared = score_of(captioner, prefix_of(captioner, pixels), tokens)
+    cache = prefix_of(captioner, jnp.repeat(pixels, 3, axis=0))
+    alone = score_of(captioner, cache, tokens.reshape(6, 1, T)).reshape(2, 3, T)
     np.testing.assert_allclose(shared, alone, atol=1e-5)
 
 

@@ -120,9 +120,9 @@ def test_expectation_equals_the_exact_policy_gradient():
     def expected_reward(params):
         return jnp.sum(jnp.exp(jnp.sum(logps(params) * mask, axis=-1)) * rewards)
 
-    p = jnp.exp(jnp.sum(logps(params) * mask, axis=-1))[0]
+    p = jnp.exp(jnp.sum(jax.jit(logps)(params) * mask, axis=-1))[0]
     np.testing.assert_allclose(jnp.sum(p), 1, atol=1e-5)  # the enumeration is complete
-    exact = jax.grad(expected_reward)(params)
+    exact = jax.jit(jax.grad(expected_reward))(params)
 
     baseline = 1.234  # any constant leaves the expectation alone
 
@@ -135,7 +135,7 @@ def test_expectation_equals_the_exact_policy_gradient():
         ]
         return jnp.sum(jax.lax.stop_gradient(p) * jnp.stack(losses))
 
-    estimate = jax.grad(expected_estimate)(params)
+    estimate = jax.jit(jax.grad(expected_estimate))(params)
     scale = max(float(jnp.abs(g).max()) for g in exact.values())
     for name in params:
         np.testing.assert_allclose(-estimate[name], exact[name], atol=1e-5 * scale, err_msg=name)

@@ -1,0 +1,295 @@
+"""Rewards as weighted sums: "cider_d + 0.5*bleu - 1.0*bias", or {name: weight}.
+
+Names:
+
+    cider_d         CIDEr-D with the training split's document frequencies, [0, 10]
+    bleu            sentence BLEU-4, [0, 1]
+    bias            gendered words that no reference supports, LIC's lists, {0, 1/2, 1}
+    bias_balanced   the same with lists in which every word has a counterpart
+    length          words outside the range of the references' lengths, relative to their mean
+    repetition      share of repeated bigrams, [0, 1]
+    package.module:function
+                    yours: function(image_ids, captions, ended) -> numbers [B, R], as `contract`
+                    says; it also gets `references`, {image id: [text]}, if it takes that keyword
+
+bias, length and repetition are penalties: their weights should be negative. A weight of 0 reports a
+part without training on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from har_jax.errors import UserError, did_you_mean
+from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.rewards.bias import BiasPenalty
+from har_jax.rewards.bleu import BleuReward
+from har_jax.rewards.cider_d import CiderDReward
+from har_jax.rewards.contract import Reward, checked, name_of
+from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
+
+Spec = str | Mapping[str, float]
+
+NAMES = ("cider_d", "bleu", "bias", "bias_balanced", "length", "repetition")
+EXAMPLE = "'cider_d + 0.5*bleu - 1.0*bias'"
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*)?"
+_TERM = re.compile(
+    rf"\s*(?P<sign>[+-]?)\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<name>{_NAME})"
+    rf"(?:\s*\*\s*(?P<after>{_NUMBER}))?\s*"
+)
+
+
+def parse(spec: Spec) -> dict[str, float]:
+    """{name: weight} in the order written; names are not looked up yet.
+
+    Raises:
+      UserError: not such a sum, a name twice, or a weight that is no finite number.
+    """
+    if isinstance(spec, Mapping):
+        weights = dict(spec)
+    elif isinstance(spec, str):
+        weights = _parse_sum(spec)
+    else:
+        raise UserError(
+            f"a reward is a {type(spec).__name__}; give a sum such as {EXAMPLE} or {{name: weight}}"
+        )
+    if not weights:
+        raise UserError(f"the reward {spec!r} is empty; give a sum such as {EXAMPLE}")
+    for name, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight):
+            raise UserError(f"the weight of reward {name!r} is {weight!r}, need a finite number")
+    return {str(name): float(weight) for name, weight in weights.items()}
+
+
+def _parse_sum(spec: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    end = 0
+    while end < len(spec) and not spec[end:].isspace():
+        term = _TERM.match(spec, end)
+        if term is None or (weights and not term["sign"]) or (term["before"] and term["after"]):
+            raise UserError(
+                f"the reward {spec!r} cannot be read at {spec[end:].strip()!r}; write a sum such "
+                f"as {EXAMPLE}"
+            )
+        name = term["name"]
+        if name in weights:
+            raise UserError(f"the reward {spec!r} has {name!r} twice; give it one weight")
+        weight = float(term["before"] or term["after"] or 1.0)
+        weights[name] = -weight if term["sign"] == "-" else weight
+        end = term.end()
+    return weights
+
+
+def build(
+    spec: Spec,
+    document_frequency: DocumentFrequency | None,
+    references: Mapping[int, Sequence[str]],
+    *,
+    eos: bool = True,
+) -> MixedReward:
+    """The reward that a specification describes.
+
+    Args:
+      spec: see the module's docstring.
+      document_frequency: of the training split; None is enough where `cider_d` is not in.
+      references: raw captions of every image that will be scored. Kept, not copied.
+      eos: whether the end of a caption is a word to CIDEr-D.
+
+    Raises:
+      UserError: a specification that cannot be read, an unknown name or function, or references
+        that a part cannot use.
+    """
+    weights = parse(spec)
+    return MixedReward(
+        {name: _part(name, document_frequency, references, eos) for name in weights}, weights
+    )
+
+
+def _part(
+    name: str,
+    document_frequency: DocumentFrequency | None,
+    references: Mapping[int, Sequence[str]],
+    eos: bool,
+) -> Reward:
+    if name == "cider_d":
+        if document_frequency is None:
+            raise UserError(
+                "the reward cider_d needs the document frequencies of the training references, got "
+                "none; `python -m har_jax.prepare` writes them beside a dataset"
+            )
+        return CiderDReward(document_frequency, references, eos=eos)
+    if name == "bleu":
+        return BleuReward(references)
+    if name in ("bias", "bias_balanced"):
+        return BiasPenalty(references, lists="lic" if name == "bias" else "balanced")
+    if name == "length":
+        return LengthPenalty(references)
+    if name == "repetition":
+        return RepetitionPenalty()
+    if ":" in name:
+        return FunctionReward(name, references)
+    raise UserError(
+        f"unknown reward {name!r}{did_you_mean(name, NAMES)}; choose from {', '.join(NAMES)}, or "
+        "name a function of yours as package.module:function"
+    )
+
+
+class FunctionReward:
+    """A user's function as a reward. What it returns is converted to float32 and checked.
+
+    The signature holds a hash of the function's source, so that an edited function does not pass
+    for the old one; what the function itself calls is not in it.
+
+    Args:
+      path: "package.module:function".
+      references: passed on if the function has a parameter of that name.
+
+    Raises:
+      UserError: no such module or function, or it is not callable.
+    """
+
+    def __init__(self, path: str, references: Mapping[int, Sequence[str]]):
+        self._path = path
+        function = _import(path)
+        try:
+            takes = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # some built-in functions do not say what they take
+            takes = {}
+        self._keywords: dict[str, Any] = {"references": references} if "references" in takes else {}
+        self._function = function
+        self.signature = getattr(function, "signature", None) or f"{path}[{_source_hash(function)}]"
+
+    def __call__(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        """See `contract.Reward`; whatever the function raises passes through.
+
+        Raises:
+          UserError: the function returned no numbers.
+        """
+        values = self._function(image_ids, captions, ended, **self._keywords)
+        try:
+            return np.asarray(values, np.float32)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"reward {self._path} returned a {type(values).__name__} that is no array of "
+                f"numbers; return one number per caption, shape {ended.shape}"
+            ) from None
+
+
+def _import(path: str) -> Callable[..., Any]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that the user's own module lacks is named too.
+        raise UserError(
+            f"reward {path!r}: there is no module {error.name!r}; put its directory on PYTHONPATH "
+            "and write package.module:function"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        what = "no" if function is None else f"a {type(function).__name__} and no function"
+        raise UserError(
+            f"reward {path!r}: {module_name} has {what} {attribute!r}"
+            f"{did_you_mean(attribute, vars(module))}"
+        )
+    return function
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return "no source"
+    return hashlib.sha256(source.encode()).hexdigest()[:8]
+
+
+class MixedReward:
+    """sum of weight * part; see `build`. Thread-safe.
+
+    Args:
+      parts: rewards by name.
+      weights: a weight for each of them.
+
+    Raises:
+      UserError: no parts, or names that do not agree.
+    """
+
+    def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float]):
+        if not parts or set(parts) != set(weights):
+            raise UserError(
+                f"parts {sorted(parts)} and weights {sorted(weights)} of a reward must have the "
+                "same names, at least one"
+            )
+        self.parts = dict(parts)
+        self.weights = {name: float(weights[name]) for name in parts}
+        self._lock = threading.Lock()
+        self._sums = dict.fromkeys(self.parts, 0.0)
+        self._count = 0
+
+    @property
+    def signature(self) -> str:
+        """Its parts' own, with their weights; a single part of weight 1 is just that part."""
+        names = [name_of(part) for part in self.parts.values()]
+        weights = list(self.weights.values())
+        if weights == [1.0]:
+            return names[0]
+        return " + ".join(f"{w!r}*{name}" for w, name in zip(weights, names, strict=True))
+
+    def breakdown(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
+        """(the reward, {name: the part's values without its weight}).
+
+        Raises:
+          UserError: see `contract.checked`; the message names the part.
+        """
+        values = {
+            name: checked(part, image_ids, captions, ended) for name, part in self.parts.items()
+        }
+        # Summed in double precision, so that a single part of weight 1 stays what it is.
+        total = sum(self.weights[name] * v.astype(np.float64) for name, v in values.items())
+        return np.asarray(total, np.float64).astype(np.float32), values
+
+    def __call__(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        """See `contract.Reward`."""
+        total, values = self.breakdown(image_ids, captions, ended)
+        sums = {name: float(v.sum(dtype=np.float64)) for name, v in values.items()}
+        with self._lock:
+            self._count += total.size
+            for name, value in sums.items():
+                self._sums[name] += value
+        return total
+
+    def take_means(self) -> dict[str, float]:
+        """{name: mean of the part's values, unweighted} over all captions rewarded since the last
+        call; {} if there were none. For logs: a jitted step returns only the sum."""
+        with self._lock:
+            sums, count = self._sums, self._count
+            self._sums, self._count = dict.fromkeys(self.parts, 0.0), 0
+        return {name: value / count for name, value in sums.items()} if count else {}
