@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu_counts import bleu_of_counts
+from har_jax.metrics.bleu import bleu_of_counts
 
 RESAMPLES = 1000
 LEVEL = 0.95

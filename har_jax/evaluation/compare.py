@@ -12,7 +12,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
 from har_jax.evaluation.references import read_predictions
 from har_jax.files import read_json
-from har_jax.metrics.bleu_counts import bleu_counts
+from har_jax.metrics.bleu import bleu_counts
 from har_jax.metrics.corpus import score_captions
 from har_jax.text import ptb
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu_counts import bleu_of_counts
+from har_jax.metrics.bleu import bleu_of_counts
 from har_jax.rewards.per_caption import check_references, references_of, words_of
 
 _COOKED = 4096  # images whose references stay counted, about 15 kB each

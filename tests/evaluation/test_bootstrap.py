@@ -9,8 +9,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import Statistics, confidence, interval, paired, resample
 from har_jax.evaluation.compare import Other, compare, corpus_statistics
 from har_jax.evaluation.table import against_table
-from har_jax.metrics.bleu import corpus_bleu
-from har_jax.metrics.bleu_counts import bleu_counts
+from har_jax.metrics.bleu import bleu_counts, corpus_bleu
 from har_jax.metrics.corpus import score_captions
 
 RNG = np.random.default_rng(0)

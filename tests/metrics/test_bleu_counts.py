@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu import corpus_bleu
-from har_jax.metrics.bleu_counts import bleu_counts, bleu_of_counts
+from har_jax.metrics.bleu import bleu_counts, bleu_of_counts, corpus_bleu
 
 caption = st.lists(st.sampled_from(["a", "dog", "runs", "the", "ball"]), max_size=9)
 image = st.tuples(caption, st.lists(caption, min_size=1, max_size=4))
