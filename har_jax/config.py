@@ -65,6 +65,7 @@ class ScstConfig:
     samples: int = 5  # K per image
     baseline: Literal["greedy", "leave_one_out"] = "greedy"
     temperature: float = 1.0  # of the samples, in the rollout and in the update
+    reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
     eos: bool = True  # CIDEr-D counts EOS as a word
 
 

@@ -141,6 +141,24 @@ def test_fifty_steps_compile_once(runs, workspace, tmp_path):
     assert outcome.compilations == 1
 
 
+def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys):
+    argv = train_arguments(
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", scst__samples=2,
+        scst__reward="cider_d + 0.5*bleu - 1.0*repetition",
+    )  # fmt: skip
+    assert train.main(argv) == 0
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    parts = {key for row in rows for key in row if key.startswith("train/reward_part/")}
+    assert parts == {f"train/reward_part/{n}" for n in ("cider_d", "bleu", "repetition")}
+    signature = json.loads((tmp_path / "run/run.json").read_text())["reward_signature"]
+    assert "BLEU" in signature and "CIDEr-D[" in signature
+    capsys.readouterr()
+    argv = train_arguments(
+        workspace, tmp_path / "other", "scst", init_from=runs / "mle", scst__reward="cidr_d"
+    )
+    assert "did you mean 'cider_d'" in mistake(capsys, argv)
+
+
 def test_a_reward_that_raises_stops_with_its_own_traceback(runs, workspace, tmp_path, monkeypatch):
     from har_jax.rewards.cider_d import CiderDReward
 

@@ -38,8 +38,9 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.metrics.corpus import score_captions
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
+from har_jax.rewards import mix
 from har_jax.rewards.callback import RewardCallback
-from har_jax.rewards.cider_d import CiderDReward
+from har_jax.rewards.mix import MixedReward
 from har_jax.sharding import ROLLOUT_RULES, make_mesh
 from har_jax.stages.mle import make_mle_loss
 from har_jax.stages.scst import make_scst_loss
@@ -65,7 +66,7 @@ class Plan:
     foundation: Foundation
     train_split: Split
     val_split: Split | None
-    reward: CiderDReward | None
+    reward: MixedReward | None
     parent: dict[str, Any] | None
 
 
@@ -132,14 +133,15 @@ def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}
 
 
-def _reward(config: Config, split: Split) -> CiderDReward:
+def _reward(config: Config, split: Split) -> MixedReward:
     path = document_frequency_path(config.data.dir, config.data.train_split)
     if not path.exists():
         raise UserError(
             f"{path} is missing: CIDEr-D needs the document frequencies of the training "
             "references; prepare the dataset again with har_jax.prepare"
         )
-    return CiderDReward(DocumentFrequency.load(path), split.references(), eos=config.scst.eos)
+    frequencies = DocumentFrequency.load(path)
+    return mix.build(config.scst.reward, frequencies, split.references(), eos=config.scst.eos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +310,8 @@ def _validator(
 
 def _summariser(plan: Plan, writer: MetricsWriter) -> Any:
     """What the texts of a rollout show and its rewards hide: bad endings, repetition."""
-    tokenizer = plan.foundation.tokenizer
+    tokenizer, reward = plan.foundation.tokenizer, plan.reward
+    assert reward is not None
 
     def summarise(arrays: Mapping[str, Any], step: int) -> dict[str, float]:
         del step
@@ -322,6 +325,8 @@ def _summariser(plan: Plan, writer: MetricsWriter) -> Any:
             "bad_end_rate": health.bad_end_rate(samples),
             "bad_end_rate_greedy": health.bad_end_rate([rows[0] for rows in words]),
             "repetition_rate": health.repetition_rate(samples),
+            # Each part unweighted, over all rows of this process since the last log.
+            **{f"reward_part/{name}": mean for name, mean in reward.take_means().items()},
         }
 
     return summarise
