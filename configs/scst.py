@@ -28,13 +28,13 @@ def _base(preset):
 def tiny():
     c = _base("tiny")
     c.init_from = "runs/mle"
-    c.steps = 250
+    c.steps = 350
     c.batch_size = 32
     c.optim.name = "muon"
     c.optim.lr = 1e-3
     c.optim.warmup_steps = 10
-    c.eval.every = 125
-    c.checkpoint_every = 125
+    c.eval.every = 175
+    c.checkpoint_every = 175
     return c
 
 

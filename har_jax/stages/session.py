@@ -321,12 +321,13 @@ def _summariser(plan: Plan, writer: MetricsWriter) -> Any:
             for rows, ns in zip(tokens, lengths, strict=True)
         ]
         samples = [caption for rows in words for caption in rows[1:]]
+        # Each part unweighted, over all rows of this process since the last log.
+        means = reward.take_means() if len(reward.parts) > 1 else {}
         return {
+            **{f"reward_part/{name}": mean for name, mean in means.items()},
             "bad_end_rate": health.bad_end_rate(samples),
             "bad_end_rate_greedy": health.bad_end_rate([rows[0] for rows in words]),
             "repetition_rate": health.repetition_rate(samples),
-            # Each part unweighted, over all rows of this process since the last log.
-            **{f"reward_part/{name}": mean for name, mean in reward.take_means().items()},
         }
 
     return summarise
