@@ -63,7 +63,8 @@ def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, An
         write_json(path / "run.json", info)
         write_json(path / "config.json", config.to_dict())
         return False
-    old = _flat(json.loads((path / "config.json").read_text()))
+    # Through Config: a key that an older version did not have yet stands at its default.
+    old = _flat(Config.from_dict(json.loads((path / "config.json").read_text())).to_dict())
     new = _flat(config.to_dict())
     changed = [
         f"config.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
