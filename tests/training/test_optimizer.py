@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -45,7 +46,12 @@ def test_every_rule_descends(name):
     optimizer = make_optimizer(config, 300, {"lm.w": ("embed", "mlp")})
     params = {"lm.w": jnp.ones((4, 4))}
     state = optimizer.init(params)
-    for _ in range(300):
+
+    @jax.jit
+    def step(params, state):
         updates, state = optimizer.update({"lm.w": 2 * params["lm.w"]}, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(300):
+        params, state = step(params, state)
     assert float(jnp.abs(params["lm.w"]).max()) < 0.5
