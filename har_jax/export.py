@@ -68,8 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """All that can be wrong is said before any weight is loaded."""
+    from har_jax.assembly import check_base, read_foundation, read_run
     from har_jax.checkpoint import resolve_step
-    from har_jax.inference import check_base, read_foundation, read_run
     from har_jax.interchange.llava import check_expressible, text_input
 
     out = pathlib.Path(args.out)

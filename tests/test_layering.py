@@ -15,6 +15,7 @@ LAYERS = [
     {"models"},
     {"interchange", "checkpoint"},
     {"data", "decoding", "rewards"},
+    {"assembly"},
     {"inference"},
     {"evaluation"},
     {"training"},

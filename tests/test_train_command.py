@@ -15,6 +15,7 @@ from har_jax import train
 from har_jax.checkpoint import Checkpoints
 from har_jax.errors import UserError
 from har_jax.stages import session
+from har_jax.stages.plan import make_plan
 from har_jax.text.tokenizer import train_tokenizer
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
@@ -136,7 +137,7 @@ def test_fifty_steps_compile_once(runs, workspace, tmp_path):
     )  # fmt: skip
     arguments, overrides = train.parse(argv)
     config = configs.load(arguments.config, overrides)
-    outcome = session.train(session.plan(config, tmp_path / "run"))
+    outcome = session.train(make_plan(config, tmp_path / "run"))
     assert outcome.finished and outcome.step == 50
     assert outcome.compilations == 1
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from har_jax.assembly import read_run
 from har_jax.data.dataset import Split, open_split
 from har_jax.data.pipeline import eval_batches
 from har_jax.errors import UserError
@@ -22,7 +23,7 @@ from har_jax.evaluation.score import (
     write_evaluation,
     write_predictions,
 )
-from har_jax.inference import LoadedCaptioner, Method, load_captioner, read_run
+from har_jax.inference import LoadedCaptioner, Method, load_captioner
 from har_jax.progress import progress
 
 
