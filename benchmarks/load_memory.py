@@ -1,12 +1,13 @@
 """Peak resident memory of loading a Mistral checkpoint over eight virtual CPU devices.
 
     python benchmarks/load_memory.py [--gigabytes=2] [--stored=float32] [--dtype=bfloat16]
+        [--scan-layers] [--fused]
 
 Writes a random checkpoint of at least that size in the target dtype (several files with an index,
 as transformers shards large models), then loads it in a fresh process, split over `fsdp`, and
-prints the peak against the size of the parameters. The peak is the kernel's own count (VmHWM) less
-what the process held just before loading (Python and JAX); pages of the mapped files are in it
-while they are mapped.
+prints the peak against the size of the parameters. The peak is the kernel's own count (VmHWM) of
+the whole process, Python, JAX and mapped pages of the files included; `beyond` is what it is above
+what the process held just before loading.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
     hf_dir.write_json(directory / "config.json", config.to_hf())
 
 
-def load(directory: pathlib.Path, dtype: str) -> None:
+def load(directory: pathlib.Path, dtype: str, scan_layers: bool, fused: bool) -> None:
     """In its own process: loads and prints one JSON line."""
     import jax
     import jax.numpy as jnp
@@ -97,16 +98,19 @@ def load(directory: pathlib.Path, dtype: str) -> None:
     mesh = make_mesh(1, 8, 1)
     jax.block_until_ready(jnp.zeros(8, device=jax.devices()[0]))  # the runtime is up
     before, began = memory("VmRSS"), time.monotonic()
-    _, params = split(load_mistral(directory, mesh=mesh, dtype=jnp.dtype(dtype)))
+    layout = {"scan_layers": scan_layers, "fused": fused}
+    _, params = split(load_mistral(directory, mesh=mesh, dtype=jnp.dtype(dtype), **layout))
     seconds = time.monotonic() - began
     size = sum(v.nbytes for v in params.values()) / MIB
-    peak = memory("VmHWM") - before
+    peak = memory("VmHWM")
     print(
         json.dumps(
             {
                 "parameters_mib": round(size),
                 "peak_mib": round(peak),
                 "ratio": round(peak / size, 3),
+                "beyond_mib": round(peak - before),
+                "ratio_beyond": round((peak - before) / size, 3),
                 "held_before_mib": round(before),
                 "held_after_mib": round(memory("VmRSS") - before),
                 "seconds": round(seconds, 1),
@@ -120,10 +124,12 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--stored", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--scan-layers", action="store_true")
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--load", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
-        load(args.load, args.dtype)
+        load(args.load, args.dtype, args.scan_layers, args.fused)
         return
     environment = {
         **os.environ,
@@ -135,6 +141,7 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
         write_checkpoint(pathlib.Path(directory), args.gigabytes, args.stored, args.dtype)
         command = [sys.executable, __file__, f"--load={directory}", f"--dtype={args.dtype}"]
+        command += ["--scan-layers"] * args.scan_layers + ["--fused"] * args.fused
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"stored as {args.stored}, loaded as {args.dtype} on 8 devices: {json.dumps(result)}")

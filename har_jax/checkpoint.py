@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -114,6 +114,12 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
+    def best(self) -> int | None:
+        """The step whose validation was the best; None where none that is kept was validated."""
+        self.wait()
+        scored = [(value, step) for step, value in _scores(self.directory) if value is not None]
+        return max(scored)[1] if scored else None
+
     def wait(self) -> None:
         """Until all that was started to be saved is on disk."""
         self._manager.wait_until_finished()
@@ -158,13 +164,21 @@ def finished_steps(run_dir: str | os.PathLike[str]) -> dict[int, float | None]:
             f"{os.fspath(run_dir)} holds no checkpoints (no directory {directory.name!r} in it); "
             "give the --workdir of a run of har_jax.train"
         )
-    found: dict[int, float | None] = {}
+    return dict(_scores(directory))
+
+
+def _scores(directory: pathlib.Path) -> Iterator[tuple[int, float | None]]:
     for path in directory.iterdir():
         if path.name.isdigit():  # one that is being written has a longer name
             file = path / "metrics" / "metrics"
             metrics = json.loads(file.read_text()) if file.exists() else {}
-            found[int(path.name)] = metrics.get(METRIC)
-    return found
+            yield int(path.name), metrics.get(METRIC)
+
+
+def has_checkpoint(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether a run is there that has got as far as its first checkpoint."""
+    directory = _directory(run_dir)
+    return directory.is_dir() and any(True for _ in _scores(directory))
 
 
 def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:

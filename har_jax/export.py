@@ -19,7 +19,10 @@ Writes a directory that transformers loads without har_jax.
 
   --format=llava    the whole captioner, for LlavaForConditionalGeneration and AutoProcessor
   --format=mistral  the decoder alone, for MistralForCausalLM, or as --config.model.lm of a new run
+  --format=peft     LoRA's adapters, for peft.PeftModel upon the base decoder, and the projector
+                    beside them (projector.safetensors); har_jax.load_captioner(DIR) reads both
 
+LoRA's adapters are merged into the decoder, except by --format=peft, which writes them alone.
 LLaVA has no place for a captioner with a pooled projector; its native format stays. The directory
 appears when it is complete; one that holds files already is left alone.
 """
@@ -62,13 +65,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a directory to make")
     parser.add_argument("--step", default="best", help="best (default), latest, or a number")
-    parser.add_argument("--format", choices=["llava", "mistral"], default="llava")
+    parser.add_argument("--format", choices=["llava", "mistral", "peft"], default="llava")
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
     """All that can be wrong is said before any weight is loaded."""
-    from har_jax.assembly import check_base, read_foundation, read_run
+    from har_jax.assembly import check_base, read_run, read_run_foundation
     from har_jax.checkpoint import resolve_step
     from har_jax.interchange.llava import check_expressible, text_input
 
@@ -79,7 +82,12 @@ def check(args: argparse.Namespace) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out={args.out} cannot be made: {above} is not a directory to write in")
     config, info = read_run(args.checkpoint)
-    foundation = read_foundation(config.model)
+    foundation = read_run_foundation(config)
+    if args.format == "peft" and not config.model.lora.rank:
+        raise UserError(
+            f"--checkpoint={args.checkpoint} was trained without LoRA (config.model.lora.rank=0), "
+            "so it has no adapters; use --format=llava or --format=mistral"
+        )
     if args.format == "llava":
         check_expressible(foundation.config)
         text_input(foundation.tokenizer, config.model.prompt)
@@ -91,12 +99,14 @@ def export_llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     """Writes into `out`; returns what to tell the user."""
     from har_jax.interchange.llava import save_llava, text_input
 
+    assert captioner.preprocessor is not None, "check() refuses a captioner without an encoder"
     image_id = save_llava(
         captioner.structure.merge(captioner.params),
         captioner.tokenizer,
         captioner.preprocessor.to_hf(),
         out,
         max_tokens=captioner.config.data.max_tokens,
+        prompt=captioner.config.model.prompt,
     )
     text = text_input(captioner.tokenizer, captioner.config.model.prompt)
     return f"LlavaForConditionalGeneration; <image> is id {image_id}; its text input is {text!r}"
@@ -119,6 +129,28 @@ def export_mistral(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     return "MistralForCausalLM"
 
 
+def export_peft(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
+    """Writes into `out`; returns what to tell the user."""
+    from har_jax.interchange import peft
+    from har_jax.models.functional import part
+
+    model = captioner.config.model
+
+    def lasting(name: str) -> str:  # hub names as they are, directories from anywhere
+        return os.path.abspath(name) if os.path.isdir(name) else name
+
+    n_layers = captioner.structure.merge(captioner.params).config.lm.num_hidden_layers
+    lm = part(captioner.params, "lm")
+    peft.save_adapters(lm, model.lora, out, base=lasting(model.lm), n_layers=n_layers)
+    settings = {
+        "clip": lasting(model.clip),
+        "max_tokens": captioner.config.data.max_tokens,
+        **{key: getattr(model, key) for key in peft.PROJECTOR_SETTINGS},
+    }
+    peft.save_projector(part(captioner.params, "projector"), out, settings)
+    return f"LoRA r={model.lora.rank} for PEFT upon {model.lm}, and the projector"
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
@@ -127,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from har_jax.inference import load_captioner
     from har_jax.interchange import hf_dir
 
-    captioner = load_captioner(args.checkpoint, step=args.step)
-    write = export_llava if args.format == "llava" else export_mistral
+    captioner = load_captioner(args.checkpoint, step=args.step, merge=args.format != "peft")
+    write = {"llava": export_llava, "mistral": export_mistral, "peft": export_peft}[args.format]
     with hf_dir.staging(args.out) as made:
         told = write(captioner, made)
     print(f"wrote {args.out}: step {captioner.step} as {told}")

@@ -37,6 +37,8 @@ RULES: Rules = {
     "position": None,
     "projection": None,
     "lora": None,
+    "layers": None,  # of stacked parameters: a scan takes one layer at a time
+    "fused": None,  # which of the joined kernels
 }
 """Training: ZeRO-3 style over `fsdp`, Megatron style over `tensor`."""
 

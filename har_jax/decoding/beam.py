@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from har_jax.decoding.loop import Rollout
 from har_jax.errors import UserError
+from har_jax.models.attention import KV, Cache
 from har_jax.models.captioner import Captioner, Prefix
-from har_jax.models.mistral import KV, Cache
 from har_jax.types import Array
 
 
@@ -39,6 +39,7 @@ def beam_search(
     """
     if beams < 1:
         raise UserError(f"beams is {beams}; it must be at least 1")
+    captioner = captioner.for_decoding()
     b, d = cache.last_bd.shape
     eos_id, v = captioner.config.lm.eos_token_id, captioner.config.lm.vocab_size
     dtype = cache.last_bd.dtype

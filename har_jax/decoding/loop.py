@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from har_jax.decoding.plan import DecodePlan
 from har_jax.decoding.sampling import choose
+from har_jax.models.attention import Cache
 from har_jax.models.captioner import Captioner, Prefix
-from har_jax.models.mistral import Cache
 from har_jax.sharding import constrain
 from har_jax.types import Array, Key
 
@@ -42,6 +42,7 @@ def decode(
     `fold_in(key, t)`; a plan without samples needs no key. A row depends on nothing but its own
     image, the key and its place in the batch, so a greedy row equals a run of greedy rows alone.
     """
+    captioner = captioner.for_decoding()
     if key is None:
         if plan.samples:
             raise ValueError("a plan with samples needs a key")

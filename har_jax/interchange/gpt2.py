@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from har_jax.interchange import hf_dir
-from har_jax.interchange.table import Row, linear, load, norm, save
+from har_jax.interchange.table import Row, linear, norm
+from har_jax.interchange.weights import load, save
 from har_jax.models.gpt2 import GPT2, GPT2Config
 from har_jax.sharding import Rules
 

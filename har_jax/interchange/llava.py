@@ -17,6 +17,7 @@ free one and nothing is added.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,23 +26,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, processors
 
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
 from har_jax.interchange.clip import vision_table
 from har_jax.interchange.mistral import mistral_table
-from har_jax.interchange.table import Row, linear, save
+from har_jax.interchange.table import Row, linear
+from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.clip import CLIPConfig
-from har_jax.models.functional import split
+from har_jax.models.clip import CLIPConfig, VisionConfig
+from har_jax.models.functional import Params, split, structure_of
+from har_jax.models.mistral import MistralConfig
+from har_jax.sharding import RULES, Rules
 from har_jax.text.tokenizer import CaptionTokenizer
 
 IMAGE_TOKEN = "<image>"
 
 
-def check_expressible(config: CaptionerConfig) -> None:
-    """`UserError` saying why, if LLaVA's architecture has no place for this captioner."""
+def check_expressible(config: CaptionerConfig) -> VisionConfig:
+    """Its tower; `UserError` saying why, if LLaVA has no place for this captioner."""
+    if config.vision is None:
+        raise UserError(
+            "a captioner of imported features cannot be exported as LLaVA: it has no encoder of "
+            "images; --format=mistral exports the decoder alone"
+        )
     if config.projector != "patch":
         raise UserError(
             f"a captioner with model.projector={config.projector!r} cannot be exported as LLaVA: "
@@ -56,6 +67,7 @@ def check_expressible(config: CaptionerConfig) -> None:
             f"projector is as wide as its decoder, {width} here; train with "
             f"model.projector_hidden=0 or {width}; --format=mistral exports the decoder alone"
         )
+    return config.vision
 
 
 def llava_table() -> list[Row]:
@@ -84,7 +96,7 @@ def config_to_hf(config: CaptionerConfig, image_id: int) -> dict[str, Any]:
         "multimodal_projector_bias": True,
         "tie_word_embeddings": config.lm.tie_word_embeddings,
         "text_config": text,
-        "vision_config": CLIPConfig(vision=config.vision).to_hf()["vision_config"],
+        "vision_config": CLIPConfig(vision=check_expressible(config)).to_hf()["vision_config"],
     }
 
 
@@ -95,6 +107,7 @@ def save_llava(
     directory: str | os.PathLike[str],
     *,
     max_tokens: int,
+    prompt: str = "",
 ) -> int:
     """Writes model, tokenizer and processor; returns the id of `<image>`.
 
@@ -104,14 +117,16 @@ def save_llava(
       preprocessor: the contents of its `preprocessor_config.json`.
       directory: is made if need be; files of the same names are replaced.
       max_tokens: of a caption, the default of `generate`.
+      prompt: the text of `captioner.config.prompt`, for `load_llava`; transformers passes it over.
 
     Raises:
       UserError: LLaVA's architecture has no place for this captioner (`check_expressible`).
     """
     config, directory = captioner.config, Path(directory)
-    check_expressible(config)
+    vision = check_expressible(config)
     text, image_id = tokenizer_with_image(tokenizer)
-    save(_extended(captioner, image_id), directory, llava_table(), config_to_hf(config, image_id))
+    contents = {**config_to_hf(config, image_id), "har_jax": {"prompt": prompt}}
+    save(_extended(captioner, image_id), directory, llava_table(), contents)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     for name, contents in {
         "tokenizer_config.json": tokenizer_config(tokenizer),
@@ -119,7 +134,7 @@ def save_llava(
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE_TOKEN,
-            "patch_size": config.vision.patch_size,
+            "patch_size": vision.patch_size,
             "vision_feature_select_strategy": "default",
             "num_additional_image_tokens": 1,  # CLS, which the strategy then takes off
         },
@@ -129,6 +144,90 @@ def save_llava(
     }.items():
         hf_dir.write_json(directory / name, contents)
     return image_id
+
+
+def read_llava_config(directory: str | os.PathLike[str]) -> tuple[CaptionerConfig, dict[str, Any]]:
+    """The configuration of a LLaVA directory, and what we left in it for ourselves.
+
+    A row that only `<image>` stands for is not counted in the vocabulary: no caption has the word.
+
+    Raises:
+      UserError: no LLaVA, or one whose decoder or projector is of another kind.
+    """
+    path = hf_dir.resolve(directory)
+    hf = hf_dir.read_config(path, ["llava"])
+    expected = {
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+    }
+    for key, value in expected.items():
+        if hf.get(key, value) != value:
+            raise UserError(
+                f"{path}: a LLaVA with {key}={hf[key]!r} is not supported; only {value!r} is"
+            )
+    text = hf.get("text_config") or {}
+    if text.get("model_type") != "mistral":
+        raise UserError(
+            f"{path}: a LLaVA whose decoder is a {text.get('model_type')!r}; only those with a "
+            "'mistral' are read"
+        )
+    lm = MistralConfig.from_hf(text)
+    if image_id(path) == lm.vocab_size - 1:
+        lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
+    config = CaptionerConfig(
+        vision=VisionConfig.from_hf(hf.get("vision_config") or {}),
+        lm=lm,
+        vision_layer=hf.get("vision_feature_layer", -2),
+    )
+    return config, hf.get("har_jax") or {}
+
+
+def image_id(directory: str | os.PathLike[str]) -> int:
+    """The id of `<image>` in a LLaVA directory."""
+    hf = hf_dir.read_config(hf_dir.resolve(directory), ["llava"])
+    return hf.get("image_token_index", hf.get("image_token_id", 32_000))
+
+
+def load_llava(
+    directory: str | os.PathLike[str],
+    config: CaptionerConfig,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    dtype: Any = jnp.float32,
+) -> Captioner:
+    """The captioner of a LLaVA directory, its parameters in `dtype` and sharded over `mesh`.
+
+    Args:
+      config: of `read_llava_config`; a row of `<image>` that it does not count is cut off.
+    """
+    path = hf_dir.resolve(directory)
+    stored = MistralConfig.from_hf(hf_dir.read_config(path, ["llava"])["text_config"])
+    lm = dataclasses.replace(config.lm, vocab_size=stored.vocab_size)
+    ignore = r".*rotary_emb\.inv_freq|.*position_ids"  # buffers that old files carry
+    if lm.tie_word_embeddings:
+        ignore += r"|.*lm_head\.weight"
+    whole = load(
+        lambda: Captioner(dataclasses.replace(config, lm=lm), rngs=nnx.Rngs(0)),
+        path,
+        llava_table(),
+        mesh=mesh,
+        rules=rules,
+        dtype=dtype,
+        ignore=ignore,
+    )
+    if lm == config.lm:
+        return whole
+    structure = structure_of(lambda: Captioner(config, rngs=nnx.Rngs(0)))
+    shapes = structure.shapes
+    out = None if mesh is None else structure.shardings(mesh, RULES if rules is None else rules)
+
+    def cut(params: Params) -> Params:
+        return {n: jax.lax.slice(x, [0] * x.ndim, shapes[n].shape) for n, x in params.items()}
+
+    _, params = split(whole)
+    return structure.merge(jax.jit(cut, out_shardings=out)(params))
 
 
 def generation_config(
@@ -170,7 +269,7 @@ def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
 
     Its post-processor puts `<bos>` first, as the decoder was trained.
     """
-    grown = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    grown = Tokenizer.from_str(tokenizer.to_json())
     grown.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
     bos = tokenizer.token(tokenizer.bos_id)
     grown.post_processor = processors.TemplateProcessing(

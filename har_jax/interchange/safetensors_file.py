@@ -63,12 +63,20 @@ class Tensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def map(self) -> np.ndarray:
-        """A read-only view of the file; its memory is given back when the view is dropped."""
-        if self.nbytes == 0:
-            return np.zeros(self.shape, self.dtype)
-        raw = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.nbytes,))
-        return raw.view(self.dtype).reshape(self.shape)
+    def map(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """A read-only view of the file, of some of the tensor's rows or all; its memory is given
+        back when the view is dropped."""
+        shape = self.shape
+        if shape:
+            start, stop, _ = slice(start, stop).indices(shape[0])
+            shape = (max(stop - start, 0), *shape[1:])
+        row = self.nbytes // self.shape[0] if shape and self.shape[0] else 0
+        nbytes = math.prod(shape) * self.dtype.itemsize
+        if nbytes == 0:
+            return np.zeros(shape, self.dtype)
+        at = self.offset + start * row
+        raw = np.memmap(self.file, np.uint8, "r", offset=at, shape=(nbytes,))
+        return raw.view(self.dtype).reshape(shape)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

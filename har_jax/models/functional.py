@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
@@ -20,7 +20,11 @@ from har_jax.sharding import RULES, LogicalAxes, Rules, sharding_of
 from har_jax.types import Array
 
 M = TypeVar("M", bound=nnx.Module)
+N = TypeVar("N", bound=nnx.Module)
 Params = dict[str, Array]
+
+LAYERS = "layers"
+"""The logical axis along which `stack` lays the parameters of equal modules."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +57,26 @@ class Structure(Generic[M]):
             name: sharding_of(shapes[name].shape, axes, mesh, rules, name)
             for name, axes in self.logical_axes.items()
         }
+
+    def map(self, change: Callable[[M], N]) -> Structure[N]:
+        """The structure of `change(module)`, without computing any of it."""
+        return _structure(nnx.eval_shape(lambda p: change(self.merge(p)), self.shapes))
+
+    def stacked(self, n: int) -> Structure[M]:
+        """That of n such modules as one: every parameter with a leading axis `layers`."""
+        return self._with(lambda x, axes: ((n, *x.shape), (LAYERS, *axes)))
+
+    def unstacked(self) -> Structure[M]:
+        """That of one of the modules that `stacked` made one."""
+        return self._with(lambda x, axes: (x.shape[1:], axes[1:]))
+
+    def _with(self, change: Callable[[Any, LogicalAxes], tuple]) -> Structure[M]:
+        variables = {}
+        for name, (path, v) in self.variables.items():
+            shape, axes = change(v.get_value(), v.get_metadata()["logical_axes"])
+            value = jax.ShapeDtypeStruct(shape, v.get_value().dtype)
+            variables[name] = path, v.replace(value, logical_axes=axes)
+        return Structure(self.graphdef, variables)
 
 
 def structure_of(build: Callable[[], M]) -> Structure[M]:
@@ -88,6 +112,24 @@ def initialise(
     out = None if mesh is None else structure.shardings(mesh, rules)
     make = jax.jit(lambda key: split(build(key))[1], out_shardings=out)
     return structure, make(jax.random.key(seed))
+
+
+def stack(build: Callable[[jax.Array], M], n: int, key: jax.Array) -> M:
+    """n modules of `build(key)`, each of a key of its own, as one with stacked parameters.
+
+    It cannot be called: `unstack` it, or scan over its parameters (`split`) with
+    `structure.unstacked()`.
+    """
+    structure = structure_of(lambda: build(jax.random.key(0)))
+    params = jax.vmap(lambda k: split(build(k))[1])(jax.random.split(key, n))
+    return structure.stacked(n).merge(params)
+
+
+def unstack(module: M) -> list[M]:
+    """The modules that `stack` made one, their parameters sliced out of the stacked ones."""
+    structure, params = split(module)
+    one, n = structure.unstacked(), len(next(iter(params.values())))
+    return [one.merge({name: x[i] for name, x in params.items()}) for i in range(n)]
 
 
 def prefixed(params: Mapping[str, Array], prefix: str) -> Params:

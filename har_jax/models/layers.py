@@ -33,11 +33,26 @@ def param(
     """A parameter that knows its logical axes (see `har_jax.sharding`)."""
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the {len(shape)} dimensions of {shape}")
-    return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
+    return nnx.Param(init(_next_key(rngs), shape, dtype), logical_axes=axes)
+
+
+def _next_key(rngs: nnx.Rngs) -> Array:
+    """`rngs.params()`, and quick where only shapes are wanted.
+
+    There flax looks for the sharding of its traced counter, and JAX, to say that it has none, walks
+    through all that was traced so far: minutes for a decoder of 32 layers.
+    """
+    stream = rngs.params
+    count = stream.count[...]
+    stream.count.set_raw_value(count + 1)
+    return jax.random.fold_in(stream.key[...], count)
 
 
 class Linear(nnx.Module):
-    """`y = x @ kernel (+ bias)`; both shapes may have several axes, such as (heads, head_dim)."""
+    """`y = x @ kernel (+ bias)`; both shapes may have several axes, such as (heads, head_dim).
+
+    With `add_lora`, also `+ scale * (x @ lora_a) @ lora_b` (see `har_jax.models.lora`).
+    """
 
     def __init__(
         self,
@@ -55,11 +70,38 @@ class Linear(nnx.Module):
         out_axes = axes[len(in_shape) :]
         zeros = jax.nn.initializers.zeros
         self.bias = param(rngs, out_shape, out_axes, zeros, dtype) if bias else None
+        self.lora_a: nnx.Param | None = nnx.data(None)
+        self.lora_b: nnx.Param | None = nnx.data(None)
+        self.lora_scale = 0.0
 
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.tensordot(x, kernel, axes=self.n_in)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*batch in"], *, preferred_element_type: jnp.dtype | None = None
+    ) -> Float[Array, "*batch out"]:
+        """`preferred_element_type` is that of the result, where it is not that of `x`."""
+
+        def times(x: Array, weight: nnx.Param, axes: int, wide: jnp.dtype | None) -> Array:
+            kernel = weight[...].astype(x.dtype)
+            return jnp.tensordot(x, kernel, axes=axes, preferred_element_type=wide)
+
+        y = times(x, self.kernel, self.n_in, preferred_element_type)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = times(x, self.lora_a, self.n_in, None)
+            y = y + self.lora_scale * times(low, self.lora_b, 1, preferred_element_type)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def add_lora(
+        self, rank: int, scale: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        """Factors of rank `rank`: A uniform in ±1/√in, as PEFT draws it, and B zero."""
+        shape, axes = self.kernel.shape, self.kernel.get_metadata()["logical_axes"]
+        n = self.n_in
+        uniform = jax.nn.initializers.variance_scaling(
+            1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n
+        )
+        zeros = jax.nn.initializers.zeros
+        self.lora_a = param(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype)
+        self.lora_b = param(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype)
+        self.lora_scale = scale
 
 
 class Embedding(nnx.Module):

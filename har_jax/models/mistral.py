@@ -8,22 +8,29 @@ shared by its captions, whether these are known (`extend`, teacher forcing) or b
 Architecture as in Jiang et al. 2023 (arXiv 2310.06825) and Hugging Face's `MistralForCausalLM`:
 pre-norm blocks, grouped-query attention, rotary positions (half-split layout), SwiGLU, optional
 sliding window.
+
+Two choices concern only how the parameters lie, and so how the same numbers are computed
+(`models/layouts.py` converts between them; files never show them): `scan_layers` stacks the layers'
+parameters and runs them by `lax.scan`, so that XLA compiles one layer and not L; `fused` joins the
+kernels that read the same input, q with k and v and gate with up, into one product each.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError
+from har_jax.models.attention import KV, Cache, attend, rotary
+from har_jax.models.functional import Params, split, stack, unstack
 from har_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from har_jax.sharding import constrain
-from har_jax.types import Array, Bool, Float, Int
+from har_jax.types import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +72,7 @@ class MistralConfig:
         if model_type != "mistral":
             raise UserError(f"this is a {model_type!r} config where a 'mistral' one is needed")
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in config.items() if k in known}
+        values = {**_HF_DEFAULTS, **{k: v for k, v in config.items() if k in known}}
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default":
             raise UserError(
@@ -76,7 +83,7 @@ class MistralConfig:
         heads = values.get("num_attention_heads", cls.num_attention_heads)
         if values.get("head_dim") is None:
             values["head_dim"] = values.get("hidden_size", cls.hidden_size) // heads
-        if values.get("num_key_value_heads") is None:
+        if values.get("num_key_value_heads", 0) is None:
             values["num_key_value_heads"] = heads
         return cls(**values)
 
@@ -92,89 +99,31 @@ class MistralConfig:
         }
 
 
-class KV(NamedTuple):
-    """Rotated keys and values of one layer: `[B,P,K,H]` of prefixes, `[B,R,T,K,H]` of captions."""
-
-    k: Array
-    v: Array
-
-
-Cache = tuple[KV, ...]
-"""One `KV` per layer. Kept apart per layer: a stacked cache is copied by every step of a loop."""
-
-
-def rotary(
-    x: Float[Array, "*batch T heads H"], positions: Int[Array, " T"], theta: float
-) -> Float[Array, "*batch T heads H"]:
-    """Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies  # [T,1,H/2]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def attend(
-    q_brtnh: Float[Array, "B R T N H"],
-    positions_t: Int[Array, " T"],
-    shared: KV | None,
-    own: KV,
-    window: int | None,
-) -> Float[Array, "B R T N H"]:
-    """Softmax over the shared prefix (positions 0..P-1) and the caption's own keys (P..P+S-1).
-
-    A key is seen when it is not in the future and, with a sliding window w, fewer than w positions
-    back; slots of a cache that are not yet written lie in the future, so one rule masks both. The
-    scores of the two parts are made apart and normalised together: no key of the prefix is copied
-    for its R captions.
-    """
-    b, r, t, n, h = q_brtnh.shape
-    n_kv = own.k.shape[-2]
-    q = (q_brtnh * h**-0.5).reshape(b, r, t, n_kv, n // n_kv, h)
-    prefix_length = 0 if shared is None else shared.k.shape[1]
-    own_positions = prefix_length + jnp.arange(own.k.shape[2])
-
-    def visible(keys: Int[Array, " S"]) -> Bool[Array, "T S"]:
-        distance = positions_t[:, None] - keys[None, :]
-        seen = distance >= 0
-        return seen if window is None else seen & (distance < window)
-
-    def masked(scores: Float[Array, "B K G R T S"], keys: Int[Array, " S"]) -> Array:
-        return jnp.where(visible(keys), scores, jnp.finfo(jnp.float32).min)
-
-    f32 = jnp.float32
-    s_own = jnp.einsum("brtkgh,brskh->bkgrts", q, own.k, preferred_element_type=f32)
-    s_own = masked(s_own, own_positions)
-    top = jnp.max(s_own, axis=-1, keepdims=True)
-    if shared is not None:
-        s_shared = jnp.einsum("brtkgh,bpkh->bkgrtp", q, shared.k, preferred_element_type=f32)
-        s_shared = masked(s_shared, jnp.arange(prefix_length))
-        top = jnp.maximum(top, jnp.max(s_shared, axis=-1, keepdims=True))
-    top = jax.lax.stop_gradient(top)
-    e_own = jnp.exp(s_own - top)
-    total = jnp.sum(e_own, axis=-1)
-    dtype = q.dtype
-    out = jnp.einsum("bkgrts,brskh->brtkgh", e_own.astype(dtype), own.v, preferred_element_type=f32)
-    if shared is not None:
-        e_shared = jnp.exp(s_shared - top)
-        total += jnp.sum(e_shared, axis=-1)
-        out += jnp.einsum(
-            "bkgrtp,bpkh->brtkgh", e_shared.astype(dtype), shared.v, preferred_element_type=f32
-        )
-    total_brtkg = jnp.transpose(total, (0, 3, 4, 1, 2))
-    return (out / total_brtkg[..., None]).astype(dtype).reshape(b, r, t, n, h)
+_HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 131_072}
+"""What a config.json means that lacks a key, where that is not Mistral-7B's value."""
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: MistralConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    """Grouped-query attention.
+
+    Fused, the product is `[K,G+2,H]`: for each of the K key-value heads the G queries that read it,
+    its key and its value. Split over the K heads, a device has all that its heads need.
+    """
+
+    def __init__(
+        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
+    ):
         d, h = config.hidden_size, config.head_dim
         n, k = config.num_attention_heads, config.num_key_value_heads
         kv_axes = ("embed", "kv_heads", "head_dim")
-        self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), rngs=rngs, dtype=dtype)
-        self.k = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
-        self.v = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
+        self.fused = fused
+        if fused:
+            axes = ("embed", "kv_heads", "fused", "head_dim")
+            self.qkv = Linear((d,), (k, n // k + 2, h), axes, rngs=rngs, dtype=dtype)
+        else:
+            self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), rngs=rngs, dtype=dtype)
+            self.k = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
+            self.v = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
         self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), rngs=rngs, dtype=dtype)
         self.theta, self.window = config.rope_theta, config.sliding_window
 
@@ -185,8 +134,9 @@ class Attention(nnx.Module):
         shared: KV | None,
         written: KV | None,
     ) -> tuple[Float[Array, "B R T D"], KV]:
-        q = rotary(self.q(x_brtd), positions_t, self.theta)
-        own = KV(rotary(self.k(x_brtd), positions_t, self.theta), self.v(x_brtd))
+        q, k, v = self.project(x_brtd)
+        q = rotary(q, positions_t, self.theta)
+        own = KV(rotary(k, positions_t, self.theta), v)
         if written is not None:  # one token: write it into its slot of the caption's cache
             slot = positions_t[0] - (0 if shared is None else shared.k.shape[1])
             own = KV(
@@ -197,28 +147,51 @@ class Attention(nnx.Module):
             )
         return self.o(attend(q, positions_t, shared, own, self.window)), own
 
+    def project(self, x: Float[Array, "*batch D"]) -> tuple[Array, Array, Array]:
+        """Queries `[*batch,N,H]`, keys and values `[*batch,K,H]`."""
+        if not self.fused:
+            return self.q(x), self.k(x), self.v(x)
+        y = self.qkv(x)
+        *batch, n_kv, group, h = y.shape
+        q = y[..., :-2, :].reshape(*batch, n_kv * (group - 2), h)
+        return q, y[..., -2, :], y[..., -1, :]
+
 
 class MLP(nnx.Module):
-    """SwiGLU: `down(act(gate(x)) * up(x))`."""
+    """SwiGLU: `down(act(gate(x)) * up(x))`; fused, gate and up are one product `[2,F]`."""
 
-    def __init__(self, config: MistralConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(
+        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
+    ):
         d, f = config.hidden_size, config.intermediate_size
-        self.gate = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.up = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.fused = fused
+        if fused:
+            axes = ("embed", "fused", "mlp")
+            self.gate_up = Linear((d,), (2, f), axes, rngs=rngs, dtype=dtype)
+        else:
+            self.gate = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
+            self.up = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = Linear((f,), (d,), ("mlp", "embed"), rngs=rngs, dtype=dtype)
         self.activation = config.hidden_act
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        if self.fused:
+            y = self.gate_up(x)
+            gate, up = y[..., 0, :], y[..., 1, :]
+        else:
+            gate, up = self.gate(x), self.up(x)
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
 
 
 class Block(nnx.Module):
-    def __init__(self, config: MistralConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(
+        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
+    ):
         d, eps = config.hidden_size, config.rms_norm_eps
         self.attn_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, fused=fused, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(config, fused=fused, rngs=rngs, dtype=dtype)
 
     def __call__(
         self, x_brtd: Array, positions_t: Array, shared: KV | None, written: KV | None
@@ -237,6 +210,10 @@ REMAT_POLICIES = {
 """What a backward pass keeps of a block: everything, only its input, or its matrix products."""
 
 
+Adapt = Callable[[Block, nnx.Rngs], Any]
+"""Changes a block that was just built, such as `lora.attach`."""
+
+
 class Mistral(nnx.Module):
     """The decoder. `dtype` is that of the parameters; activations follow what `embed` is given."""
 
@@ -247,13 +224,26 @@ class Mistral(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
+        scan_layers: bool = False,
+        fused: bool = False,
+        adapt: Adapt | None = None,
     ):
+        """`adapt` is called with every block, in either layout, before it is stacked."""
         self.config = config
         self.remat = remat
-        d, v = config.hidden_size, config.vocab_size
+        d, v, n_layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
+
+        def block(rngs: nnx.Rngs) -> Block:
+            built = Block(config, fused=fused, rngs=rngs, dtype=dtype)
+            if adapt is not None:
+                adapt(built, rngs)
+            return built
+
         self.embed_tokens = Embedding(v, d, rngs=rngs, dtype=dtype)
-        self.layers = nnx.List(
-            [Block(config, rngs=rngs, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.layers: nnx.List[Block] | Block = (
+            stack(lambda key: block(nnx.Rngs(key)), n_layers, rngs.params())
+            if scan_layers
+            else nnx.List([block(rngs) for _ in range(n_layers)])
         )
         self.norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs, dtype=dtype)
         self.lm_head = (
@@ -303,15 +293,29 @@ class Mistral(nnx.Module):
         """Next-token logits in float32."""
         if self.lm_head is None:
             return self.embed_tokens.attend(hidden)
-        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden, preferred_element_type=jnp.dtype("float32"))
+
+    def for_decoding(self) -> Mistral:
+        """This decoder with its layers apart, as a loop of `step`s is to read them.
+
+        Call it once, outside the loop: slicing stacked parameters copies them.
+        """
+        if not isinstance(self.layers, Block):
+            return self
+        apart = nnx.merge(*nnx.split(self))
+        apart.layers = nnx.List(unstack(self.layers))
+        return apart
 
     def _run(
         self, x_brtd: Array, positions_t: Array, shared: Cache | None, written: Cache | None
     ) -> tuple[Array, Cache]:
-        own = []
         x_brtd = constrain(x_brtd, "batch")
-        for i, layer in enumerate(self.layers):
+        if isinstance(self.layers, Block) and written is None:
+            x_brtd, own = self._scan(self.layers, x_brtd, positions_t, shared)
+            return self.norm(x_brtd), own
+        layers = unstack(self.layers) if isinstance(self.layers, Block) else self.layers
+        own = []
+        for i, layer in enumerate(layers):
             call = layer
             if self.remat != "none":
                 call = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat])
@@ -323,3 +327,21 @@ class Mistral(nnx.Module):
             )
             own.append(kv)
         return self.norm(x_brtd), tuple(own)
+
+    def _scan(
+        self, layers: Block, x_brtd: Array, positions_t: Array, shared: Cache | None
+    ) -> tuple[Array, Cache]:
+        """The layers one after the other in a `lax.scan` over their stacked parameters."""
+        structure, params = split(layers)
+        one = structure.unstacked()
+
+        def layer(x_brtd: Array, own: tuple[Params, KV | None]) -> tuple[Array, KV]:
+            params, shared = own
+            return one.merge(params)(x_brtd, positions_t, shared, None)
+
+        if self.remat != "none":
+            # A scan's body is compiled alone: nothing outside could be merged with what it repeats.
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        prefixes = None if shared is None else jax.tree.map(lambda *x: jnp.stack(x), *shared)
+        x_brtd, kv = jax.lax.scan(layer, x_brtd, (params, prefixes))
+        return x_brtd, tuple(KV(k, v) for k, v in zip(kv.k, kv.v, strict=True))

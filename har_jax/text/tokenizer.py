@@ -6,28 +6,33 @@ asked only where a directory has no `tokenizer.json`, such as Mistral-7B's `toke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32
 
 from har_jax.errors import UserError
+from har_jax.text.tokenizer_files import (
+    PathLike,
+    existing,
+    fingerprint_of,
+    from_json,
+    from_transformers,
+    read_json,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-PathLike = str | os.PathLike[str]
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
 SMALLEST_VOCABULARY = 256 + 3  # every byte and the special tokens
 SMALLEST_CLIP_VOCABULARY = 2 * 256 + 2  # every byte within and at the end of a word
-_DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 class CaptionTokenizer:
@@ -68,6 +73,10 @@ class CaptionTokenizer:
             kept.append(int(i))
         return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
 
+    def to_json(self) -> str:
+        """The contents of a `tokenizer.json`."""
+        return self._tokenizer.to_str()
+
     def token(self, token_id: int) -> str:
         """How the vocabulary spells an id (for reports)."""
         return self._tokenizer.id_to_token(token_id) or f"<{token_id}>"
@@ -82,10 +91,10 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     Raises:
       UserError: no tokenizer there, or bos or eos is not to be found.
     """
-    directory = _existing(directory)
-    tokenizer = _from_json(directory) or _from_transformers(directory)
-    config = _json(directory / "tokenizer_config.json")
-    model = _json(directory / "config.json")
+    directory = existing(directory)
+    tokenizer = from_json(directory) or from_transformers(directory)
+    config = read_json(directory / "tokenizer_config.json")
+    model = read_json(directory / "config.json")
     ids = {}
     for name in ("bos", "eos"):
         token = config.get(f"{name}_token")
@@ -99,7 +108,7 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
                 f"tokenizer_config.json (got {token!r}) or {name}_token_id in config.json"
             )
         ids[f"{name}_id"] = int(found)
-    fingerprint = _fingerprint(directory, ids["bos_id"], ids["eos_id"])
+    fingerprint = fingerprint_of(directory, ids["bos_id"], ids["eos_id"])
     return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
 
 
@@ -136,7 +145,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
-    _write_json(
+    write_json(
         out_dir / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -189,8 +198,8 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
     Raises:
       UserError: no tokenizer there, or not a CLIP's.
     """
-    directory = _existing(directory)
-    tokenizer = _from_json(directory)
+    directory = existing(directory)
+    tokenizer = from_json(directory)
     if tokenizer is None:
         vocab, merges = directory / "vocab.json", directory / "merges.txt"
         if not (vocab.is_file() and merges.is_file()):
@@ -201,11 +210,11 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
         lines = merges.read_text(encoding="utf-8").splitlines()
         rows = [line.split() for line in lines if line and not line.startswith("#version")]
         pairs = [(left, right) for left, right in rows]
-        tokenizer = _clip_pipeline(_json(vocab), pairs)
+        tokenizer = _clip_pipeline(read_json(vocab), pairs)
     if None in (tokenizer.token_to_id(CLIP_BOS), tokenizer.token_to_id(CLIP_EOS)):
         raise UserError(f"the tokenizer of {directory} is not a CLIP's: it lacks {CLIP_EOS}")
-    config = _json(directory / "tokenizer_config.json")
-    text = _json(directory / "config.json").get("text_config") or {}
+    config = read_json(directory / "tokenizer_config.json")
+    text = read_json(directory / "config.json").get("text_config") or {}
     context_length = text.get("max_position_embeddings") or config.get("model_max_length") or 77
     pad = config.get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
@@ -213,7 +222,7 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
         tokenizer,
         context_length=min(int(context_length), 4096),
         pad_id=tokenizer.token_to_id(pad) if pad else None,
-        fingerprint=_fingerprint(directory, context_length),
+        fingerprint=fingerprint_of(directory, context_length),
     )
 
 
@@ -261,10 +270,10 @@ def train_clip_tokenizer(
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     _clip_pipeline(vocab, merges).save(os.fspath(out_dir / "tokenizer.json"))
-    _write_json(out_dir / "vocab.json", vocab)
+    write_json(out_dir / "vocab.json", vocab)
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (out_dir / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _write_json(
+    write_json(
         out_dir / "tokenizer_config.json",
         {
             "tokenizer_class": "CLIPTokenizer",
@@ -317,75 +326,3 @@ def _clip_pipeline(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> 
         (CLIP_EOS, vocab[CLIP_EOS]), (CLIP_BOS, vocab[CLIP_BOS]), False, False
     )
     return tokenizer
-
-
-# ------------------------------------------------------------------------------------- files
-
-
-def _existing(directory: PathLike) -> pathlib.Path:
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"no directory {directory}; give a Hugging Face directory with a tokenizer")
-    return directory
-
-
-def _from_json(directory: pathlib.Path) -> Tokenizer | None:
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise UserError(f"{path} is not a tokenizer: {error}") from error
-
-
-def _from_transformers(directory: pathlib.Path) -> Tokenizer:
-    if not any((directory / name).is_file() for name in _DEFINING):
-        raise UserError(
-            f"no tokenizer in {directory}: it has none of {', '.join(_DEFINING)}; copy them from "
-            "the model's Hugging Face directory"
-        )
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise UserError(
-            f"{directory} has no tokenizer.json, and reading its other files needs `transformers`: "
-            "pip install transformers, or save the tokenizer as tokenizer.json"
-        ) from error
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(os.fspath(directory), local_files_only=True)
-    except Exception as error:  # whatever the many tokenizer classes raise
-        raise UserError(
-            f"transformers cannot read the tokenizer of {directory}: {error}"
-        ) from error
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; "
-            "save it as tokenizer.json"
-        )
-    return backend
-
-
-def _fingerprint(directory: pathlib.Path, *more: object) -> str:
-    digest = hashlib.sha256(repr(more).encode())
-    names = _DEFINING[:1] if (directory / _DEFINING[0]).is_file() else _DEFINING[1:]
-    for name in names:
-        if (directory / name).is_file():
-            digest.update(name.encode() + (directory / name).read_bytes())
-    return digest.hexdigest()
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
-def _write_json(path: pathlib.Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,12 +41,15 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping, the rule, weight decay on matrices, learning rates per group, the schedule.
 
-    `logical_axes` of the parameters tell Muon which axes of a kernel are inputs and which outputs.
+    `logical_axes` of the parameters tell which axes of a kernel are inputs, which outputs, and
+    which number the layers. Adafactor's `lr` is relative, as published: a step moves a parameter by
+    `lr` times its root mean square.
     """
     schedule = make_schedule(config, steps)
+    logical_axes = logical_axes or {}
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
-        dimensions: Any = {n: muon_dimensions(axes) for n, axes in (logical_axes or {}).items()}
+        dimensions: Any = {n: muon_dimensions(axes) for n, axes in logical_axes.items()}
         # Muon's updates are made as large as Adam's (Liu et al. 2025, "Muon is scalable for LLM
         # training"), so that both groups share one learning rate.
         rule = muon(
@@ -60,12 +65,13 @@ def make_optimizer(
     else:
         rules = {
             "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2),
-            "adafactor": optax.scale_by_factored_rms,
+            "adafactor": lambda: _adafactor(logical_axes),
             "sgd": optax.identity,
         }
         parts.append(rules[config.name]())
         if config.weight_decay:
-            parts.append(optax.add_decayed_weights(config.weight_decay, mask=_matrices))
+            mask = functools.partial(_matrices, logical_axes=logical_axes)
+            parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
         parts.append(optax.scale_by_learning_rate(schedule))
     if config.projector_lr_factor != 1:
         parts.append(optax.stateless(_faster_projector(config.projector_lr_factor)))
@@ -78,14 +84,86 @@ def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises updates of hidden
     layers; embeddings, output layers and vectors are left to Adam, as its authors advise.
     """
-    if len(axes) < 2 or {"vocab", "position"} & set(axes):
+    layers, n_in = _split_axes(axes)
+    if len(axes) - layers < 2 or {"vocab", "position"} & set(axes):
         return None
-    n_in = 1 if axes[0] == "embed" else len(axes) - 1
-    return MuonDimensionNumbers(tuple(range(n_in)), tuple(range(n_in, len(axes))))
+    inputs = tuple(range(layers, layers + n_in))
+    # What is neither is a batch of matrices: layers, and kernels that only lie side by side.
+    outputs = (i for i in range(layers + n_in, len(axes)) if axes[i] != "fused")
+    return MuonDimensionNumbers(inputs, tuple(outputs))
 
 
-def _matrices(params: Params) -> dict[str, bool]:
-    return {name: value.ndim > 1 for name, value in params.items()}
+def _split_axes(axes: LogicalAxes) -> tuple[int, int]:
+    """How many axes of a kernel number stacked layers (0 or 1), and how many after are inputs.
+
+    A scalar, such as CLIP's temperature, has none of either."""
+    layers = int(axes[:1] == ("layers",))
+    own = axes[layers:]
+    if not own:
+        return layers, 0
+    return layers, 1 if own[0] in ("embed", "lora") else len(own) - 1
+
+
+def _matrices(params: Params, logical_axes: Mapping[str, LogicalAxes]) -> dict[str, bool]:
+    """What is no vector: norms and biases do not decay, stacked over layers or not."""
+    layers = {name: _split_axes(axes)[0] for name, axes in logical_axes.items()}
+    return {name: value.ndim - layers.get(name, 0) > 1 for name, value in params.items()}
+
+
+def _adafactor(logical_axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
+    """Adafactor without momentum (Shazeer & Stern 2018, algorithm 4), up to the learning rate.
+
+    Second moments factored, updates clipped to a root mean square of 1, steps relative to the
+    parameter's. `optax.adafactor` has the same parts, but would take the heads of a kernel for
+    layers, and would not factor kernels whose heads are narrower than 128.
+    """
+    return optax.chain(
+        _as_matrices(optax.scale_by_factored_rms(), logical_axes),
+        _by_layer(optax.clip_by_block_rms(1.0), logical_axes),
+        _by_layer(optax.scale_by_param_block_rms(), logical_axes),
+    )
+
+
+def _by_layer(
+    rule: optax.GradientTransformation, logical_axes: Mapping[str, LogicalAxes]
+) -> optax.GradientTransformation:
+    """A rule without a state, which sees every layer of a stacked parameter alone."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def alone(update: Any, param: Any) -> Any:
+            return rule.update(update, state, param)[0]
+
+        changed = {}
+        for name, update in updates.items():
+            stacked = name in logical_axes and _split_axes(logical_axes[name])[0]
+            call = jax.vmap(alone) if stacked else alone
+            changed[name] = call(update, None if params is None else params[name])
+        return changed, state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _as_matrices(
+    rule: optax.GradientTransformation, logical_axes: Mapping[str, LogicalAxes]
+) -> optax.GradientTransformation:
+    """A rule that sees `[in, out]` (or `[layers, in, out]`) of each kernel `[in..., out...]`."""
+
+    def view(values: Params) -> Params:
+        return {name: x.reshape(shape_of(name, x.shape)) for name, x in values.items()}
+
+    def shape_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        layers, n_in = _split_axes(logical_axes[name]) if name in logical_axes else (0, 1)
+        if len(shape) - layers < 3:
+            return shape
+        cut = layers + n_in
+        return (*shape[:layers], math.prod(shape[layers:cut]), math.prod(shape[cut:]))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        seen: Any
+        seen, state = rule.update(view(updates), state, params if params is None else view(params))
+        return {name: x.reshape(updates[name].shape) for name, x in seen.items()}, state
+
+    return optax.GradientTransformation(lambda params: rule.init(view(params)), update)
 
 
 def _faster_projector(factor: float) -> Callable[[Any, Any], Any]:

@@ -109,7 +109,7 @@ def test_draw_at_the_edges(v):
 
 
 def test_truncate_equals_transformers():
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
     logits = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32) * 3

@@ -1,4 +1,5 @@
-"""Mistral directories: parity with transformers on drawn configurations, and exact round trips."""
+"""Mistral directories: parity with transformers on drawn configurations, and exact round trips,
+in every layout of the parameters."""
 
 import dataclasses
 import functools
@@ -12,14 +13,19 @@ from flax import nnx
 from safetensors.numpy import load_file
 from transformers import MistralForCausalLM
 
+from har_jax.interchange import table
 from har_jax.interchange.mistral import load_mistral, save_mistral
+from har_jax.interchange.safetensors_file import read_header
 from har_jax.models.functional import initialise, split
+from har_jax.models.layouts import convert
 from har_jax.models.mistral import Mistral, MistralConfig
+from har_jax.sharding import make_mesh
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TOLERANCE = 1e-4  # of the output's scale
+LAYOUTS = [dict(scan_layers=scan, fused=fused) for scan in (False, True) for fused in (False, True)]
 
 
 def draw_config(rng: np.random.Generator) -> dict:
@@ -74,7 +80,7 @@ def test_parity_and_round_trip(seed, tmp_path):
     with torch.no_grad():
         theirs = reference(torch.tensor(tokens), output_hidden_states=True)
 
-    ours = load_mistral(tmp_path / "theirs")
+    ours = load_mistral(tmp_path / "theirs", **LAYOUTS[seed % 4])
     structure, params = split(ours)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -128,9 +134,10 @@ def test_transformers_loads_what_we_save(tied, tmp_path):
     assert again.config == config
 
 
-def test_mistral_7b_has_its_published_size():
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[3]], ids=str)
+def test_mistral_7b_has_its_published_size(layout):
     """7,241,732,096 parameters, shaped and never allocated."""
-    model = nnx.eval_shape(lambda: Mistral(MistralConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Mistral(MistralConfig(), rngs=nnx.Rngs(0), **layout))
     sizes = [v.get_value().size for _, v in nnx.split(model)[1].flat_state()]
     assert sum(sizes) == 7_241_732_096
 
@@ -157,3 +164,56 @@ def test_options_change_no_weight(tmp_path):
     a = split(load_mistral(tmp_path / "lm"))[1]
     b = split(load_mistral(tmp_path / "lm", remat="full"))[1]
     assert all((a[k] == b[k]).all() for k in a)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"hidden_size": 1024, "num_attention_heads": 16},
+        {"hidden_size": 1024, "head_dim": 32, "sliding_window": None},
+        {"num_key_value_heads": 4, "head_dim": None},
+    ],
+)
+def test_a_config_without_keys_means_what_transformers_means(keys):
+    ours = MistralConfig.from_hf({"model_type": "mistral", **keys})
+    theirs = transformers.MistralConfig(**keys)
+    assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": ours.rope_theta}
+    for field in dataclasses.fields(ours):
+        if field.name != "rope_theta":
+            assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layouts_over_a_mesh(layout, mesh_shape, tmp_path, monkeypatch):
+    """Each shard is read from, and written to, its own places in the file, a few rows at a time."""
+    config = {
+        "vocab_size": 24,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
+    random_torch_mistral(config, 3).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    monkeypatch.setattr(table, "MAX_MAPPED_BYTES", 100)
+    mesh = make_mesh(*mesh_shape)
+    plain = split(load_mistral(tmp_path / "theirs", dtype=None))[1]
+    model = load_mistral(tmp_path / "theirs", mesh=mesh, dtype=None, **layout)
+    structure, params = split(model)
+    wanted, shardings = convert(plain, structure.shapes), structure.shardings(mesh)
+    assert params.keys() == wanted.keys()
+    for name, value in params.items():
+        assert value.sharding == shardings[name]
+        assert value.dtype == "bfloat16"
+        assert np.asarray(value).tobytes() == np.asarray(wanted[name]).tobytes(), name
+    save_mistral(model, tmp_path / "ours")
+    files = [tmp_path / d / "model.safetensors" for d in ("theirs", "ours")]
+    before, after = ({n: t.map() for n, t in read_header(f).items()} for f in files)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype == "bfloat16"
+        assert tensor.shape == after[name].shape
+        assert tensor.tobytes() == after[name].tobytes(), name

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.interchange import hf_dir, safetensors_file, table
+from har_jax.interchange import hf_dir, safetensors_file, table, weights
 from har_jax.interchange.clip import load_clip, load_vision, save_clip
 from har_jax.interchange.mistral import load_mistral, mistral_table, save_mistral
 from har_jax.interchange.table import Row
@@ -154,7 +154,7 @@ def test_sharded_and_single_files_agree(saved, lm):
 
 
 def test_large_models_are_written_in_several_files(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "MAX_FILE_BYTES", 4000)
+    monkeypatch.setattr(weights, "MAX_FILE_BYTES", 4000)
     model = load_mistral(saved / "lm")
     save_mistral(model, tmp_path / "many")
     assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 1
