@@ -3,7 +3,8 @@
     DIR/dataset_info.json, features.json      TFDS' own description
     DIR/NAME-SPLIT.array_record-00000 ...     image (encoded), image/filename, image/id, captions
     DIR/captions.SPLIT.json                   the captions again, as COCO's JSON: an index, so that
-                                              references are had without reading gigabytes of images
+                                              references are had without reading gigabytes of
+                                              images; with the sha256 of each image's bytes
     DIR/document_frequency.SPLIT.npz          `metrics.cider_d.DocumentFrequency` of its references
     DIR/dataset.json                          what is in it, and how it was made
 
@@ -65,6 +66,69 @@ def read_card(directory: PathLike) -> dict[str, Any]:
         return {}
 
 
+def id_space(directory: PathLike) -> str:
+    """Which ids a dataset's images have: two datasets of one space name an image by the same id.
+
+    "" where they mean nothing outside of the dataset (see `data.entries.Reading.ids`).
+    """
+    card = read_card(directory)
+    if "ids" in card:
+        return card["ids"]
+    if card.get("name") == "scenes":  # written before cards said so
+        return f"scenes-{card.get('settings', {}).get('seed')}"
+    if card:
+        return "coco" if card.get("name") == "coco" else ""
+    try:
+        info = json.loads((pathlib.Path(directory) / "dataset_info.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return ""
+    return "coco" if info.get("name") == "coco_captions" else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """All of a split but its images, in order; each list is as long as the split.
+
+    Attributes:
+      contents: sha256 of each image's bytes, hexadecimal; None where the dataset does not say.
+      domains: nocaps' domain of each image; None in other datasets.
+    """
+
+    image_ids: list[int]
+    filenames: list[str]
+    captions: list[list[str]]
+    contents: list[str] | None = None
+    domains: list[str] | None = None
+
+
+def split_names(directory: PathLike) -> list[str]:
+    """The splits that a dataset has.
+
+    Raises:
+      UserError: see `open_split`.
+    """
+    return list(_open(pathlib.Path(directory)).info.splits)
+
+
+def _open(directory: pathlib.Path) -> Any:
+    """TFDS' builder of a dataset directory."""
+    if not (directory / "dataset_info.json").is_file():
+        there = (
+            "is not a dataset (no dataset_info.json)" if directory.exists() else "does not exist"
+        )
+        raise UserError(
+            f"dataset {directory} {there}; make one with "
+            f"`python -m har_jax.prepare scenes --out={directory}`, or `prepare coco` or `folder`"
+        )
+    with quiet():
+        import tensorflow_datasets as tfds
+
+        try:
+            return tfds.builder_from_directory(directory)
+        except Exception as error:  # TFDS raises whatever its parsers do
+            raise UserError(f"dataset {directory} does not open with TFDS: {error}") from error
+
+
 def open_split(directory: PathLike, split: str) -> Split:
     """Opens one split of a dataset directory; only metadata is read.
 
@@ -72,21 +136,9 @@ def open_split(directory: PathLike, split: str) -> Split:
       UserError: no dataset there, no such split, or one that is not of `coco_captions`' schema.
     """
     directory = pathlib.Path(directory)
-    if not (directory / "dataset_info.json").is_file():
-        there = (
-            "is not a dataset (no dataset_info.json)" if directory.exists() else "does not exist"
-        )
-        raise UserError(
-            f"dataset {directory} {there}; make one with "
-            f"`python -m har_jax.prepare scenes --out={directory}` or `prepare coco`"
-        )
-    with quiet():
-        import tensorflow_datasets as tfds
+    builder = _open(directory)
+    import tensorflow_datasets as tfds
 
-        try:
-            builder = tfds.builder_from_directory(directory)
-        except Exception as error:  # TFDS raises whatever its parsers do
-            raise UserError(f"dataset {directory} does not open with TFDS: {error}") from error
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
     if split not in splits:
         raise UserError(
@@ -149,19 +201,20 @@ class Split(Sequence):
             return builder.as_data_source(self.name, decoders={"image": tfds.decode.SkipDecoding()})
 
     @functools.cached_property
-    def _index(self) -> tuple[list[int], list[str], list[list[str]]]:
-        """(image ids, filenames, captions) of all examples, in order."""
+    def listing(self) -> Listing:
+        """Ids, names and captions of all examples, from `captions.SPLIT.json` where it is."""
         path = captions_path(self.directory, self.name)
         try:
             coco = json.loads(path.read_text())
         except FileNotFoundError:
             examples = list(map(_without_image, self))
-            return (
+            return Listing(
                 [example.image_id for example in examples],
                 [example.filename for example in examples],
                 [example.captions for example in examples],
             )
-        ids = [image["id"] for image in coco["images"]]
+        images = coco["images"]
+        ids = [image["id"] for image in images]
         if len(ids) != self._length:
             raise UserError(
                 f"{path} lists {len(ids)} images but the records of {self.name!r} hold "
@@ -170,25 +223,37 @@ class Split(Sequence):
         captions: dict[int, list[str]] = {image_id: [] for image_id in ids}
         for annotation in coco["annotations"]:
             captions[annotation["image_id"]].append(annotation["caption"])
-        return ids, [image["file_name"] for image in coco["images"]], list(captions.values())
+        return Listing(
+            ids,
+            [image["file_name"] for image in images],
+            list(captions.values()),
+            _column(images, "sha256"),
+            _column(images, "domain"),
+        )
 
     @property
     def image_ids(self) -> list[int]:
         """Image ids in the order of the examples."""
-        return self._index[0]
+        return self.listing.image_ids
 
     @property
     def filenames(self) -> list[str]:
-        return self._index[1]
+        return self.listing.filenames
 
     @property
     def captions(self) -> list[list[str]]:
         """Captions of each example, in order."""
-        return self._index[2]
+        return self.listing.captions
 
     def references(self) -> dict[int, list[str]]:
         """{image id: its captions}; no image is decoded."""
         return dict(zip(self.image_ids, self.captions, strict=True))
+
+
+def _column(images: Sequence[Mapping[str, Any]], key: str) -> list[str] | None:
+    """One value of every image; None unless all have it."""
+    values = [image[key] for image in images if key in image]
+    return values if len(values) == len(images) else None
 
 
 def _example(record: Mapping[str, Any]) -> Example:

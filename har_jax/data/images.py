@@ -22,13 +22,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from har_jax.errors import UserError
 
 ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
 
 CONFIG_NAME = "preprocessor_config.json"
+VERSION = 1
+"""Of what this module makes of the same settings; raise it when any pixel changes."""
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -63,7 +66,8 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF, palette transparency: nothing to act upon
             image.load()
-            if upright:
+            # Asked first, because exif_transpose copies even an image that lies upright.
+            if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return _to_rgb(image)
     except _DECODING_ERRORS as error:
@@ -226,9 +230,14 @@ class Preprocessor:
         raise UserError("the image processor neither crops nor resizes to one size; set crop_size")
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the pixels, JSON-able: the settings, and the version of this module."""
+        return {**self.to_hf(), "har_jax_version": VERSION}
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of what decides the pixels."""
-        return hashlib.sha256(json.dumps(self.to_hf(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def __call__(
         self, image: ImageLike, *, name: str | None = None
@@ -244,7 +253,7 @@ class Preprocessor:
         """uint8 [H, W, 3]: decoded, resized and cropped, not yet normalised."""
         rgb = decode(image, name=name)
         if self.do_resize:
-            rgb = rgb.resize(self._resized(*rgb.size), resample=self.resample)
+            rgb = self._resize(rgb)
         array = np.asarray(rgb)
         return _center_crop(array, *self.crop_size) if self.do_center_crop else array
 
@@ -253,8 +262,23 @@ class Preprocessor:
         table = self._table  # type: ignore[attr-defined]
         out = np.empty(pixels.shape, np.float32)
         for channel in range(3):
-            np.take(table[:, channel], pixels[..., channel], out=out[..., channel])
+            # "clip", of a byte into 256 entries: the default checks, and so works in a buffer.
+            np.take(table[:, channel], pixels[..., channel], out=out[..., channel], mode="clip")
         return out
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        """Resized, and already without columns that the crop will cut off.
+
+        Pillow resizes along the rows, then along the columns, rounding to bytes between; columns
+        that go need no second pass. Done in two calls this gives the same bits.
+        """
+        width, height = self._resized(*image.size)
+        kept = min(width, self.crop_size[1]) if self.do_center_crop else width
+        if kept < width:
+            image = image.resize((width, image.height), resample=self.resample)
+            left = (width - kept) // 2
+            image = image.crop((left, 0, left + kept, image.height))
+        return image.resize((kept, height), resample=self.resample)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing; the longer side is rounded down, as HF does."""

@@ -8,6 +8,9 @@ iterates over the step numbers, in threads that work ahead, and keeps that state
 
 Captions are tokenised once, when the pipeline is opened. Small datasets keep their decoded pixels
 (as bytes, before normalisation) in memory. Only threads prefetch; there are no worker processes.
+
+With a feature cache (`data.features`) the batches carry `features` [B,S,Dv] where they would carry
+`image`, and no image is decoded; `visual` gives whichever of the two is there.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from har_jax.data.dataset import Split
+from har_jax.data.dataset import Example, Split
+from har_jax.data.features import FeatureCache, SplitFeatures, digest_of
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 from har_jax.text.tokenizer import CaptionTokenizer
@@ -30,6 +34,7 @@ from har_jax.text.tokenizer import CaptionTokenizer
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+ArrayT = TypeVar("ArrayT")
 
 CACHE_BYTES = 2 << 30
 """Decoded pixels are kept up to here; a larger dataset is decoded anew every epoch."""
@@ -38,9 +43,14 @@ _ENDLESS = 2**48  # steps
 _ORDER, _SUBSET = 1, 2  # keep the draws of images and of captions apart
 
 
+def visual(batch: Mapping[str, ArrayT]) -> ArrayT:
+    """What `Captioner.encode` takes: a batch's features [B,S,Dv] if it has some, or its pixels."""
+    return batch["features"] if "features" in batch else batch["image"]
+
+
 def train_batches(
     split: Split,
-    preprocessor: Preprocessor,
+    preprocessor: Preprocessor | None,
     tokenizer: CaptionTokenizer,
     *,
     batch_size: int,
@@ -51,12 +61,13 @@ def train_batches(
     process_count: int = 1,
     cache_images: bool = True,
     cache_bytes: int = CACHE_BYTES,
+    features: FeatureCache | None = None,
 ) -> TrainBatches:
     """An endless, resumable iterator over this process's batches.
 
     Each batch holds
 
-        image     float32 [B, H, W, 3]
+        image     float32 [B, H, W, 3]; or, of a cache, features [B, S, Dv] as they are stored
         image_id  int64 [B]
         tokens    int32 [B, R, T]   captions, EOS included, padded with EOS
         lengths   int32 [B, R]      EOS included; 0 marks a row that is padding
@@ -69,9 +80,10 @@ def train_batches(
       captions_per_image: R.
       max_tokens: T.
       process_index, process_count: which rows of the global batch of B * process_count are taken.
+      features: takes the place of images and their preprocessing.
 
     Raises:
-      UserError: a size that makes no sense, or an empty split.
+      UserError: a size that makes no sense, an empty split, or one that the cache does not cover.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -84,10 +96,10 @@ def train_batches(
             raise UserError(f"{name} is {value}; it must be at least {least}")
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index is {process_index} of {process_count} processes")
-    pixels = Pixels(split, preprocessor, cache_bytes=cache_bytes if cache_images else 0)
+    looks = _looks(split, preprocessor, features, cache_bytes if cache_images else 0)
     captions = EncodedCaptions(split.captions, tokenizer, max_tokens)
     return TrainBatches(
-        pixels,
+        looks,
         captions,
         np.asarray(split.image_ids, np.int64),
         batch_size=batch_size,
@@ -108,7 +120,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        pixels: Pixels,
+        looks: Pixels | SplitFeatures,
         captions: EncodedCaptions,
         image_ids: Int64[np.ndarray, " N"],
         *,
@@ -120,7 +132,7 @@ class TrainBatches:
     ):
         import grain
 
-        self._pixels, self.captions, self._image_ids = pixels, captions, image_ids
+        self._looks, self.captions, self._image_ids = looks, captions, image_ids
         self._rows, self._seed = captions_per_image, seed
         n, global_size = len(image_ids), batch_size * process_count
         self.steps_per_epoch = n / global_size
@@ -163,7 +175,7 @@ class TrainBatches:
         indices = rows[:, 1]
         tokens, lengths = self.captions.take(rows, self._rows, self._seed)
         return {
-            "image": self._pixels.take(indices),
+            _key(self._looks): self._looks.take(indices),
             "image_id": self._image_ids[indices],
             "tokens": tokens,
             "lengths": lengths,
@@ -198,31 +210,83 @@ class Order:
         return rows
 
 
-def eval_batches(split: Split, preprocessor: Preprocessor, *, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+    split: Split,
+    preprocessor: Preprocessor | None,
+    *,
+    batch_size: int,
+    features: FeatureCache | None = None,
+) -> Iterator[Batch]:
     """One pass in the order of the split: `image` [B,H,W,3], `image_id` [B], `valid` bool [B].
 
-    The last batch is filled up by repeating its last image, with `valid` False there.
+    The last batch is filled up by repeating its last image, with `valid` False there. With
+    `features` there is `features` [B,S,Dv] in the place of `image`.
 
     Raises:
-      UserError: `batch_size` is not positive, or an image does not decode.
+      UserError: `batch_size` is not positive, the cache does not cover the split, or an image does
+        not decode.
     """
+    image_ids = np.asarray(split.image_ids, np.int64)
+    looks = _looks(split, preprocessor, features, 0)
+
+    def load(indices: Int64[np.ndarray, " B"], valid: Bool[np.ndarray, " B"]) -> Batch:
+        return {_key(looks): looks.take(indices), "image_id": image_ids[indices], "valid": valid}
+
+    return _in_order(0, len(split), batch_size, load)
+
+
+def image_batches(
+    split: Split, preprocessor: Preprocessor, first: int, stop: int, *, batch_size: int
+) -> Iterator[Batch]:
+    """The examples first..stop-1: `image`, `valid` as `eval_batches`, and `digest` uint64 [B] of
+    the encoded bytes (`features.digest_of`)."""
+    pixels = Pixels(split, preprocessor, cache_bytes=0)
+
+    def load(indices: Int64[np.ndarray, " B"], valid: Bool[np.ndarray, " B"]) -> Batch:
+        images, digests = pixels.take_with_digests(indices)
+        return {"image": images, "digest": digests, "valid": valid}
+
+    return _in_order(first, stop, batch_size, load)
+
+
+def _in_order(
+    first: int, stop: int, batch_size: int, load: Callable[[np.ndarray, np.ndarray], Batch]
+) -> Iterator[Batch]:
+    """`load(indices, valid)` of one batch after the other, some ahead, in threads."""
     import grain
 
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    image_ids = np.asarray(split.image_ids, np.int64)
-    pixels = Pixels(split, preprocessor, cache_bytes=0)
 
-    def load(number: int) -> Batch:
-        wanted = number * batch_size + np.arange(batch_size)
-        valid: Bool[np.ndarray, " B"] = wanted < len(split)
-        indices = np.minimum(wanted, len(split) - 1)
-        return {"image": pixels.take(indices), "image_id": image_ids[indices], "valid": valid}
+    def numbered(number: int) -> Batch:
+        wanted = first + number * batch_size + np.arange(batch_size)
+        return load(np.minimum(wanted, stop - 1), wanted < stop)
 
     threads = min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    count = -(-len(split) // batch_size)
-    return iter(grain.MapDataset.range(count).map(load).to_iter_dataset(options))
+    count = -(-(stop - first) // batch_size)
+    return iter(grain.MapDataset.range(count).map(numbered).to_iter_dataset(options))
+
+
+def _looks(
+    split: Split,
+    preprocessor: Preprocessor | None,
+    features: FeatureCache | None,
+    cache_bytes: int,
+) -> Pixels | SplitFeatures:
+    """Where the batches take from what the captioner sees."""
+    if features is not None:
+        return features.of(split)
+    if preprocessor is None:
+        raise UserError(
+            "this captioner was trained on imported features and has no encoder of images; give "
+            "the features of these images (config.data.features)"
+        )
+    return Pixels(split, preprocessor, cache_bytes=cache_bytes)
+
+
+def _key(looks: Pixels | SplitFeatures) -> str:
+    return "features" if isinstance(looks, SplitFeatures) else "image"
 
 
 class Pixels:
@@ -254,8 +318,20 @@ class Pixels:
                 self._held[i] = True
         return self._preprocessor.normalise(self._cache[indices])
 
+    def take_with_digests(
+        self, indices: Int64[np.ndarray, " B"]
+    ) -> tuple[Float32[np.ndarray, "B H W 3"], UInt64[np.ndarray, " B"]]:
+        """Normalised pixels, and digests of the bytes that they were decoded from."""
+        wanted, rows = np.unique(indices, return_inverse=True)
+        examples = [self._split[int(i)] for i in wanted]
+        digests = np.array([digest_of(example.image) for example in examples], np.uint64)
+        pixels = np.stack([self._decode(example) for example in examples])
+        return self._preprocessor.normalise(pixels[rows]), digests[rows]
+
     def _read(self, index: int) -> np.ndarray:
-        example = self._split[int(index)]
+        return self._decode(self._split[int(index)])
+
+    def _decode(self, example: Example) -> np.ndarray:
         name = f"{example.filename} (id {example.image_id}) of {self._split.directory}"
         return self._preprocessor.pixels(example.image, name=name)
 
@@ -291,6 +367,11 @@ class EncodedCaptions:
             self._ids[row, : len(kept)] = kept
             self._lengths[row] = len(kept)
         self._first = np.cumsum([0, *map(len, captions)])
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens per caption, EOS included, at most `max_tokens`."""
+        return float(self._lengths.mean())
 
     def take(
         self, rows: Int64[np.ndarray, "B 2"], count: int, seed: int

@@ -24,6 +24,11 @@ def scenes_dir(small_scenes, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(small_scenes, tmp_path_factory):
+def tokenizer_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_scenes, tokenizer_dir):
     texts = [text for _, example in small_scenes for text in example.captions]
-    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("tokenizer"))
+    return train_tokenizer(texts, 400, tokenizer_dir)

@@ -3,13 +3,31 @@
 import collections
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
 
-from har_jax.data import coco
+from har_jax.data import photographs
 from har_jax.data.dataset import open_split, read_card
+from har_jax.data.entries import Problems
+from har_jax.data.readers import coco
 from har_jax.errors import UserError
+
+
+def prepare(out, *, captions, images, splits=None, restval="train", **options):
+    """`prepare coco` as a function: (card, lines on what was dropped)."""
+    return photographs.prepare(
+        out,
+        lambda problems: coco.read_files(
+            captions, splits=splits, restval=restval, problems=problems
+        ),
+        images,
+        name="coco",
+        description="",
+        settings={},
+        options=photographs.Options(**options),
+    )
 
 
 @pytest.fixture
@@ -74,8 +92,8 @@ def save(tmp_path):
 
 def test_a_coco_file_becomes_a_split(photos, save, tmp_path):
     path = save(annotations({0: ["A cat.", "a dog "], 2: ["Two cats", "x", "y"]}))
-    card, problems = coco.prepare(tmp_path / "out", captions=[path], images=[photos])
-    assert not problems.counts
+    card, dropped = prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert not dropped
     split = open_split(tmp_path / "out", "train")
     assert split.references() == {0: ["A cat.", "a dog "], 2: ["Two cats", "x", "y"]}
     assert [e.image for e in split] == [(photos / f"{i}.jpg").read_bytes() for i in (0, 2)]
@@ -90,13 +108,11 @@ def test_several_files_make_several_splits(photos, save, tmp_path):
         save(annotations({1: ["b"]}), "2.json"),
         save(annotations({2: ["c"]}), "3.json"),
     ]
-    coco.prepare(
-        tmp_path / "out", captions=files, images=[photos], splits=["train", "val", "train"]
-    )
+    prepare(tmp_path / "out", captions=files, images=[photos], splits=["train", "val", "train"])
     assert open_split(tmp_path / "out", "train").references() == {0: ["a"], 2: ["c"]}
     assert open_split(tmp_path / "out", "val").references() == {1: ["b"]}
     with pytest.raises(UserError, match="3 captions files but 1 splits"):
-        coco.prepare(tmp_path / "b", captions=files, images=[photos], splits=["train"])
+        prepare(tmp_path / "b", captions=files, images=[photos], splits=["train"])
 
 
 @pytest.mark.parametrize(
@@ -117,14 +133,14 @@ def test_karpathys_splits(photos, save, tmp_path, restval, expected):
         (2, "test", "val2014", ["three", "four"]),
     ]
     path = save(karpathy(rows))
-    card, problems = coco.prepare(
+    card, dropped = prepare(
         tmp_path / "out", captions=[path], images=[photos, tmp_path / "all"], restval=restval
     )
-    assert not problems.counts
+    assert not dropped
     found = {name: set(open_split(tmp_path / "out", name).image_ids) for name in card["splits"]}
     assert found == expected
     with pytest.raises(UserError, match="names the split of each image"):
-        coco.prepare(tmp_path / "b", captions=[path], images=[photos], splits=["val"])
+        prepare(tmp_path / "b", captions=[path], images=[photos], splits=["val"])
 
 
 def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
@@ -142,7 +158,7 @@ def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
     data["annotations"].append({"id": 999, "image_id": 77, "caption": "of nothing"})
     data["annotations"].append({"id": 0, "image_id": 1, "caption": "the id of another"})
     path = save(data)
-    card, problems = coco.prepare(tmp_path / "out", captions=[path], images=[photos])
+    card, dropped = prepare(tmp_path / "out", captions=[path], images=[photos])
     assert open_split(tmp_path / "out", "train").references() == {0: ["good", "also good"]}
     assert card["dropped"] == {
         "captions of images that are not listed": 1,
@@ -155,7 +171,7 @@ def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
         "image files that are missing": 1,
     }
     assert read_card(tmp_path / "out")["dropped"] == card["dropped"]
-    told = "\n".join(problems.lines())
+    told = "\n".join(dropped)
     assert "3.jpg does not decode" in told and "4.jpg is not an image" in told
     assert "1 image files that are missing: 5.jpg" in told
 
@@ -164,8 +180,10 @@ def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
 def test_strict_stops_with_the_list(photos, save, tmp_path, texts):
     path = save(annotations(texts))
     with pytest.raises(UserError, match=r"strict drops nothing, .*(empty|3\.jpg)"):
-        coco.prepare(tmp_path / "out", captions=[path], images=[photos], strict=True)
+        prepare(tmp_path / "out", captions=[path], images=[photos], strict=True)
     assert not (tmp_path / "out").exists()
+    card, _ = prepare(tmp_path / "out", captions=[path], images=[photos])  # what it read is kept
+    assert sum(card["dropped"].values()) == 1
     assert not list(tmp_path.glob(".out*"))
 
 
@@ -188,44 +206,51 @@ def test_strict_stops_with_the_list(photos, save, tmp_path, texts):
         ('{"images": [{"sentences": [], "filename": "a"}]}', "trouble with the key 'split'"),
         ('{"images": [{"sentences": 4, "filename": "a", "split": "val"}]}', "trouble with"),
         ('{"images": [{"id": "x", "file_name": "a"}], "annotations": []}', "trouble with"),
+        ('{"images": [{"id": 1e999, "file_name": "a"}], "annotations": []}', "trouble with"),
+        (
+            '{"images": [{"id": 1e30, "file_name": "a.jpg"}], "annotations": []}',
+            "the image id 10000",
+        ),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": ["b"]}', "trouble with"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, 5], "annotations": []}', "trouble with"),
     ],
 )
 def test_files_that_are_no_captions(photos, save, tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
-        coco.prepare(tmp_path / "out", captions=[save(content)], images=[photos])
-    assert "captions.json" in str(error.value) and "\n" not in str(error.value)
+        prepare(tmp_path / "out", captions=[save(content)], images=[photos])
+    assert re.search(r"captions\.json|a\.jpg", str(error.value)) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_files_and_folders(photos, save, tmp_path):
     path = save(annotations({0: ["a"]}))
     with pytest.raises(UserError, match="there is no file"):
-        coco.prepare(tmp_path / "out", captions=[tmp_path / "x.json"], images=[photos])
+        prepare(tmp_path / "out", captions=[tmp_path / "x.json"], images=[photos])
     with pytest.raises(UserError, match="no such directory"):
-        coco.prepare(tmp_path / "out", captions=[path], images=[tmp_path / "x"])
+        prepare(tmp_path / "out", captions=[path], images=[tmp_path / "x"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image to write"):
-        coco.prepare(tmp_path / "out", captions=[path], images=[tmp_path / "empty"])
+        prepare(tmp_path / "out", captions=[path], images=[tmp_path / "empty"])
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_an_image_in_two_splits_is_refused(photos, save, tmp_path):
     files = [save(annotations({0: ["a"]}), "1.json"), save(annotations({0: ["b"]}), "2.json")]
     with pytest.raises(UserError, match="image 0 is in 'train' and in 'val'"):
-        coco.prepare(tmp_path / "o", captions=files, images=[photos], splits=["train", "val"])
+        prepare(tmp_path / "o", captions=files, images=[photos], splits=["train", "val"])
 
 
 def test_real_photographs(real_data, tmp_path):
     import tensorflow_datasets as tfds
 
     mini = real_data / "coco_mini"
-    card, problems = coco.prepare(
+    card, dropped = prepare(
         tmp_path / "out",
         captions=[mini / "annotations" / f"captions_{s}2017.json" for s in ("train", "val")],
         images=[mini / "train2017", mini / "val2017"],
         splits=["train", "val"],
     )
-    assert not problems.counts
+    assert not dropped
     assert {name: figures["images"] for name, figures in card["splits"].items()} == {
         "train": 80,
         "val": 79,
@@ -239,8 +264,8 @@ def test_all_references_of_val2017_are_read(real_data):
     from pycocotools.coco import COCO
 
     path = real_data / "coco_val2017_captions.json"
-    problems = coco.Problems()
-    entries = coco.read_annotations(path, split="val", problems=problems)
+    problems = Problems()
+    entries = coco.read_files([path], splits=["val"], problems=problems).entries
     theirs = COCO(path)
     assert not problems.counts
     assert len(entries) == 5000 and sum(len(e.captions) for e in entries) == 25014

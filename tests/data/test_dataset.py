@@ -82,6 +82,59 @@ def test_a_foreign_tfds_directory_reads_as_well(scenes_dir, tmp_path):
     assert dataset.read_card(foreign) == {}
 
 
+def test_coco_captions_as_tfds_itself_writes_it(tmp_path):
+    """The whole schema, boxes included, in TFDS' own file names: as `tfds build` leaves it."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    box = {
+        "area": np.int64,
+        "bbox": tfds.features.BBoxFeature(),
+        "id": np.int64,
+        "is_crowd": np.bool_,
+        "label": tfds.features.ClassLabel(num_classes=80),
+    }
+    features = tfds.features.FeaturesDict(
+        {
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "image/filename": tfds.features.Text(),
+            "image/id": np.int64,
+            "objects": tfds.features.Sequence(box),
+        }
+    )
+    directory = tmp_path / "coco_captions" / "2014" / "1.1.0"
+    directory.mkdir(parents=True)
+    identity = DatasetIdentity("coco_captions", tfds.core.Version("1.1.0"), directory, "tfds")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    one = {
+        "area": 5,
+        "bbox": tfds.features.BBox(0.1, 0.1, 0.5, 0.5),
+        "id": 3,
+        "is_crowd": False,
+        "label": 7,
+    }
+    records = [
+        {
+            "captions": [{"id": 10 * i + k, "text": f"text {i} {k}"} for k in range(5 + (i == 1))],
+            "image": png(i),
+            "image/filename": f"COCO_{i}.jpg",
+            "image/id": i,
+            "objects": [one] * i,
+        }
+        for i in range(3)
+    ]
+    with dataset.quiet():
+        sequential = tfds.core.SequentialWriter(info, 2, file_format="array_record")
+        sequential.initialize_splits(["restval"])
+        sequential.add_examples({"restval": records})
+        sequential.close_all()
+    split = open_split(directory, "restval")
+    assert split.image_ids == [0, 1, 2] and [len(those) for those in split.captions] == [5, 6, 5]
+    assert split[1].image == png(1) and split[2].filename == "COCO_2.jpg"
+    assert dataset.id_space(directory) == "coco" and dataset.split_names(directory) == ["restval"]
+
+
 def test_an_index_of_other_records_is_refused(scenes_dir, tmp_path):
     mixed = tmp_path / "mixed"
     shutil.copytree(scenes_dir, mixed)
@@ -181,16 +234,28 @@ def test_a_failed_overwrite_keeps_what_was_there(tmp_path):
 
 
 def test_two_writers_of_one_directory(tmp_path):
-    """The second to finish says so and leaves the first one's work alone."""
+    """The second is refused at once and does not disturb the first."""
 
     def slow():
         yield "train", Example(1, "a.png", png(), ["slow"])
-        write(tmp_path / "d", [("train", Example(1, "a.png", png(), ["quick"]))])
+        with pytest.raises(UserError, match="another `prepare` is writing"):
+            write(tmp_path / "d", [("train", Example(1, "a.png", png(), ["quick"]))])
+        yield "train", Example(2, "b.png", png(1), ["on"])
+
+    write(tmp_path / "d", slow())
+    assert open_split(tmp_path / "d", "train").captions == [["slow"], ["on"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_came_there_meanwhile_is_left_alone(tmp_path):
+    def slow():
+        yield "train", Example(1, "a.png", png(), ["slow"])
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "thesis.tex").write_text("")
 
     with pytest.raises(UserError, match="not empty"):
         write(tmp_path / "d", slow())
-    assert open_split(tmp_path / "d", "train").captions == [["quick"]]
-    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["d", "thesis.tex"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from har_jax.data.images import Preprocessor, decode
@@ -15,8 +17,9 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def hf_class():
-    image_processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    return image_processing.CLIPImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil
 
 
 def encoded(image, kind="PNG", **options):
@@ -80,6 +83,25 @@ def test_equals_hf_for_every_shape(hf_class, size):
     image = noise("RGB", size)
     processor = hf_class(size={"shortest_edge": 33}, crop_size={"height": 33, "width": 33})
     np.testing.assert_array_equal(Preprocessor.for_size(33)(image), hf_pixels(processor, image))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    edge=st.integers(1, 70),
+    crop=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    resample=st.sampled_from(list(Image.Resampling)),
+    mode=st.sampled_from(["RGB", "L", "RGBA"]),
+)
+def test_equals_hf_whatever_is_drawn(hf_class, size, edge, crop, resample, mode):
+    image = noise(mode, size)
+    processor = hf_class(
+        size={"shortest_edge": edge},
+        crop_size={"height": crop[0], "width": crop[1]},
+        resample=int(resample),
+    )
+    ours = Preprocessor(shortest_edge=edge, crop_size=crop, resample=int(resample))
+    np.testing.assert_array_equal(ours(image), hf_pixels(processor, image))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +196,8 @@ def test_paths_bytes_and_images_are_the_same(tmp_path):
     path.write_bytes(encoded(image))
     preprocessor = Preprocessor.for_size(32)
     expected = preprocessor(image)
-    for given in (path, str(path), path.read_bytes(), memoryview(path.read_bytes())):
-        np.testing.assert_array_equal(preprocessor(given), expected)
+    for source in (path, str(path), path.read_bytes(), memoryview(path.read_bytes())):
+        np.testing.assert_array_equal(preprocessor(source), expected)
     batch = np.stack([preprocessor.pixels(image)] * 2)
     np.testing.assert_array_equal(preprocessor.normalise(batch)[1], expected)
 

@@ -3,6 +3,8 @@
 import collections
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import EncodedCaptions, eval_batches, train_batches
 from har_jax.data.writer import write
 from har_jax.errors import UserError
+from tests.conftest import ROOT
 
 PREPROCESSOR = Preprocessor.for_size(16)
 
@@ -97,6 +100,53 @@ def test_processes_share_each_epoch(open_batches, count):
     assert set(seen.values()) == {4} and len(seen) == 30
 
 
+READER = """
+import json, sys
+from har_jax.data.dataset import open_split
+from har_jax.data.images import Preprocessor
+from har_jax.data.pipeline import train_batches
+from har_jax.text.tokenizer import load_tokenizer
+
+directory, tokenizer, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+batches = train_batches(
+    open_split(directory, "train"), Preprocessor.for_size(16), load_tokenizer(tokenizer),
+    batch_size=5, captions_per_image=5, max_tokens=40, seed=7,
+    process_index=index, process_count=2,
+)
+for _ in range(6):  # of 2 * 5 images: two epochs of 30
+    batch = next(batches)
+    rows = zip(batch["image_id"].tolist(), batch["tokens"], batch["image"])
+    print(json.dumps([[i, tokens.tolist(), float(image.sum())] for i, tokens, image in rows]))
+"""
+
+
+def test_two_processes_see_every_example_once_per_epoch(scenes_dir, tokenizer_dir, tokenizer):
+    """Real processes, which know of each other only their number."""
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, scenes_dir, tokenizer_dir, str(index)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    printed = [reader.communicate(timeout=120)[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0]
+    steps = [[json.loads(line) for line in text.splitlines()] for text in printed]
+    assert [len(of) for of in steps] == [6, 6]
+    examples = {example.image_id: example for example in open_split(scenes_dir, "train")}
+    for epoch in (range(3), range(3, 6)):
+        seen = [row for step in epoch for of in steps for row in of[step]]
+        assert sorted(row[0] for row in seen) == sorted(examples)
+        for image_id, tokens, total in seen:
+            example = examples[image_id]
+            assert [tokenizer.decode(row) for row in tokens] == example.captions
+            assert total == pytest.approx(float(PREPROCESSOR(example.image).sum()))
+    own = [{row[0] for step in range(3) for row in of[step]} for of in steps]
+    assert not own[0] & own[1]
+
+
 @settings(deadline=None, max_examples=12)
 @given(before=st.integers(0, 25), after=st.integers(1, 6), count=st.sampled_from([1, 2, 4]))
 def test_resuming_anywhere_gives_the_same_rest(open_batches, before, after, count):
@@ -112,15 +162,36 @@ def test_resuming_anywhere_gives_the_same_rest(open_batches, before, after, coun
     assert all(same(a, next(resumed)) for a in rest)
 
 
-def test_a_state_serves_another_number_of_processes(open_batches):
-    one = open_batches(batch_size=8)
-    ids(one, 5)
-    state = one.get_state()
-    halves = [open_batches(batch_size=4, process_index=i, process_count=2) for i in (0, 1)]
-    for half in halves:
-        half.set_state(state)
-    together = np.concatenate([ids(half, 1)[0] for half in halves])
-    assert next(one)["image_id"].tolist() == together.tolist()
+@settings(deadline=None, max_examples=10)
+@given(
+    before=st.integers(0, 25),
+    then=st.sampled_from([1, 2, 4]),
+    now=st.sampled_from([1, 2, 4]),
+)
+def test_a_state_serves_another_number_of_processes(open_batches, before, then, now):
+    """Stopped in `then` processes, continued in `now`: what is left is the same, global batch by
+    global batch."""
+
+    def parts(count):
+        return [
+            open_batches(batch_size=8 // count, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+
+    stopped = parts(then)
+    for part in stopped:
+        ids(part, before)
+    states = [part.get_state() for part in stopped]
+    assert all(state == states[0] for state in states)  # any process may save it
+    continued = parts(now)
+    for part in continued:
+        part.set_state(states[-1])
+    for _ in range(2):
+        rest, resumed = (
+            {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+            for batches in ([next(part) for part in many] for many in (stopped, continued))
+        )
+        same(rest, resumed)
 
 
 def test_a_state_of_something_else_is_refused(open_batches):
@@ -132,8 +203,8 @@ def test_a_state_of_something_else_is_refused(open_batches):
 
 def test_cached_pixels_are_the_same(open_batches):
     cached, fresh = open_batches(), open_batches(cache_images=False)
-    assert open_batches(cache_bytes=100)._pixels._cache is None
-    assert cached._pixels._cache is not None
+    assert open_batches(cache_bytes=100)._looks._cache is None
+    assert cached._looks._cache is not None
     for _ in range(20):
         same(next(cached), next(fresh))
 

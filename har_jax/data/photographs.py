@@ -1,0 +1,262 @@
+"""From entries of captions files, and folders of images, to a dataset on disk.
+
+Images keep their bytes; each is decoded once to see that it can be. What cannot be used is dropped,
+counted and reported by kind; `strict` makes that an error.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from har_jax.data import writer
+from har_jax.data.dataset import Example, PathLike
+from har_jax.data.entries import Entry, Problems, Reading, check_unique
+from har_jax.data.images import decode
+from har_jax.data.overlap import Images, content_key, read_images
+from har_jax.data.partial import Shard, ShardWriter
+from har_jax.errors import UserError
+from har_jax.progress import write as say
+from har_jax.text.tokenizer import load_tokenizer
+
+DUPLICATES = ("refuse", "drop")
+COPIES = "images with the bytes of one in a held-out split"
+_LEAST_HELD_OUT = ("restval", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every subcommand of `prepare` that reads photographs offers.
+
+    Attributes:
+      strict: raise instead of dropping anything.
+      exclude: datasets, "DIR" or "DIR:SPLIT", whose images are left out, by id and by content.
+      duplicates: of one image in two splits: "refuse", or "drop" the one that is held out less.
+      tokenizer: HF directory, to report the lengths of captions in tokens; "" for none.
+      overwrite: replace the dataset that is there.
+    """
+
+    strict: bool = False
+    exclude: tuple[str, ...] = ()
+    duplicates: str = "refuse"
+    tokenizer: str = ""
+    overwrite: bool = False
+
+
+def prepare(
+    out: PathLike,
+    read: Callable[[Problems], Reading],
+    folders: Sequence[PathLike],
+    *,
+    name: str,
+    description: str,
+    settings: Mapping[str, Any],
+    options: Options = Options(),
+) -> tuple[dict[str, Any], list[str]]:
+    """Reads captions files and image folders, and writes a dataset; continues a broken-off one.
+
+    Args:
+      read: reads the captions files, adding what it drops to the problems.
+      folders: where images are looked for, in this order.
+
+    Returns:
+      (`dataset.json`, lines for a person on what was dropped and what is odd).
+
+    Raises:
+      UserError: bad captions files, a missing folder, an image in two splits, `strict` and
+        something to drop, and see `writer.write_resumable`.
+    """
+    if options.duplicates not in DUPLICATES:
+        raise UserError(f"duplicates is {options.duplicates!r}; allowed are refuse, drop")
+    writer.check_free(out, overwrite=options.overwrite)
+    roots = [pathlib.Path(folder) for folder in folders]
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"--images={root}: there is no such directory")
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    problems = Problems()
+    reading = read(problems)
+    check_unique(reading.entries)
+    excluded = [(spec, read_images(spec)) for spec in options.exclude]
+    for spec, images in excluded:
+        if not images.contents and not (reading.ids and reading.ids == images.ids_of):
+            raise UserError(
+                f"--exclude={spec} keeps no hashes of its images, and its ids mean other images "
+                "than these; prepare it again with this version"
+            )
+    entries = list(_not_excluded(reading, excluded, problems))
+    if options.strict:
+        problems.refuse()
+        if reading.notes:
+            raise UserError("strict stops at " + " | ".join(reading.notes))
+    splits = sorted({entry.split for entry in entries}, key=_held_out_first)
+    source = _Source(roots, excluded, options.duplicates)
+
+    def before_publishing(shards: list[Shard]) -> None:
+        if options.strict:
+            problems.refuse("; mend them and give the same command again")
+
+    card = writer.write_resumable(
+        out,
+        {split: [entry for entry in entries if entry.split == split] for split in splits},
+        source.read,
+        key=_key(entries, roots, excluded),
+        name=name,
+        ids=reading.ids,
+        description=description,
+        settings=settings,
+        problems=problems,
+        is_current=source.is_current,
+        before_publishing=before_publishing,
+        tokenizer=tokenizer,
+        overwrite=options.overwrite,
+    )
+    for note in reading.notes:
+        say(f"note: {note}")
+    return card, problems.lines()
+
+
+def _held_out_first(split: str) -> tuple[int, str]:
+    """Test before validation before training: a copy is dropped where it comes later."""
+    order = ("test", "val", *_LEAST_HELD_OUT)
+    if split not in order:
+        return 2, split
+    place = order.index(split)
+    return (place if place < 2 else place + 1), split
+
+
+def _not_excluded(
+    reading: Reading, excluded: Sequence[tuple[str, Images]], problems: Problems
+) -> Iterator[Entry]:
+    for entry in reading.entries:
+        for spec, images in excluded:
+            if images.ids_of and images.ids_of == reading.ids and entry.image_id in images.ids:
+                what = f"{entry.names[0]} (id {entry.image_id})"
+                problems.add(f"images that are in {spec}", what, wanted=True)
+                break
+        else:
+            yield entry
+
+
+def _key(
+    entries: Sequence[Entry],
+    roots: Sequence[pathlib.Path],
+    excluded: Sequence[tuple[str, Images]],
+) -> str:
+    """Of all that decides what is in the records, except the images themselves."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(json.dumps(dataclasses.astuple(entry)).encode())
+    rest = [
+        *(os.fspath(root.absolute()) for root in roots),
+        *(images.fingerprint for _, images in excluded),
+        str(writer.EXAMPLES_PER_SHARD),
+    ]
+    digest.update(json.dumps(rest).encode())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What became of one entry: its bytes, or why there are none."""
+
+    data: bytes | None
+    kind: str = ""
+    told: str = ""
+    state: tuple[str, int, int] | None = None  # path, size and time of a file that does not decode
+
+
+class _Source:
+    """Reads entries into shards, and remembers what it has seen."""
+
+    def __init__(
+        self,
+        roots: Sequence[pathlib.Path],
+        excluded: Sequence[tuple[str, Images]],
+        duplicates: str,
+    ):
+        self._roots, self._excluded, self._drop = roots, excluded, duplicates == "drop"
+        self._home: dict[str, str] = {}  # sha256 of an image → the split that it is in
+        self._threads = min(16, os.cpu_count() or 1)
+
+    def read(self, split: str, entries: Sequence[Entry], shard: ShardWriter) -> Iterator[None]:
+        """Adds the images of these entries to a shard."""
+        problems = Problems()
+        unread: list[tuple[list[str], Any]] = []
+        waiting = iter(entries)
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            # In bunches, so that a slow disk behind us does not fill the memory with images.
+            while bunch := list(itertools.islice(waiting, 8 * self._threads)):
+                for entry, got in zip(bunch, pool.map(self._load, bunch), strict=True):
+                    if got.data is None:
+                        problems.add(got.kind, got.told)
+                        unread.append((list(entry.names), got.state))
+                    elif kind := self._unwanted(split, got.data):
+                        what = f"{entry.names[0]} (id {entry.image_id})"
+                        problems.add(kind, what, wanted=True)
+                    else:
+                        ids = tuple(caption_id for caption_id, _ in entry.captions)
+                        texts = [text for _, text in entry.captions]
+                        example = Example(entry.image_id, entry.filename, got.data, texts, ids)
+                        shard.add(example, ids, domain=entry.domain)
+                    yield
+        shard.shard.extra = {"dropped": problems.to_json(), "unread": unread}
+        self._remember(shard.shard)
+
+    def is_current(self, shard: Shard) -> bool:
+        """Whether what could not be read still cannot, and copies are still wanted or unwanted."""
+        for names, state in shard.extra["unread"]:
+            path = self._find(names)
+            now = None if path is None else _state(path)
+            if (None if state is None else tuple(state)) != now:
+                return False
+        if self._drop:
+            good = not any(
+                self._home.get(image["sha256"], shard.split) != shard.split
+                for image in shard.images
+            )
+        else:
+            good = COPIES not in shard.extra["dropped"]
+        if good:
+            self._remember(shard)
+        return good
+
+    def _remember(self, shard: Shard) -> None:
+        for image in shard.images:
+            self._home.setdefault(image["sha256"], shard.split)
+
+    def _unwanted(self, split: str, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        for spec, images in self._excluded:
+            if content_key(digest) in images.contents:
+                return f"images that are in {spec}"
+        if self._drop and self._home.get(digest, split) != split:
+            return COPIES
+        return ""
+
+    def _find(self, names: Sequence[str]) -> pathlib.Path | None:
+        places = (root / name for root in self._roots for name in names)
+        return next((place for place in places if os.path.isfile(place)), None)  # never raises
+
+    def _load(self, entry: Entry) -> _Read:
+        path = self._find(entry.names)
+        if path is None:
+            return _Read(None, "image files that are missing", entry.names[0])
+        try:
+            data = path.read_bytes()
+            decode(data, name=str(path), upright=False)
+        except (UserError, OSError) as error:
+            return _Read(None, "images that do not decode", str(error), _state(path))
+        return _Read(data)
+
+
+def _state(path: pathlib.Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns

@@ -1,0 +1,92 @@
+"""What readers of plain files share: splits drawn by a hash, text files, stable ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable
+
+from har_jax.data.dataset import PathLike
+from har_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How images are divided where nothing says so: by a hash of their name.
+
+    An image stays in its split whatever is added beside it; sizes are therefore near the shares.
+
+    Attributes:
+      val, test: expected shares of the images, in [0, 1); the rest is "train".
+    """
+
+    val: float = 0.0
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
+            raise UserError(
+                f"--val={self.val} --test={self.test}: both must be at least 0, and together below "
+                "1, so that something is left to train on"
+            )
+
+    @property
+    def given(self) -> bool:
+        return self.val > 0 or self.test > 0
+
+    def split_of(self, name: str) -> str:
+        """The split of the image of this name."""
+        place = _hash("split", name, 53) / 2**53
+        if place < self.test:
+            return "test"
+        return "val" if place < self.test + self.val else "train"
+
+
+def image_ids_of(names: Iterable[str]) -> dict[str, int]:
+    """A number of 31 bits for each name, since devices hold image ids in 32.
+
+    It depends on the name alone, save where two names meet (a few of 100,000): the later one in the
+    alphabet then gets the next number of its own.
+    """
+    ids: dict[str, int] = {}
+    taken: set[int] = set()
+    for name in sorted(set(names)):
+        attempt = 0
+        while (number := _hash(f"id {attempt}", name, 31)) in taken:
+            attempt += 1
+        taken.add(number)
+        ids[name] = number
+    return ids
+
+
+def _hash(purpose: str, name: str, bits: int) -> int:
+    digest = hashlib.sha256(f"{purpose}:{name}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - bits)
+
+
+def read_text(path: PathLike, what: str) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+      UserError: no such file, or not text.
+    """
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {os.fspath(path)!r}; give {what}") from None
+    except IsADirectoryError:
+        raise UserError(f"{os.fspath(path)!r} is a directory; give {what}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{os.fspath(path)!r} is not text in UTF-8 (byte {error.start}); convert it, or give "
+            f"{what}"
+        ) from None
+
+
+def check_whole(path: PathLike, text: str) -> tuple[str, ...]:
+    """A note if a file of lines ends within one: its last caption may be cut."""
+    if text and not text.endswith(("\n", "\r")):
+        return (f"{path} does not end in a line break: is it whole?",)
+    return ()

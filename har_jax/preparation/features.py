@@ -1,0 +1,174 @@
+"""`prepare features`: what the frozen encoder says of every image, once and for all."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from har_jax.errors import UserError
+from har_jax.preparation.arguments import add_out
+
+if TYPE_CHECKING:
+    from har_jax.data.dataset import Split
+    from har_jax.data.feature_writer import Build
+
+DESCRIPTION = """\
+Encode the images of a dataset with a CLIP and keep the features, so that training need not encode
+them again: --config.data.features=DIR. A build that is killed continues with the same command; on
+several machines that share --out, give each its --part. --import takes features of any encoder
+instead; then --config.model.clip= stays empty.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "features",
+        help="a cache of the frozen encoder's features, or features of your own",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_out(parser)
+    parser.add_argument("--data", metavar="DIR", help="dataset, e.g. data/coco")
+    parser.add_argument(
+        "--split", action="append", metavar="NAME", help="repeat it for several (default: all)"
+    )
+    parser.add_argument("--clip", metavar="HF_DIR", help="the encoder")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--layer", type=int, default=-2, help="whose patch tokens are kept (default: -2)"
+    )
+    kind.add_argument(
+        "--pooled", action="store_true", help="one vector per image (model.projector=pooled)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the stored features (default: float32; of --import: its own)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--part", default="0/1", metavar="I/N", help="write the I-th of N parts, counted from 0"
+    )
+    parser.add_argument("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
+    parser.add_argument("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
+    parser.add_argument("--name", help="of --import: the encoder's (default: that of the file)")
+    parser.add_argument(
+        "--verify", action="store_true", help="check every byte of the cache at --out, and stop"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments.out)
+    part = _part(arguments.part)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size={arguments.batch_size}; it must be at least 1")
+    if not arguments.data:
+        raise UserError("--data is missing; give the dataset whose images have the features")
+    if bool(arguments.clip) == bool(arguments.array):
+        raise UserError("give either --clip=HF_DIR, to encode images, or --import=FILE --ids=FILE")
+    splits = _splits(arguments.data, arguments.split)
+    from har_jax.data import feature_writer
+
+    build, rows = (_imported if arguments.array else _encoded)(arguments, splits)
+    if not arguments.overwrite and feature_writer.is_complete(build):
+        print(f"{arguments.out} is complete already: {build.describe()}")
+        return 0
+    print(f"{arguments.out}: {build.describe()}", flush=True)
+    feature_writer.begin(build, overwrite=arguments.overwrite)
+    from har_jax.progress import progress
+
+    mine = [s for s in build.missing() if s in build.shards[part[0] :: part[1]]]
+    if mine:
+        total = sum(shard.stop - shard.first for shard in mine)
+        with progress(total=total, desc="features", unit="images") as bar:
+            complete = feature_writer.write(build, rows(), part=part, wrote=bar.update)
+    else:
+        complete = feature_writer.write(build, _nothing_left, part=part)
+    if not complete:
+        left, of = len(build.missing()), len(build.shards)
+        print(f"part {part[0]} of {part[1]} is done; {left} of {of} shards are left to the others")
+        return 0
+    print(f"train with --config.data.features={arguments.out}")
+    return 0
+
+
+def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
+    from har_jax.stages import features
+
+    build = features.plan_build(
+        arguments.out,
+        arguments.clip,
+        splits,
+        kind="pooled" if arguments.pooled else "patch",
+        layer=arguments.layer,
+        dtype=arguments.dtype or "float32",
+        dataset=arguments.data,
+    )
+    return build, lambda: features.encoder_rows(build, batch_size=arguments.batch_size)
+
+
+def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
+    from har_jax.data.feature_import import open_import
+    from har_jax.data.feature_writer import Build
+    from har_jax.data.features import Origin, file_digest
+
+    if not arguments.ids:
+        raise UserError("--import needs --ids=FILE, the image id of every row")
+    found = open_import(arguments.array, arguments.ids)
+    for split in splits.values():
+        found.check_covers(split)
+    own = "float16" if found.array.dtype.itemsize == 2 else "float32"
+    name = arguments.name or found.path.stem
+    fingerprint = file_digest(found.path)
+    build = Build(
+        pathlib.Path(arguments.out),
+        Origin(f"imported:{name}", fingerprint, found.kind, None, {}),
+        found.shape,
+        arguments.dtype or own,
+        splits,
+        arguments.data,
+    )
+    return build, lambda: found.rows
+
+
+def _nothing_left(split: Split, first: int, stop: int) -> Any:
+    raise AssertionError(f"shard {split.name} {first}:{stop} was to be there")
+
+
+def _splits(data: str, names: list[str] | None) -> dict[str, Split]:
+    from har_jax.data.dataset import open_split, split_names
+
+    splits = {name: open_split(data, name) for name in names or split_names(data)}
+    seen: dict[int, str] = {}
+    for name, split in splits.items():
+        for image_id in split.image_ids:
+            if seen.setdefault(image_id, name) != name:
+                raise UserError(
+                    f"image id {image_id} is in the splits {seen[image_id]!r} and {name!r} of "
+                    f"{data}: features are found by id; make a cache for each split"
+                )
+    return splits
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--part={text}; give I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def _verify(out: str) -> int:
+    from har_jax.data.features import FeatureCache
+
+    cache = FeatureCache(out)
+    wrong = cache.verify()
+    if wrong:
+        raise UserError(
+            f"{out}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not as written; copy "
+            f"{'it' if len(wrong) == 1 else 'them'} again, or make the cache anew"
+        )
+    print(f"{out}: {len(cache.files)} files are as they were written")
+    return 0

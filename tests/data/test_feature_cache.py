@@ -1,0 +1,389 @@
+"""The feature cache on disk: resumable, verified, found by image id, refused where it is stale."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from har_jax.data import feature_writer, writer
+from har_jax.data.dataset import open_split
+from har_jax.data.feature_import import open_import
+from har_jax.data.feature_writer import Build, begin, is_complete, write
+from har_jax.data.features import MANIFEST, FeatureCache, Origin, digest_of
+from har_jax.data.images import Preprocessor
+from har_jax.data.pipeline import eval_batches, train_batches
+from har_jax.data.subset import take as subset
+from har_jax.errors import UserError
+from tests.conftest import ROOT
+
+SHAPE = (3, 5)
+ORIGIN = Origin("models/clip", "sha256:" + "a" * 64, "patch", -2, Preprocessor().identity)
+
+
+def feature_of(image_id):
+    """What the encoder of these tests says of an image."""
+    return np.random.RandomState(image_id % 2**32).randn(*SHAPE).astype(np.float32)
+
+
+def rows(split, first, stop):
+    for i in range(first, stop, 2):
+        some = [split[k] for k in range(i, min(i + 2, stop))]
+        features = np.stack([feature_of(example.image_id) for example in some])
+        yield features, np.array([digest_of(example.image) for example in some], np.uint64)
+
+
+def planned(directory, out, *, dtype="float32", names=("train", "val"), origin=ORIGIN, per_shard=8):
+    """A build of `per_shard` images of 60 bytes (float32) per shard: 4 of train, 1 of val."""
+    splits = {name: open_split(directory, name) for name in names}
+    size = per_shard * SHAPE[0] * SHAPE[1] * (4 if dtype == "float32" else 2)
+    return Build(out, origin, SHAPE, dtype, splits, "scenes", size)
+
+
+def make(directory, out, **options):
+    build = planned(directory, out, **options)
+    begin(build)
+    assert write(build, rows)
+    return FeatureCache(out)
+
+
+@pytest.fixture(scope="module")
+def cache(scenes_dir, tmp_path_factory):
+    return make(scenes_dir, tmp_path_factory.mktemp("features") / "cache")
+
+
+@pytest.fixture
+def own_copy(cache, tmp_path):
+    """A cache to spoil."""
+    return pathlib.Path(shutil.copytree(cache.directory, tmp_path / "copy"))
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_features_come_back_by_image(scenes_dir, tmp_path, dtype):
+    cache = make(scenes_dir, tmp_path / "cache", dtype=dtype)
+    assert cache.splits == {"train": 30, "val": 7} and cache.shape == SHAPE
+    assert cache.dtype.name == dtype and cache.nbytes == 37 * 15 * cache.dtype.itemsize
+    kind = {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
+    for name in ("train", "val"):
+        split = open_split(scenes_dir, name)
+        wanted = np.random.RandomState(0).permutation(len(split))
+        expected = np.stack([feature_of(split.image_ids[i]) for i in wanted]).astype(kind)
+        found = cache.of(split).take(wanted)
+        assert found.dtype == cache.dtype
+        np.testing.assert_array_equal(found, expected)
+    assert isinstance(cache._shard(0), np.memmap)
+
+
+def test_a_part_of_a_split_finds_its_own(cache, scenes_dir):
+    part = subset(open_split(scenes_dir, "train"), shots=11)
+    np.testing.assert_array_equal(
+        cache.of(part).take(np.arange(11)), [feature_of(i) for i in part.image_ids]
+    )
+
+
+def test_batches_carry_features_in_the_place_of_images(cache, scenes_dir, tokenizer):
+    split = open_split(scenes_dir, "train")
+    options = {"batch_size": 4, "captions_per_image": 5, "max_tokens": 12, "seed": 1}
+    plain = train_batches(split, Preprocessor.for_size(16), tokenizer, **options)
+    cached = train_batches(split, None, tokenizer, features=cache, **options)
+    for _ in range(20):
+        a, b = next(plain), next(cached)
+        assert b.keys() == a.keys() - {"image"} | {"features"}
+        for key in a.keys() - {"image"}:
+            np.testing.assert_array_equal(a[key], b[key])
+        np.testing.assert_array_equal(b["features"], [feature_of(i) for i in b["image_id"]])
+    assert cached.get_state() == plain.get_state()
+    val = open_split(scenes_dir, "val")
+    batches = list(eval_batches(val, None, batch_size=3, features=cache))
+    ids = np.concatenate([batch["image_id"] for batch in batches])
+    np.testing.assert_array_equal(
+        np.concatenate([batch["features"] for batch in batches]), [feature_of(i) for i in ids]
+    )
+    with pytest.raises(UserError, match="imported features and has no encoder"):
+        eval_batches(val, None, batch_size=3)
+
+
+# ------------------------------------------------------------------------------------ building
+
+
+def test_a_build_that_broke_off_continues(cache, scenes_dir, tmp_path):
+    """Killed while it writes: finished shards are not encoded again, and the result is the same."""
+    script = f"""
+import os, pathlib, signal
+from tests.data import test_feature_cache as t
+def rows(split, first, stop):
+    for number, batch in enumerate(t.rows(split, first, stop)):
+        if first == 16 and number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+build = t.planned({str(scenes_dir)!r}, pathlib.Path({str(tmp_path / "cache")!r}))
+t.begin(build)
+t.write(build, rows)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cache").exists()
+    build = planned(scenes_dir, tmp_path / "cache")
+    assert [shard.name for shard in build.missing()] == ["train-00002", "train-00003", "val-00000"]
+    (build.partial / ".train-00002.npy.x.partial").write_bytes(b"half")
+    asked = []
+
+    def counted(split, first, stop):
+        asked.append((split.name, first))
+        return rows(split, first, stop)
+
+    begin(build)
+    assert write(build, counted)
+    assert asked == [("train", 16), ("train", 24), ("val", 0)]
+    assert contents(build.out) == contents(cache.directory)
+    assert not build.partial.exists() and is_complete(build)
+
+
+def test_parts_make_the_same_cache(cache, scenes_dir, tmp_path):
+    build = planned(scenes_dir, tmp_path / "cache")
+    seen = collections.Counter()
+    for index in (2, 0, 1):
+        begin(build)
+        complete = write(build, rows, part=(index, 3), wrote=lambda n: seen.update([n]))
+        assert complete == (index == 1)
+    assert sum(n * times for n, times in seen.items()) == 37
+    assert contents(build.out) == contents(cache.directory)
+
+
+def test_two_at_once_are_refused(scenes_dir, tmp_path):
+    build = planned(scenes_dir, tmp_path / "cache")
+    begin(build)
+
+    def meanwhile(split, first, stop):
+        with pytest.raises(UserError, match="another process is writing"):
+            write(build, rows)
+        return rows(split, first, stop)
+
+    assert write(build, meanwhile)
+
+
+def test_an_unfinished_build_of_something_else(scenes_dir, tmp_path):
+    def broken(split, first, stop):
+        raise KeyboardInterrupt
+
+    build = planned(scenes_dir, tmp_path / "cache")
+    begin(build)
+    with pytest.raises(KeyboardInterrupt):
+        write(build, broken)
+    other = planned(scenes_dir, tmp_path / "cache", dtype="float16")
+    with pytest.raises(UserError, match=r"unfinished feature cache with another dtype"):
+        begin(other)
+    begin(other, overwrite=True)
+    assert write(other, rows)
+    with pytest.raises(UserError, match="dtype float16 there, float32 asked for"):
+        is_complete(build)
+    begin(build, overwrite=True)
+    assert write(build, rows) and FeatureCache(build.out).dtype == np.float32
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("")
+    mine = dataclasses.replace(build, out=tmp_path / "mine")
+    with pytest.raises(UserError, match="is no feature cache; choose another"):
+        is_complete(mine)
+    with pytest.raises(UserError, match="--overwrite replaces those only"):
+        begin(mine, overwrite=True)
+
+
+def test_a_disk_that_is_too_small_or_fills_up(scenes_dir, tmp_path, monkeypatch):
+    build = planned(scenes_dir, tmp_path / "cache")
+    free = collections.namedtuple("Usage", "total used free")(1, 1, 2219)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"needs 0\.0 GB"):
+        begin(build)
+    monkeypatch.undo()
+    begin(build)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_writer, "write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left on device; what is finished is kept"):
+        write(build, rows)
+    assert not build.out.exists()
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (1e5, "float16")])
+def test_what_is_not_finite_is_named(scenes_dir, tmp_path, value, dtype):
+    build = planned(scenes_dir, tmp_path / "cache", dtype=dtype)
+    image_id = build.splits["train"].image_ids[11]
+
+    def spoilt(split, first, stop):
+        for number, (features, digests) in enumerate(rows(split, first, stop)):
+            if first + 2 * number == 10:
+                features[1, 2, 3] = value
+            yield features, digests
+
+    begin(build)
+    with pytest.raises(UserError, match=rf"image {image_id} of 'train' are not finite as {dtype}"):
+        write(build, spoilt)
+
+
+def test_its_size_is_told(scenes_dir, tmp_path):
+    build = planned(scenes_dir, tmp_path)
+    assert build.describe() == "37 images x 3 x 5 float32 = 2.2 kB, 5 shards"
+    coco = dataclasses.replace(build, shape=(256, 1024), dtype="bfloat16", splits={})
+    assert 113_287 * coco.row_bytes == 59_395_014_656
+
+
+# ------------------------------------------------------------------------------------ refusing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"fingerprint": "sha256:" + "b" * 64},
+            r"stale: other weights \(aaaaaaaaaaaa of models/clip then, bbbbbbbbbbbb",
+        ),
+        ({"layer": -1}, r"stale: patch tokens of layer -2 then, patch tokens of layer -1 now"),
+        ({"kind": "pooled", "layer": None}, r"of layer -2 then, pooled features now"),
+        (
+            {"preprocessing": Preprocessor.for_size(336).identity},
+            r"stale: preprocessing crop_size \{'height': 224.* then, .*336.* now; preprocessing "
+            r"size",
+        ),
+        (
+            {"preprocessing": {**Preprocessor().identity, "resample": 2}},
+            r"stale: preprocessing resample 3 then, 2 now\.",
+        ),
+    ],
+)
+def test_a_stale_cache_is_refused_by_name(cache, change, message):
+    cache.check_origin(dataclasses.replace(ORIGIN, encoder="moved/elsewhere"))
+    with pytest.raises(UserError, match=message):
+        cache.check_origin(dataclasses.replace(ORIGIN, **change))
+
+
+def test_other_images_are_refused(cache, scenes_dir, small_scenes, tmp_path):
+    with pytest.raises(UserError, match=r"lacks 8 of the 8 images of 'test' .*holds train \(30"):
+        cache.of(open_split(scenes_dir, "test"))
+    val = [example for split, example in small_scenes if split == "val"]
+    drawn = [val[0], *(dataclasses.replace(example, image=val[0].image) for example in val[1:])]
+    directory = tmp_path / "other"  # the same ids and names, other drawings
+    examples = [("val", example) for example in drawn]
+    writer.write(directory, examples, name="s", splits=["val"], description="", settings={})
+    message = rf"made of another image {val[1].image_id} than"
+    with pytest.raises(UserError, match=message):
+        cache.of(open_split(directory, "val"))
+    # Where the dataset does not list what its images hold, a few are read.
+    listed = directory / "captions.val.json"
+    coco = json.loads(listed.read_text())
+    for image in coco["images"]:
+        del image["sha256"]
+    listed.write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=message):
+        cache.of(open_split(directory, "val"))
+
+
+def test_damaged_files_are_named(own_copy):
+    shard = own_copy / "train-00001.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"train-00001\.npy has 607 bytes, but was written"):
+        FeatureCache(own_copy)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00001\.npy is missing"):
+        FeatureCache(own_copy)
+    shard.write_bytes(whole)
+    assert FeatureCache(own_copy).verify() == []
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert FeatureCache(own_copy).verify() == ["train-00001.npy"]
+    shard.write_bytes(whole.replace(b"(8, 3, 5)", b"(8, 5, 3)"))
+    with pytest.raises(UserError, match=r"train-00001\.npy holds float32\[8, 5, 3\] where"):
+        FeatureCache(own_copy).take(np.arange(20))
+    shard.write_bytes(b"x" * len(whole))
+    with pytest.raises(UserError, match=r"train-00001\.npy is damaged"):
+        FeatureCache(own_copy).take(np.arange(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not of format 1"),
+        ('{"format": 2}', "is not of format 1"),
+        ('{"format": 1}', r"is damaged \(KeyError: 'origin'\)"),
+    ],
+)
+def test_a_manifest_that_is_none(own_copy, tmp_path, text, message):
+    (own_copy / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=message):
+        FeatureCache(own_copy)
+    with pytest.raises(UserError, match=r"does not exist .*prepare features --data=DIR"):
+        FeatureCache(tmp_path / "nowhere")
+
+
+# ----------------------------------------------------------------------------------- importing
+
+
+@pytest.mark.parametrize("kind", ["npy", "json", "txt"])
+def test_an_array_and_ids_become_a_cache(scenes_dir, tmp_path, kind):
+    val = open_split(scenes_dir, "val")
+    ids = np.array([*val.image_ids, 999_999])[::-1]  # another order, and one that is not asked for
+    array = np.stack([feature_of(i) for i in ids])
+    np.save(tmp_path / "array.npy", array.astype(np.float64))
+    file = tmp_path / f"ids.{kind}"
+    if kind == "npy":
+        np.save(file, ids)
+    else:
+        file.write_text(json.dumps(ids.tolist()) if kind == "json" else "\n".join(map(str, ids)))
+    found = open_import(tmp_path / "array.npy", file)
+    assert (found.kind, found.shape) == ("patch", SHAPE)
+    found.check_covers(val)
+    with pytest.raises(UserError, match=r"lacks 30 of the 30 images of split 'train'"):
+        found.check_covers(open_split(scenes_dir, "train"))
+    origin = Origin("imported:mine", "sha256:1", found.kind, None, {})
+    build = Build(tmp_path / "cache", origin, found.shape, "float32", {"val": val}, "scenes")
+    begin(build)
+    assert write(build, found.rows)
+    features = FeatureCache(build.out).of(val).take(np.arange(7))
+    np.testing.assert_array_equal(features, [feature_of(i) for i in val.image_ids])
+    with pytest.raises(UserError, match=r"holds imported features \('imported:mine'\), not those"):
+        FeatureCache(build.out).check_origin(ORIGIN)
+
+
+def test_one_vector_per_image_is_pooled(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 7), np.float16))
+    (tmp_path / "ids.txt").write_text("4\n5\n")
+    found = open_import(tmp_path / "a.npy", tmp_path / "ids.txt")
+    assert (found.kind, found.shape) == ("pooled", (1, 7))
+
+
+@pytest.mark.parametrize(
+    ("array", "ids", "message"),
+    [
+        (None, "1\n2", "there is no file"),
+        (np.ones((2, 3)), None, "there is no file"),
+        (np.ones((2, 3)), "1\n2\n3", r"has 3 ids, but .* has 2 rows"),
+        (np.ones((2, 3)), "1\n1", "image id 1 occurs twice"),
+        (np.ones((2, 3)), "1\nx", "does not hold one image id per line"),
+        (np.ones(2), "1\n2", r"shape \[2\]; features are floats of shape"),
+        (np.ones((2, 3), int), "1\n2", "holds int64 of shape"),
+        (np.array([{}, {}]), "1\n2", "is not a .npy file of numbers"),
+    ],
+)
+def test_imports_that_do_not_fit(tmp_path, array, ids, message):
+    if array is not None:
+        np.save(tmp_path / "a.npy", array)
+    if ids is not None:
+        (tmp_path / "ids.txt").write_text(ids)
+    with pytest.raises(UserError, match=message):
+        open_import(tmp_path / "a.npy", tmp_path / "ids.txt")
