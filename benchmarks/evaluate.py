@@ -3,9 +3,14 @@
     python -m benchmarks.evaluate [--rounds=5]
 
 One caption of each of the 5,000 images of COCO val2017 is held out as the prediction, the others
-are its references. Both sides are whole processes, from the start of Python to the printed scores,
-in turns; medians of the rounds. pycocoevalcap runs its own tokenizer (Java), Bleu, Rouge and Cider.
-Ours computes the same metrics, and besides 95 % intervals, health figures and the files it writes.
+are its references. All sides are whole processes, from the start of Python to the printed scores,
+in turns; medians of the rounds, in seconds of the clock and of the processors. Three sides:
+
+    pycocoevalcap     its own tokenizer (two runs of a Java program), Bleu, Rouge and Cider
+    ... no tokenizer  the same on text that is only lower-cased and split at spaces: other scores,
+                      because punctuation stays; what its scorers alone take
+    har_jax.evaluate  words and the same metrics, and besides 95 % intervals, health and bias
+                      figures and the files it writes
 
 HAR_SHARED names the directory with data/coco_val2017_captions.json.
 """
@@ -17,6 +22,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,8 +33,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 METRICS = ("CIDEr", "Bleu_4", "ROUGE_L")
 
 
-def official(predictions: str, references: str, out: str) -> None:
-    """The other side, run in a process of its own: scores into `out`/official.json."""
+def official(predictions: str, references: str, out: str, tokenize: bool) -> None:
+    """The other sides, run in a process of their own: scores into a file in `out`."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -38,14 +44,21 @@ def official(predictions: str, references: str, out: str) -> None:
     for annotation in json.loads(pathlib.Path(references).read_text())["annotations"]:
         truth.setdefault(annotation["image_id"], []).append(annotation)
     written = {row["image_id"]: [row] for row in json.loads(pathlib.Path(predictions).read_text())}
-    tokenizer = PTBTokenizer()
-    truth, written = tokenizer.tokenize(truth), tokenizer.tokenize(written)
+    if tokenize:
+        tokenizer = PTBTokenizer()
+        truth, written = tokenizer.tokenize(truth), tokenizer.tokenize(written)
+    else:
+        truth, written = (
+            {i: [" ".join(row["caption"].lower().split()) for row in rows] for i, rows in x.items()}
+            for x in (truth, written)
+        )
     scores = {
         "Bleu_4": Bleu(4).compute_score(truth, written, verbose=0)[0][3],
         "ROUGE_L": float(Rouge().compute_score(truth, written)[0]),
         "CIDEr": float(Cider().compute_score(truth, written)[0]),
     }
-    pathlib.Path(out, "official.json").write_text(json.dumps(scores))
+    name = "official.json" if tokenize else "untokenized.json"
+    pathlib.Path(out, name).write_text(json.dumps(scores))
 
 
 def hold_out(folder: pathlib.Path) -> tuple[str, str, int]:
@@ -69,13 +82,16 @@ def hold_out(folder: pathlib.Path) -> tuple[str, str, int]:
     return str(predictions), str(references), len(rows)
 
 
-def timed(command: list[str]) -> float:
-    start = time.perf_counter()
+def timed(command: list[str]) -> tuple[float, float]:
+    """(seconds of the clock, of the processors)."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return seconds
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, busy
 
 
 def cpu() -> str:
@@ -90,9 +106,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--official", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--no-tokenizer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.official:
-        official(*args.official)
+        official(*args.official, not args.no_tokenizer)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -102,8 +119,12 @@ def main() -> None:
         chosen = "--metrics=CIDEr,Bleu,ROUGE_L"
         ours = ["-m", "har_jax.evaluate", *files, f"--out={out}", chosen]
         theirs = ["-m", "benchmarks.evaluate", "--official", predictions, references, name]
-        sides = {"pycocoevalcap": theirs, "har_jax.evaluate": ours}
-        times: dict[str, list[float]] = {side: [] for side in sides}
+        sides = {
+            "pycocoevalcap": theirs,
+            "... no tokenizer": [*theirs, "--no-tokenizer"],
+            "har_jax.evaluate": ours,
+        }
+        times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for number in range(args.rounds + 1):
             for side, command in sides.items():
                 seconds = timed([sys.executable, *command])
@@ -111,15 +132,24 @@ def main() -> None:
                     times[side].append(seconds)
         scores = {
             "pycocoevalcap": json.loads((folder / "official.json").read_text()),
+            "... no tokenizer": json.loads((folder / "untokenized.json").read_text()),
             "har_jax.evaluate": json.loads((out / "scores.json").read_text()),
         }
     print(f"{n_images} captions, {cpu()}, Python {platform.python_version()}, whole process")
-    print(f"{'':18}{'median s':>10}{'min s':>8}" + "".join(f"{name:>10}" for name in METRICS))
+    head = "".join(f"{name:>10}" for name in METRICS)
+    print(f"{'':18}{'median s':>10}{'min s':>8}{'busy s':>8}{head}")
+    medians = {}
     for side, seconds in times.items():
+        clock, busy = zip(*seconds, strict=True)
+        medians[side] = statistics.median(clock)
         values = "".join(f"{scores[side][name]:10.6f}" for name in METRICS)
-        print(f"{side:18}{statistics.median(seconds):10.2f}{min(seconds):8.2f}{values}")
-    medians = [statistics.median(times[side]) for side in sides]
-    print(f"ours takes 1/{medians[0] / medians[1]:.1f} of the time")
+        print(
+            f"{side:18}{medians[side]:10.2f}{min(clock):8.2f}{statistics.median(busy):8.2f}{values}"
+        )
+    *others, ours = medians.values()
+    print(
+        f"ours takes 1/{others[0] / ours:.1f} of the time, 1/{others[1] / ours:.1f} of the scorers'"
+    )
     worst = max(abs(scores["pycocoevalcap"][m] - scores["har_jax.evaluate"][m]) for m in METRICS)
     print(f"largest difference of a score: {worst:.1e}")
 

@@ -5,12 +5,17 @@
 Two comparisons on identical captions, interleaved, medians of the rounds:
 
     words      both sides get words; only CIDEr-D differs
-    token ids  both sides get token ids; detokenising and PTB words are included. The reference side
-               splits its text with a regular expression, because the real PTB tokenizer starts Java
+    token ids  both sides get token ids of Mistral's tokenizer, where it is found (otherwise of one
+               trained on the captions); decoding and words are included. The reference side decodes
+               with the same tokenizer and splits its text with a regular expression, because the
+               real PTB tokenizer starts Java
 
-The reference cooks the references of an image anew for every candidate, as SCST trainers that call
-pycocoevalcap or ruotianluo/cider do. References are real captions where they are found, otherwise
-drawn from a Zipf distribution.
+Document frequencies and our references are cooked before (the times are printed); the reference
+cooks the references of an image anew for every candidate, as SCST trainers that call pycocoevalcap
+or ruotianluo/cider do. "cold" is a call after the other functions ran, with the processor's caches
+as they left them; "warm" the same call at once again. Neither repeats a caption within a call.
+References are real captions where they are found, otherwise drawn from a Zipf distribution.
+HAR_SHARED names the directory with data/.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ import platform
 import random
 import re
 import statistics
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -32,14 +37,27 @@ import numpy as np
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
 from har_jax.rewards.cider_d import CiderDReward
 from har_jax.text import ptb
+from har_jax.text.tokenizer import CaptionTokenizer, load_tokenizer, train_tokenizer
 
 EOS = "<eos>"
 
 
-def real_or_drawn_references(seed: int) -> tuple[str, dict[int, list[str]]]:
+def data() -> pathlib.Path:
     root = pathlib.Path(__file__).resolve().parent.parent
-    shared = pathlib.Path(os.environ.get("HAR_SHARED", root.parent / "shared"))
-    path = shared / "data" / "coco_val2017_captions.json"
+    return pathlib.Path(os.environ.get("HAR_SHARED", root.parent / "shared")) / "data"
+
+
+def tokenizer(texts: dict[int, list[str]], scratch: str) -> tuple[str, CaptionTokenizer]:
+    """Mistral's, or one of the same kind trained on the captions."""
+    real = data() / "tokenizers" / "mistral_v1"
+    if real.is_dir():
+        return "Mistral", load_tokenizer(real)
+    train_tokenizer((text for group in texts.values() for text in group), 8000, scratch)
+    return "a trained BPE", load_tokenizer(scratch)
+
+
+def real_or_drawn_references(seed: int) -> tuple[str, dict[int, list[str]]]:
+    path = data() / "coco_val2017_captions.json"
     references: dict[int, list[str]] = {}
     if path.exists():
         for a in json.loads(path.read_text())["annotations"]:
@@ -159,21 +177,16 @@ def main() -> None:
     reward = CiderDReward(df, texts)
     theirs = Reference(references)
 
-    # Token ids: a word-level vocabulary with the space in the piece, as BPE pieces have it.
-    pieces = Counter(" " + w for group in captions for text in group for w in text.split())
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    table = list(vocabulary)
-    tokens = [[[vocabulary[" " + w] for w in t.split()] for t in group] for group in captions]
+    with tempfile.TemporaryDirectory() as scratch:
+        kind, lm = tokenizer(texts, scratch)
+    tokens = [[ids[:-1] for ids in lm.encode_batch(group)] for group in captions]
     splitter = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
 
-    def detokenise(token_ids: list[int]) -> str:
-        return "".join([table[i] for i in token_ids])[1:]
-
     def ours_from_ids() -> np.ndarray:
-        return reward(np.array(ids), [[detokenise(t) for t in group] for group in tokens], ended)
+        return reward(np.array(ids), [[lm.decode(t) for t in group] for group in tokens], ended)
 
     def theirs_from_ids() -> np.ndarray:
-        split = [[splitter.findall(detokenise(t).lower()) for t in group] for group in tokens]
+        split = [[splitter.findall(lm.decode(t).lower()) for t in group] for group in tokens]
         return theirs.score(ids, split)
 
     difference = np.abs(ours.score(ids, words) - theirs.score(ids, words)).max()
@@ -187,6 +200,7 @@ def main() -> None:
     )
     n = args.images * args.captions
     print(f"{cpu_name()}, one thread; {source}: {len(texts)} images; {n} captions a call")
+    print(f"token ids of {kind}'s tokenizer, {lm.vocab_size} ids")
     print(f"document frequencies {counted - start:.2f} s, references {cooked - counted:.2f} s")
     print(f"largest difference {difference:.1e}; milliseconds a call\n")
     print(f"{'input, caches':17} {'reference':>13} {'har_jax':>11} {'ratio':>6} {'captions/s':>11}")

@@ -29,7 +29,12 @@ def plain(value: Any) -> Any:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """JSON of what `plain` understands."""
+    settings: dict[str, Any] = dict(indent=indent, ensure_ascii=False, allow_nan=False)
+    try:  # hardly ever is there anything to convert, and looking takes longer than writing
+        return json.dumps(value, **settings)
+    except (TypeError, ValueError):
+        return json.dumps(plain(value), **settings)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -1,12 +1,17 @@
 """`python -m har_jax.evaluate` on files: its results, and one clear line for each bad input."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from har_jax.evaluate import main
 from har_jax.evaluation.score import KEYS
+from tests.conftest import ROOT
 
 CAPTIONS = {
     1: ["A red circle above a square.", "There is a red circle.", "red circle over a square"],
@@ -101,6 +106,56 @@ def test_equals_pycocoevalcap(run):
     written = {r["image_id"]: [" ".join(ptb.words(r["caption"]))] for r in results()}
     expected, _ = Cider().compute_score(truth, written)
     assert json.loads((out / "scores.json").read_text())["CIDEr"] == pytest.approx(expected, 1e-9)
+
+
+def test_official_metrics(run, monkeypatch):
+    code, _, err, _ = run(results(), coco(), "--metrics=official")
+    assert code == 2 and "--metrics=official runs pycocoevalcap: Java is not installed" in err
+    monkeypatch.undo()
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    code, _, err, out = run(results(), coco(), "--metrics=official,CIDEr,ROUGE_L")
+    assert code == 0, err
+    theirs = json.loads((out / "scores.json").read_text())
+    assert theirs["signature"].endswith("by=pycocoevalcap[official]")
+    _, _, _, out = run(results(), coco(), "--metrics=CIDEr,ROUGE_L")
+    ours = json.loads((out / "scores.json").read_text())
+    assert [theirs[key] for key in KEYS] == [
+        None if ours[key] is None else pytest.approx(ours[key], abs=1e-9) for key in KEYS
+    ]
+
+
+def test_gendered_words_are_counted(run):
+    """One caption contradicts its references, the others have no gendered word."""
+    written = results()
+    written[0]["caption"] = "a woman with a dog"
+    references = coco()
+    for annotation in references["annotations"]:
+        if annotation["image_id"] == 1:
+            annotation["caption"] = "a man with a dog"
+    _, printed, _, out = run(written, references)
+    bias = json.loads((out / "scores.json").read_text())["bias"]
+    assert bias["lists"] == "lic" and bias["unsupported_rate"] == 0.25 == bias["bias"]
+    assert bias["neutral_rate"] == 0.75
+    assert bias["recall_male"] == 0.0 and bias["error_male"] == 1.0
+    assert bias["recall_female"] is None
+    assert "neutral to gender" in printed
+
+
+def test_scoring_files_starts_no_heavy_library(tmp_path):
+    """Half of the time of scoring a few thousand captions went into imports."""
+    (tmp_path / "predictions.json").write_text(json.dumps(results()))
+    (tmp_path / "references.json").write_text(json.dumps(coco()))
+    heavy = "jax numba scipy jaxtyping transformers PIL tensorflow_datasets"
+    code = f"""
+import sys
+from har_jax.evaluate import main
+assert main(["--predictions=predictions.json", "--references=references.json", "--out=out",
+             "--metrics=CIDEr,Bleu,ROUGE_L"]) == 0
+assert not sys.modules.keys() & set({heavy.split()!r}), sys.modules.keys()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 @pytest.mark.parametrize(("split", "ids"), [("test", (1, 2)), ("train", (3, 4))])

@@ -20,9 +20,9 @@ import numpy as np
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 from har_jax.interchange.clip import load_clip
-from har_jax.interchange.hf_dir import resolve, weights_fingerprint
+from har_jax.interchange.hf_dir import read_config, resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
-from har_jax.models.clip import TextConfig
+from har_jax.models.clip import CLIPConfig, TextConfig
 from har_jax.models.functional import split
 from har_jax.progress import progress
 from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
@@ -38,28 +38,26 @@ class ClipScores:
     per_image: dict[int, tuple[float, float]]  # (CLIP-S, RefCLIP-S)
 
 
-class ClipScorer:
-    """A CLIP from a Hugging Face directory, with its own tokenizer and image preprocessing.
+class ClipFiles:
+    """What a CLIP's Hugging Face directory says without its weights; no device is touched.
 
-    Embeds in batches of one shape: each tower is compiled once.
+    Attributes:
+      path, config: the directory and its configuration.
+      preprocess, tokenize: its own image preprocessing and tokenizer.
+      fingerprint: hash of the weights.
 
     Raises:
       UserError: the directory is not a CLIP's, lacks its tokenizer or preprocessor, or its
         tokenizer is another model's.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, batch_size: int = 64):
-        path = resolve(directory)
-        self.batch_size = batch_size
-        self.preprocess = Preprocessor.from_hf(path)
-        self.tokenize = load_clip_tokenizer(path)
-        self.fingerprint = weights_fingerprint(path)
-        clip = load_clip(path)
-        _check_tokenizer(path, clip.config.text, self.tokenize)
-        structure, params = split(clip)
-        self._params = params
-        self._image = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))
-        self._text = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.path = resolve(directory)
+        self.preprocess = Preprocessor.from_hf(self.path)
+        self.tokenize = load_clip_tokenizer(self.path)
+        self.fingerprint = weights_fingerprint(self.path)
+        self.config = CLIPConfig.from_hf(read_config(self.path, ["clip"]))
+        _check_tokenizer(self.path, self.config.text, self.tokenize)
 
     @property
     def signature(self) -> str:
@@ -68,11 +66,34 @@ class ClipScorer:
         weights = self.fingerprint.removeprefix("sha256:")[:12]
         return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,clip={weights}]"
 
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
+        return self.tokenize([PROMPT + text for text in texts])
+
+
+class ClipScorer:
+    """A CLIP from a Hugging Face directory, with its own tokenizer and image preprocessing.
+
+    Embeds in batches of one shape: each tower is compiled once.
+
+    Raises:
+      UserError: see `ClipFiles`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | ClipFiles, *, batch_size: int = 64):
+        self.files = directory if isinstance(directory, ClipFiles) else ClipFiles(directory)
+        self.batch_size = batch_size
+        self.fingerprint, self.signature = self.files.fingerprint, self.files.signature
+        structure, params = split(load_clip(self.files.path))
+        self._params = params
+        self._image = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))
+        self._text = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))
+
     def embed_images(
         self, images: Iterable[Any], bar: progress | None = None
     ) -> Float[np.ndarray, "n e"]:
         """Unit vectors of images: encoded bytes, paths or PIL images."""
-        return self._embed(self._image, map(self.preprocess, images), bar)
+        return self._embed(self._image, map(self.files.preprocess, images), bar)
 
     def embed_texts(
         self, texts: Sequence[str], bar: progress | None = None
@@ -82,8 +103,7 @@ class ClipScorer:
 
     def _tokens(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         for start in range(0, len(texts), self.batch_size):
-            chunk = texts[start : start + self.batch_size]
-            yield from self.tokenize([PROMPT + text for text in chunk])
+            yield from self.files.tokens(texts[start : start + self.batch_size])
 
     def _embed(
         self,

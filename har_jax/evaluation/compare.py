@@ -12,9 +12,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
 from har_jax.evaluation.references import read_predictions
 from har_jax.files import read_json
-from har_jax.metrics.bleu import bleu_counts
 from har_jax.metrics.corpus import score_captions
-from har_jax.text import ptb
 
 _BY_CLIP = ("CLIPScore", "RefCLIPScore")
 
@@ -62,29 +60,6 @@ def check_covers(other: Other, image_ids: Sequence[int]) -> None:
         )
 
 
-def corpus_statistics(
-    per_image: Sequence[Mapping[str, Any]],
-    references: Mapping[int, Sequence[str]],
-    predictions: Mapping[int, str],
-) -> Statistics:
-    """What a bootstrap needs, from the per-image values (in the order of `predictions`).
-
-    BLEU is left out where the rows have none."""
-    if not all("Bleu_1" in row for row in per_image):
-        return Statistics.of(per_image)
-    order = list(predictions)
-    flat = iter(ptb.words_of_lines([text for i in order for text in references[i]]))
-    truth = {i: [_resplit(next(flat)) for _ in references[i]] for i in order}
-    written = ptb.words_of_lines(list(predictions.values()))
-    words = {i: _resplit(caption) for i, caption in zip(order, written, strict=True)}
-    return Statistics.of(per_image, bleu_counts(truth, words))
-
-
-def _resplit(words: list[str]) -> list[str]:
-    """BLEU splits at any white space, so also inside "1 1/2", which PTB joins by a hard space."""
-    return " ".join(words).split() if any("\xa0" in word for word in words) else words
-
-
 def compare(
     other: Other,
     statistics: Statistics,
@@ -114,7 +89,7 @@ def compare(
     if _clip_of(signature) and _clip_of(signature) == _clip_of(other.signature):
         for i, row in zip(image_ids, rows, strict=True):
             row |= other.by_clip.get(i, {})
-    theirs = corpus_statistics(rows, truth, texts)
+    theirs = Statistics.of(rows, scored.bleu_counts)
     return {
         "name": other.name,
         "n_images": len(rows),

@@ -21,11 +21,12 @@ RESULTS = 'COCO results: a list of {"image_id": ..., "caption": ...}'
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """Captions by image id, and the images' file names where the file has them."""
+    """Captions by image id, and the images' file names and (nocaps') domains where it has them."""
 
     captions: dict[int, list[str]]
     filenames: dict[int, str]
     name: str
+    domains: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def read_references(path: str | os.PathLike[str], split: str = "test") -> References:
@@ -52,8 +53,13 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
 def _coco(annotations: Sequence[Any], images: Sequence[Any], path: str, name: str) -> References:
     captions: dict[int, list[str]] = {}
     for i, annotation in enumerate(annotations):
-        image_id = _field(annotation, "image_id", int, f"{path!r}: annotation {i}")
-        text = _field(annotation, "caption", str, f"{path!r}: annotation {i}")
+        try:
+            image_id, text = annotation["image_id"], annotation["caption"]
+        except (KeyError, TypeError):
+            image_id = text = None
+        if type(image_id) is not int or type(text) is not str:
+            image_id = _field(annotation, "image_id", int, f"{path!r}: annotation {i}")
+            text = _field(annotation, "caption", str, f"{path!r}: annotation {i}")
         captions.setdefault(image_id, []).append(text)
     if not captions:
         raise UserError(f"{path!r} holds no captions; give {REFERENCES}")
@@ -62,7 +68,12 @@ def _coco(annotations: Sequence[Any], images: Sequence[Any], path: str, name: st
         for image in images
         if isinstance(image, Mapping) and {"id", "file_name"} <= set(image)
     }
-    return References(captions, filenames, name)
+    domains = {
+        image["id"]: image["domain"]
+        for image in images
+        if isinstance(image, Mapping) and isinstance(image.get("domain"), str) and "id" in image
+    }
+    return References(captions, filenames, name, domains)
 
 
 def _karpathy(images: Sequence[Mapping], path: str, name: str, split: str) -> References:

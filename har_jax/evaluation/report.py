@@ -202,13 +202,29 @@ def _curves(run: RunView, parent: RunView | None, parent_name: str) -> str:
     others = other_charts(run.series)
     if not charts and not others:
         return ""
-    html = f'<h2>Course of training</h2>\n<div class="charts">{"".join(charts)}</div>\n'
+    html = f"<h2>Course of training</h2>\n{_events(run.events)}"
+    html += f'<div class="charts">{"".join(charts)}</div>\n'
     if others:
         html += (
             f"<details><summary>everything else that was logged ({len(others)})</summary>"
             f'<div class="charts">{"".join(others)}</div></details>\n'
         )
     return html
+
+
+def _events(events: Sequence[Mapping[str, Any]]) -> str:
+    """What guards saw and did, a line each."""
+    lines = []
+    for event in events:
+        if event.get("rollback"):
+            place = f"the checkpoint of step {event.get('to')}" if event.get("to") else "the start"
+            lines.append(f"back to {place}, learning rate × {event.get('lr_scale')}")
+        else:
+            lines.append(f"guard {event.get('guard')}: {event.get('text')} ({event.get('action')})")
+    return "".join(
+        f'<div class="notice">step {escape(str(event.get("step")))}: {escape(line)}</div>\n'
+        for event, line in zip(events, lines, strict=True)
+    )
 
 
 def _details(run: RunView, parent: RunView | None, columns: Mapping[str, ScoredSplit]) -> str:

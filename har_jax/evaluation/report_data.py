@@ -43,6 +43,7 @@ class RunView:
     info: dict[str, Any]
     series: Series
     samples: list[dict[str, Any]]
+    events: list[dict[str, Any]]  # what guards did, with "step"
     splits: dict[str, ScoredSplit]
 
     @property
@@ -71,12 +72,18 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         found = _scored(directory)
         if found is not None:
             splits[directory.name] = found
+    rows = read_json_lines(path / "metrics.jsonl")
     return RunView(
         path,
         _object(path / "config.json"),
         _object(path / "run.json"),
-        series_of(read_json_lines(path / "metrics.jsonl")),
+        series_of(rows),
         [row for row in read_json_lines(path / "samples.jsonl") if "caption" in row],
+        [
+            {"step": row["step"], **row["event"]}
+            for row in rows
+            if isinstance(row.get("event"), dict)
+        ],
         splits,
     )
 

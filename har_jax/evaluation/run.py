@@ -12,9 +12,14 @@ import numpy as np
 
 from har_jax.assembly import read_run
 from har_jax.data.dataset import Split, open_split
-from har_jax.data.pipeline import eval_batches
+from har_jax.data.features import FeatureCache
+from har_jax.data.pipeline import eval_batches, visual
 from har_jax.errors import UserError
 from har_jax.evaluation.clip_scorer import ClipScorer, independence_warning
+from har_jax.evaluation.compare import check_covers, read_other
+from har_jax.evaluation.domains import score_domains
+from har_jax.evaluation.features import features_for
+from har_jax.evaluation.leak import check_unseen
 from har_jax.evaluation.score import (
     ClipInput,
     Evaluation,
@@ -46,7 +51,8 @@ class Captions:
 
 
 Generate = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""(pixels float32 [B,H,W,3], number of the batch) → (tokens int32 [B,T], lengths [B])."""
+"""(pixels float32 [B,H,W,3] or features [B,S,Dv], number of the batch) → (tokens int32 [B,T],
+lengths [B])."""
 
 
 def caption_batches(
@@ -58,12 +64,12 @@ def caption_batches(
     eos_id: int,
     desc: str = "captions",
 ) -> Captions:
-    """Captions the first `n_images` images of `eval_batches`: `image`, `image_id` and `valid`."""
+    """Captions the first `n_images` of `eval_batches`."""
     texts: dict[int, str] = {}
     ended: dict[int, bool] = {}
     with progress(total=n_images, desc=desc, unit="images") as bar:
         for number, batch in enumerate(batches):
-            tokens, lengths = generate(batch["image"], number)
+            tokens, lengths = generate(visual(batch), number)
             last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
             done = (last == eos_id) & (lengths > 0)
             written = decode_texts(tokens, lengths)
@@ -87,11 +93,13 @@ def caption_split(
     seed: int = 0,
     limit: int = 0,
     batch_size: int | None = None,
+    features: FeatureCache | None = None,
     **settings: Any,
 ) -> Captions:
     """Captions a split, or its first `limit` images.
 
     Args:
+      features: of the captioner's encoder; then no image is read.
       settings: `max_tokens`, `beams`, `temperature`, `top_k`, `top_p` of
         `LoadedCaptioner.generate_tokens`.
 
@@ -106,13 +114,13 @@ def caption_split(
     size = batch_size or captioner.config.eval.batch_size
     size = -(-size // captioner.mesh.size) * captioner.mesh.size
 
-    def generate(pixels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def generate(seen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         # Every batch draws with a seed of its own, which no other batch of no other seed shares.
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
-        return captioner.generate_tokens(pixels, method=method, seed=own, **settings)
+        return captioner.generate_tokens(seen, method=method, seed=own, **settings)
 
     return caption_batches(
-        eval_batches(split, captioner.preprocessor, batch_size=size),
+        eval_batches(split, captioner.preprocessor, batch_size=size, features=features),
         generate,
         captioner.decode_texts,
         n_images=min(limit or len(split), len(split)),
@@ -131,10 +139,13 @@ def evaluate_run(
     data: str | None = None,
     clip: str | None = None,
     control: str | None = None,
+    against: str | None = None,
     limit: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
     captioner: LoadedCaptioner | None = None,
+    features: str | None = None,
+    allow_overlap: bool = False,
     **settings: Any,
 ) -> Evaluation:
     """Captions a split with a run, scores the captions and writes the results into `out`.
@@ -142,8 +153,12 @@ def evaluate_run(
     Args:
       data, clip: instead of the run's own `config.data.dir` and `config.eval.clip_score`.
       control: "shuffle", see `evaluation.control`.
+      against: COCO results of another system, or its evaluation's directory.
       limit: the first so many images; 0: all.
       captioner: one loaded already, of the same run.
+      features: a feature cache instead of the run's own `config.data.features`, or "none" to
+        encode the images. The run's own is used where it holds the split.
+      allow_overlap: only warn where images are scored that the run was trained on.
       settings: see `caption_split`.
 
     Raises:
@@ -151,16 +166,29 @@ def evaluate_run(
         touched.
     """
     path = check_out(out)
+    other = read_other(against) if against else None
     config, run = read_run(checkpoint)
     data = data or config.data.dir
     rows = open_split(data, split)
     n = min(limit or len(rows), len(rows))
+    warnings = check_unseen(checkpoint, rows, allow=allow_overlap)
+    if other is not None:
+        check_covers(other, rows.image_ids[:n])
+    cache = features_for(config, rows, features)
     clip = clip or config.eval.clip_score
     scorer = ClipScorer(clip, batch_size=config.eval.batch_size) if clip else None
-    warning = independence_warning(scorer.fingerprint, run) if scorer else None
+    if scorer and (warning := independence_warning(scorer.fingerprint, run)):
+        warnings.append(warning)
     captioner = captioner or load_captioner(checkpoint, step=step)
     captions = caption_split(
-        captioner, rows, method=method, seed=seed, limit=limit, batch_size=batch_size, **settings
+        captioner,
+        rows,
+        method=method,
+        seed=seed,
+        limit=limit,
+        batch_size=batch_size,
+        features=cache,
+        **settings,
     )
     write_predictions(path, captions.texts)
     references = rows.references()
@@ -172,6 +200,7 @@ def evaluate_run(
         ended=captions.ended,
         filenames=dict(zip(rows.image_ids, rows.filenames, strict=True)),
         control=control,
+        against=other,
         seed=seed,
         source={
             "checkpoint": os.fspath(checkpoint),
@@ -181,10 +210,16 @@ def evaluate_run(
             "split": split,
             "method": method,
             "seed": seed,
+            **({"features": str(cache.directory)} if cache else {}),
             **settings,
         },
-        warnings=[warning] if warning else [],
+        warnings=warnings,
     )
+    if rows.listing.domains is not None:
+        domains = dict(zip(rows.image_ids, rows.listing.domains, strict=True))
+        evaluation.scores["domains"] = score_domains(
+            domains, references, captions.texts, evaluation.per_image
+        )
     write_evaluation(path, evaluation)
     return evaluation
 

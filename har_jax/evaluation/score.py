@@ -2,9 +2,11 @@
 
 DIR/predictions.json   COCO results: [{"image_id": 1, "caption": "..."}, ...]
 DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScore, RefCLIPScore,
-                       n_images, signature; skipped (why a value is null), health, warnings,
-                       source, confidence (intervals, see evaluation/bootstrap.py), and control
-                       and against (evaluation/compare.py) where they were asked for
+                       n_images, signature; skipped (why a value is null), health, bias (gendered
+                       words, metrics/gender.py; null where there are none), warnings, source,
+                       confidence (intervals, see evaluation/bootstrap.py), control and
+                       against (evaluation/compare.py) where they were asked for, and domains
+                       (evaluation/domains.py) where the images have some
 DIR/per_image.json     one object per image: its references, its caption and the scores of it
 """
 
@@ -17,13 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
-from har_jax.evaluation.bootstrap import confidence
-from har_jax.evaluation.compare import Other, compare, corpus_statistics
+from har_jax.evaluation.bootstrap import Statistics, confidence
+from har_jax.evaluation.compare import Other, compare
 from har_jax.evaluation.control import shuffle_control
 from har_jax.files import write_json
-from har_jax.metrics import health
-from har_jax.metrics.corpus import METRICS, score_captions
-from har_jax.text import ptb
+from har_jax.metrics import gender, health
+from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
 
 if TYPE_CHECKING:
     from har_jax.evaluation.clip_scorer import ClipScorer
@@ -35,6 +36,10 @@ KEYS = (
     *("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "METEOR", "SPICE"),
     *("CLIPScore", "RefCLIPScore"),
 )
+
+
+BIAS_LISTS = "lic"
+"""The gendered words of `scores.json["bias"]`, see `metrics.gender`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,8 @@ def evaluate_captions(
     Args:
       no_clip: why `clip` is None, for `skipped`.
       ended: whether each caption reached EOS, where that is known.
-      metrics: some of `metrics.corpus.METRICS`; the others are skipped.
+      metrics: some of `metrics.corpus.METRICS`, the others are skipped; with `OFFICIAL` among
+        them pycocoevalcap computes them.
       against: another system, to compare with over the same images.
       seed: of the control and of the bootstrap.
       control: "shuffle" also scores every caption against another image's references.
@@ -103,13 +109,14 @@ def evaluate_captions(
         "n_images": found.n_images,
         "signature": signature,
         "skipped": skipped,
-        "health": _health(predictions, ended),
+        "health": _health(found.words.values(), ended),
+        "bias": _bias(found),
         "warnings": list(warnings),
         "source": dict(source or {}),
     }
     if found.n_images == 1:
         scores["warnings"].append("CIDEr of a single image is 0: every n-gram occurs in all images")
-    statistics = corpus_statistics([per_image[i] for i in ids], references, predictions)
+    statistics = Statistics.of([per_image[i] for i in ids], found.bleu_counts)
     scores["confidence"] = confidence(statistics, seed=seed)
     if against is not None:
         scores["against"] = compare(
@@ -132,35 +139,18 @@ def evaluate_captions(
 
 
 def _health(
-    predictions: Mapping[int, str], ended: Mapping[int, bool] | None
+    words: Iterable[list[str]], ended: Mapping[int, bool] | None
 ) -> dict[str, float | None]:
-    figures: dict[str, float | None] = dict(
-        health.summary([ptb.words(caption) for caption in predictions.values()])
-    )
-    figures["cut_rate"] = (
-        None if ended is None else 1 - sum(ended[i] for i in predictions) / len(predictions)
-    )
+    figures: dict[str, float | None] = dict(health.summary(words))
+    figures["cut_rate"] = None if ended is None else 1 - sum(ended.values()) / len(ended)
     return figures
 
 
-def add_comparison(evaluation: Evaluation, other: Other, seed: int = 0) -> Evaluation:
-    """The same evaluation with a comparison to another system added.
-
-    Raises:
-      UserError: see `compare`.
-    """
-    rows = evaluation.per_image
-    references = {row["image_id"]: row["references"] for row in rows}
-    predictions = {row["image_id"]: row["caption"] for row in rows}
-    found = compare(
-        other,
-        corpus_statistics(rows, references, predictions),
-        references,
-        list(predictions),
-        signature=evaluation.scores["signature"],
-        seed=seed,
-    )
-    return Evaluation({**evaluation.scores, "against": found}, rows)
+def _bias(found: CorpusScores) -> dict[str, Any] | None:
+    """None where no caption has a gendered word and no image asks for one."""
+    figures = gender.summary(found.reference_words, found.words, lists=BIAS_LISTS)
+    asked = figures["recall_male"] is not None or figures["recall_female"] is not None
+    return {"lists": BIAS_LISTS, **figures} if asked or figures["neutral_rate"] != 1 else None
 
 
 def check_out(out: str | os.PathLike[str]) -> pathlib.Path:

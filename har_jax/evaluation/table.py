@@ -37,6 +37,11 @@ MEASURES = (
     Measure("health/bad_end_rate", "bad endings", "rate", "lower"),
     Measure("health/repetition_rate", "repeated bigrams", "rate", "lower"),
     Measure("health/distinct_captions", "different captions", "rate", "higher"),
+    # Fewer unsupported words are no gain where the captions became neutral instead.
+    Measure("bias/unsupported_rate", "unsupported gender", "rate", "lower"),
+    Measure("bias/neutral_rate", "neutral to gender", "rate", "neither"),
+    Measure("bias/recall_male", "men called so", "rate", "higher"),
+    Measure("bias/recall_female", "women called so", "rate", "higher"),
 )
 
 
@@ -84,10 +89,12 @@ def lookup(scores: Mapping[str, Any], key: str) -> float | None:
     return float(value)
 
 
-def comparison_rows(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
-    """The measures that at least one column has, in the order of `MEASURES`."""
+def comparison_rows(
+    columns: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[Measure] = MEASURES
+) -> list[Row]:
+    """The measures that at least one column has, in their order."""
     rows = []
-    for measure in MEASURES:
+    for measure in measures:
         cells = tuple(_cell([lookup(s, measure.key) for s in runs]) for runs in columns.values())
         if any(cell.mean is not None for cell in cells):
             rows.append(Row(measure, cells))
@@ -237,6 +244,11 @@ def scores_table(scores: Mapping[str, Any]) -> str:
             f"captions {format_value(control['CIDEr_shuffled'], 'score')}"
             + (f", {100 * ratio:.1f} % of it" if ratio is not None else "")
         )
+    for domain, row in scores.get("domains", {}).items():
+        figures = ", ".join(
+            f"{m.label} {format_value(row[m.key], 'score')}" for m in MEASURES if m.key in row
+        )
+        lines.append(f"{domain}: {row['n_images']} images, {figures}")
     reasons: dict[str, list[str]] = {}
     for metric, why in scores.get("skipped", {}).items():
         reasons.setdefault(why, []).append(metric)

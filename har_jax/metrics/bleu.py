@@ -13,13 +13,16 @@ over the whole corpus; corpus BLEU of any (re)sample of images is a sum of them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64, Int64, Num
 
-from har_jax.errors import UserError
 from har_jax.metrics import ngrams
+from har_jax.metrics.corpus_ngrams import CorpusNgrams, count_ngrams
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64, Num
 
 Words = Sequence[str]
 
@@ -55,61 +58,25 @@ def bleu_counts(
     Raises:
       UserError: an image without references, or nothing to score.
     """
-    if not predictions:
-        raise UserError("BLEU needs at least one prediction, got none; pass {image: caption}")
-    groups = []
-    for image_id in predictions:
-        if not references.get(image_id):
-            raise UserError(f"no references for image {image_id}; BLEU needs at least one")
-        groups.append(references[image_id])
-    n_images = len(groups)
-    ids: dict[str, int] = {}
+    return bleu_counts_of(count_ngrams(references, predictions, n=n, metric="BLEU"))
 
-    def encoded() -> Iterator[list[int]]:
-        for caption in predictions.values():
-            yield [ids.setdefault(word, len(ids)) for word in caption]
-        for group in groups:
-            for caption in group:
-                yield [ids.setdefault(word, len(ids)) for word in caption]
 
-    words, starts = ngrams.flatten(encoded())
-    sizes = np.array([len(group) for group in groups])
-    # Captions 0 .. I-1 are the predictions of images 0 .. I-1, the others are references.
-    image_of = np.concatenate([np.arange(n_images), np.repeat(np.arange(n_images), sizes)])
-    found, _ = ngrams.intern(words, starts, n_words=len(ids), n=n)
-    correct = [
-        _clipped_matches(nodes, caption, image_of, n_images)
-        for nodes, caption in zip(found.levels, found.captions, strict=True)
-    ]
-    lengths = np.diff(starts)
-    own = lengths[:n_images]
+def bleu_counts_of(counted: CorpusNgrams) -> Int64[np.ndarray, "I columns"]:
+    """`bleu_counts` of a corpus whose n-grams are counted already."""
+    n_images, n = len(counted.sizes), len(counted.levels)
+    correct = []
+    for level in counted.levels:
+        shared = level.same >= 0
+        most = np.zeros(len(level.own), np.int64)  # of any one reference
+        np.maximum.at(most, level.same[shared], level.their_count[shared])
+        clipped = np.minimum(level.own_count, most)
+        correct.append(np.bincount(level.own_image, clipped, n_images))
+    own, theirs = counted.lengths, counted.their_lengths
     guess = np.maximum(0, own[:, None] - np.arange(n))
-    theirs = lengths[n_images:]
-    order = ngrams.pack(np.abs(theirs - np.repeat(own, sizes)), theirs)
-    _, closest = ngrams.unpack(np.minimum.reduceat(order, np.cumsum(sizes) - sizes))
+    order = ngrams.pack(np.abs(theirs - own[counted.image_of]), theirs)
+    first = np.cumsum(counted.sizes) - counted.sizes
+    _, closest = ngrams.unpack(np.minimum.reduceat(order, first))
     return np.column_stack([*correct, guess, own, closest]).astype(np.int64)
-
-
-def _clipped_matches(
-    nodes: Int64[np.ndarray, " m"],
-    caption: Int64[np.ndarray, " m"],
-    image_of: Int64[np.ndarray, " captions"],
-    n_images: int,
-) -> Float64[np.ndarray, " I"]:
-    """For each image, how many n-grams (of one size) of its caption some reference accounts for."""
-    predicted = caption < n_images
-    keys = ngrams.pack(image_of[caption], nodes)
-    distinct, counts = np.unique(keys[predicted], return_counts=True)
-    if not len(distinct):
-        return np.zeros(n_images)
-    theirs, where = keys[~predicted], caption[~predicted]
-    slot = np.minimum(np.searchsorted(distinct, theirs), len(distinct) - 1)
-    shared = distinct[slot] == theirs
-    pairs, repeats = np.unique(ngrams.pack(where[shared], slot[shared]), return_counts=True)
-    most = np.zeros(len(distinct), np.int64)
-    np.maximum.at(most, ngrams.unpack(pairs)[1], repeats)
-    image, _ = ngrams.unpack(distinct)
-    return np.bincount(image, np.minimum(counts, most), n_images)
 
 
 def bleu_of_counts(counts: Num[np.ndarray, "*S columns"]) -> Float64[np.ndarray, "*S n"]:

@@ -8,7 +8,7 @@ references hold g:
     CIDEr-D = 10 mean_n mean_r sim_n(h, r)                                        in [0, 10]
 
 What papers print as "CIDEr" on COCO is this (times 100), with df taken from the evaluated
-references: `corpus_cider`. A reward takes df from the training references: `CiderD`.
+references: `metrics.cider`. A reward takes df from the training references: `CiderD`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jaxtyping import Float64, Int32, Int64
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
 from har_jax.metrics.cider_d_kernel import kernel
+from har_jax.metrics.corpus_ngrams import sorted_counts
 
 Words = Sequence[str]
 
@@ -259,19 +260,42 @@ class CiderD:
         self._table = ngrams.hash_table(found.keys, idf)
 
         lengths = np.diff(starts)
-        per_level = np.maximum(0, lengths[:, None] - np.arange(n))
-        self._ref_starts = np.concatenate([[0], np.cumsum(per_level)]).astype(np.int64)
         self._ref_lengths = lengths
-        # One group per (caption, level), its n-grams sorted: what the kernel merges.
         group = np.concatenate([c * n + k for k, c in enumerate(found.captions)])
-        occurrences = np.sort(ngrams.pack(group, self._table.row_of[np.concatenate(found.levels)]))
-        _, self._ref_nodes = ngrams.unpack(occurrences)
-        distinct, repeats = np.unique(occurrences, return_counts=True)
+        occurrences = ngrams.pack(group, self._table.row_of[np.concatenate(found.levels)])
+        distinct, repeats = sorted_counts(occurrences)
         group, row = ngrams.unpack(distinct)
         squares = np.bincount(
             group, (repeats * self._table.values[row]) ** 2, minlength=len(lengths) * n
         )
         self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
+        self._image_nodes = self._by_image(group, row, repeats)
+
+    def _by_image(
+        self,
+        group: Int64[np.ndarray, " m"],
+        row: Int32[np.ndarray, " m"],
+        repeats: Int64[np.ndarray, " m"],
+    ) -> tuple[np.ndarray, ...]:
+        """What the kernel merges a candidate with: one sorted list of n-grams per (image, level),
+        and for each of its n-grams the references that hold it, and how often."""
+        n, n_images = self.df.n, len(self._image_refs) - 1
+        ref, level = np.divmod(group, n)
+        image = np.repeat(np.arange(n_images), np.diff(self._image_refs))[ref]
+        keys = ngrams.pack(image * n + level, row)
+        order = np.argsort(keys, kind="stable")
+        keys, refs = sorted_counts(keys)
+        list_of, nodes = ngrams.unpack(keys)
+        own = (ref - self._image_refs[image])[order]  # counted from the image's first one
+        return (
+            nodes,
+            np.searchsorted(list_of, np.arange(n_images * n + 1)),
+            np.concatenate([[0], np.cumsum(refs)]).astype(
+                np.int32 if len(row) < 2**31 else np.int64
+            ),
+            own.astype(np.int32),
+            repeats[order].astype(np.int32),
+        )
 
     def score(
         self,
@@ -351,8 +375,7 @@ class CiderD:
             len(self._vocabulary),
             self._log_n,
             self._image_refs,
-            self._ref_nodes,
-            self._ref_starts,
+            *self._image_nodes,
             self._ref_norms,
             self._ref_lengths,
             self.sigma,
@@ -367,31 +390,3 @@ def _shift_parents(
     """Renumbers the parents of a level after `added` words were appended to `n_words`."""
     parent, word = ngrams.unpack(keys)
     return ngrams.pack(np.where(parent < n_words, parent, parent + added), word)
-
-
-def corpus_cider(
-    references: Mapping[int, Sequence[Words]],
-    predictions: Mapping[int, Words],
-    *,
-    n: int = 4,
-    sigma: float = 6.0,
-) -> tuple[float, dict[int, float]]:
-    """The official "CIDEr": df from the references of exactly the images that are scored.
-
-    The value depends on that set of images, and is 0 when there is only one.
-
-    Returns:
-      (mean over the images, {image id: CIDEr-D}).
-
-    Raises:
-      UserError: an image without references, or nothing to score.
-    """
-    scored = {image_id: references.get(image_id, ()) for image_id in predictions}
-    for image_id, captions in scored.items():
-        if not captions:
-            raise UserError(f"no references for image {image_id}; CIDEr needs at least one")
-    df = DocumentFrequency.from_references(scored.values(), n=n)
-    scorer = CiderD(df, scored, eos=False, sigma=sigma)
-    values = scorer.score(list(predictions), [[words] for words in predictions.values()])[:, 0]
-    per_image = dict(zip(predictions, values.tolist(), strict=True))
-    return float(np.mean(values)), per_image

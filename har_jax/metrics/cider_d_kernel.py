@@ -27,8 +27,11 @@ def _score(
     n_words,
     unseen_idf,
     image_refs,
-    ref_nodes,
-    ref_starts,
+    nodes,
+    node_starts,
+    holder_starts,
+    holders,
+    holds,
     ref_norms,
     ref_lengths,
     sigma,
@@ -43,8 +46,11 @@ def _score(
       keys, idf, shift: the n-grams, see `ngrams.Table`; idf are its values.
       unseen_idf: the idf of an n-gram outside the table.
       image_refs: int64 [I+1], the references of image i are `image_refs[i] .. image_refs[i+1]`.
-      ref_nodes: int32, the sorted rows (repeats kept) of each reference's n-grams, by level.
-      ref_starts: int64 [R*n+1], where the nodes of (reference, level) start and end.
+      nodes: int32, for each (image, level) the sorted rows of its references' n-grams, each once.
+      node_starts: int64 [I*n+1], where the nodes of (image, level) start and end.
+      holder_starts: int32 [nodes+1], where the references that hold each node start and end.
+      holders, holds: int32, these references, counted from the image's first, and how often it
+        stands in each.
       ref_norms: float64 [R, n], length of the tf-idf vector; ref_lengths: int64 [R], words.
       sigma: width of the length penalty.
       out: float64 [C].
@@ -62,6 +68,7 @@ def _score(
     for i in images:
         most = max(most, image_refs[i + 1] - image_refs[i])
     penalty = np.empty(most, np.float64)
+    similarity = np.empty(most, np.float64)
     for c in range(starts.shape[0] - 1):
         begin = starts[c]
         size = starts[c + 1] - begin
@@ -122,28 +129,27 @@ def _score(
                 m += 1
                 i = j
             norm = math.sqrt(norm)
-            for r in range(ref_begin, ref_end):
-                i = 0
-                j = ref_starts[r * n + k]
-                end = ref_starts[r * n + k + 1]
-                similarity = 0.0
-                while i < m and j < end:
-                    value = ref_nodes[j]
-                    if value == distinct[i]:
-                        repeats = 0
-                        while j < end and ref_nodes[j] == value:
-                            repeats += 1
-                            j += 1
-                        w = repeats * idf[value]
-                        similarity += min(weight[i], w) * w
-                        i += 1
-                    else:  # without a branch: which side is smaller cannot be predicted
-                        smaller = int(value < distinct[i])
-                        j += smaller
-                        i += 1 - smaller
-                if norm != 0.0 and ref_norms[r, k] != 0.0:
-                    similarity /= norm * ref_norms[r, k]
-                total += similarity * penalty[r - ref_begin]
+            for r in range(ref_end - ref_begin):
+                similarity[r] = 0.0
+            i = 0
+            j = node_starts[images[c] * n + k]
+            end = node_starts[images[c] * n + k + 1]
+            while i < m and j < end:
+                value = nodes[j]
+                if value == distinct[i]:
+                    for h in range(holder_starts[j], holder_starts[j + 1]):
+                        w = holds[h] * idf[value]
+                        similarity[holders[h]] += min(weight[i], w) * w
+                    i += 1
+                    j += 1
+                else:  # without a branch: which side is smaller cannot be predicted
+                    smaller = int(value < distinct[i])
+                    j += smaller
+                    i += 1 - smaller
+            for r in range(ref_end - ref_begin):
+                if norm != 0.0 and ref_norms[ref_begin + r, k] != 0.0:
+                    similarity[r] /= norm * ref_norms[ref_begin + r, k]
+                total += similarity[r] * penalty[r]
         out[c] = 10.0 * total / n / (ref_end - ref_begin)
 
 

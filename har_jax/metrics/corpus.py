@@ -2,29 +2,32 @@
 
 CIDEr, BLEU and ROUGE-L are this package's own, equal to pycocoevalcap's numbers and without Java.
 METEOR and SPICE exist only as Java programs inside pycocoevalcap: they run when asked for and when
-everything they need is there, otherwise their value is None and `skipped` says why.
+everything they need is there, otherwise their value is None and `skipped` says why. With "official"
+among the metrics, pycocoevalcap computes all of them, its tokenizer included.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import math
-import pathlib
-import shutil
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError, did_you_mean
-from har_jax.metrics.bleu import corpus_bleu
-from har_jax.metrics.cider_d import corpus_cider
+from har_jax.metrics import official
+from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
+from har_jax.metrics.cider import cider_of
+from har_jax.metrics.corpus_ngrams import count_ngrams
 from har_jax.metrics.rouge import corpus_rouge
 from har_jax.text import ptb
 
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int64
+
 METRICS = ("CIDEr", "Bleu", "ROUGE_L", "METEOR", "SPICE")
 DEFAULT_METRICS = ("CIDEr", "Bleu", "ROUGE_L")
-
-_SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"
+OFFICIAL = "official"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,8 @@ class CorpusScores:
       skipped: {metric: why it did not run}.
       n_images: how many images were scored.
       signature: what has to agree for two values to be comparable.
+      reference_words, words: PTB words of the references and of each caption, in the same order.
+      bleu_counts: a row of `metrics.bleu_counts` per image; None without BLEU.
     """
 
     corpus: dict[str, float | None]
@@ -45,6 +50,9 @@ class CorpusScores:
     skipped: dict[str, str]
     n_images: int
     signature: str
+    reference_words: dict[int, list[list[str]]]
+    words: dict[int, list[str]]
+    bleu_counts: Int64[np.ndarray, "I columns"] | None
 
 
 def predictions_from_results(results: Iterable[Mapping[str, Any]]) -> dict[int, str]:
@@ -84,76 +92,102 @@ def score_captions(
     CIDEr's document frequencies come from `references`, so they must be exactly the evaluated set.
 
     Args:
-      metrics: some of `METRICS`.
+      metrics: some of `METRICS`; `OFFICIAL` among them (or alone, for all) has pycocoevalcap
+        compute them.
 
     Raises:
-      UserError: the images of the two differ, an image has no references, an unknown metric.
+      UserError: the images of the two differ, an image has no references, an unknown metric, or
+        the official metrics cannot run here.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(
-                f"unknown metric {name!r}; choose from {', '.join(METRICS)}"
-                + did_you_mean(name, METRICS)
-            )
+    metrics, by_official = _chosen(metrics)
     _check_images(references, predictions)
-    flat = iter(ptb.words_of_lines([text for captions in references.values() for text in captions]))
-    reference_words = {
-        image_id: [next(flat) for _ in captions] for image_id, captions in references.items()
-    }
-    predicted = ptb.words_of_lines([predictions[image_id] for image_id in references])
-    predicted_words = dict(zip(references, predicted, strict=True))
-
-    # ROUGE-L splits at spaces only, the other metrics at any white space.
-    split_references = {i: [_resplit(w) for w in group] for i, group in reference_words.items()}
-    split_predictions = {i: _resplit(w) for i, w in predicted_words.items()}
-
-    corpus: dict[str, float | None] = {}
-    per_image: dict[int, dict[str, float]] = {image_id: {} for image_id in references}
-    skipped: dict[str, str] = {}
-    signature = []
-
-    def add(key: str, value: float, values: Mapping[int, float]) -> None:
-        corpus[key] = value
-        for image_id, score in values.items():
-            per_image[image_id][key] = score
-
-    if "CIDEr" in metrics:
-        add("CIDEr", *corpus_cider(split_references, split_predictions))
-        signature.append(f"CIDEr-D[n4,s6.0,df=references,N={len(references)}]")
-    else:
-        corpus["CIDEr"] = None
-    if "Bleu" in metrics:
-        bleu, bleu_of = corpus_bleu(split_references, split_predictions)
-        for k, value in enumerate(bleu):
-            add(f"Bleu_{k + 1}", value, {i: values[k] for i, values in bleu_of.items()})
-        signature.append("BLEU[n4,closest]")
-    else:
-        corpus |= dict.fromkeys(("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"))
+    reference_words, words = (_official_words if by_official else _words)(references, predictions)
+    run: dict[str, tuple[float, Mapping[int, float]]] = {}
+    signature: list[str] = []
+    skipped = {name: "not asked for" for name in METRICS if name not in metrics}
+    bleu_counts = None
+    if {"CIDEr", "Bleu"} & metrics:
+        counted = count_ngrams(reference_words, words)
+        if "CIDEr" in metrics:
+            values = cider_of(counted)
+            run["CIDEr"] = float(values.mean()), _by_image(words, values)
+            signature.append(f"CIDEr-D[n4,s6.0,df=references,N={len(references)}]")
+        if "Bleu" in metrics:
+            bleu_counts = bleu_counts_of(counted)
+            corpus, each = bleu_of_counts(bleu_counts.sum(0)), bleu_of_counts(bleu_counts)
+            for k in range(4):
+                run[f"Bleu_{k + 1}"] = float(corpus[k]), _by_image(words, each[:, k])
+            signature.append("BLEU[n4,closest]")
     if "ROUGE_L" in metrics:
-        add("ROUGE_L", *corpus_rouge(reference_words, predicted_words))
+        run["ROUGE_L"] = corpus_rouge(reference_words, words)
         signature.append("ROUGE-L[b1.2]")
-    else:
-        corpus["ROUGE_L"] = None
-    for name, run in (("METEOR", _meteor), ("SPICE", _spice)):
-        corpus[name] = None
-        if name not in metrics:
-            continue
-        try:
-            add(name, *run(reference_words, predicted_words))
-            signature.append(f"{name}[pycocoevalcap]")
-        except _Unavailable as error:
-            skipped[name] = str(error)
-    for name in METRICS:
-        if name not in metrics:
-            skipped[name] = "not asked for"
+    if by_official:
+        for metric in ("CIDEr", "Bleu", "ROUGE_L"):
+            if metric in metrics:
+                run |= official.scores(metric, reference_words, words)
+    for name, function in (("METEOR", official.meteor), ("SPICE", official.spice)):
+        if name in metrics:
+            try:
+                run[name] = function(reference_words, words)
+                signature.append(f"{name}[pycocoevalcap]")
+            except official.Unavailable as error:
+                skipped[name] = str(error)
+    signature.append("words=ptb")
+    if by_official:
+        signature.append("by=pycocoevalcap[official]")
     return CorpusScores(
-        corpus, per_image, skipped, len(references), "+".join([*signature, "words=ptb"])
+        {key: run[key][0] if key in run else None for key in KEYS},
+        {i: {key: values[i] for key, (_, values) in run.items()} for i in references},
+        skipped,
+        len(references),
+        "+".join(signature),
+        reference_words,
+        words,
+        bleu_counts,
     )
 
 
-def _resplit(words: list[str]) -> list[str]:
-    """Splits tokens that hold a non-breaking space, such as "1 1/2"."""
-    return " ".join(words).split() if any("\xa0" in word for word in words) else words
+KEYS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "METEOR", "SPICE")
+"""Of `CorpusScores.corpus`."""
+
+
+def _chosen(metrics: Collection[str]) -> tuple[set[str], bool]:
+    """(metrics to compute, whether by pycocoevalcap)."""
+    allowed = (*METRICS, OFFICIAL)
+    for name in metrics:
+        if name not in allowed:
+            raise UserError(
+                f"unknown metric {name!r}; choose from {', '.join(allowed)}"
+                + did_you_mean(name, allowed)
+            )
+    chosen = set(metrics) - {OFFICIAL}
+    by_official = OFFICIAL in metrics
+    return (chosen or set(METRICS) if by_official else chosen), by_official
+
+
+def _words(
+    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
+) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
+    flat = iter(ptb.words_of_lines(list(itertools.chain.from_iterable(references.values()))))
+    truth = {i: list(itertools.islice(flat, len(group))) for i, group in references.items()}
+    written = ptb.words_of_lines([predictions[image_id] for image_id in references])
+    return truth, dict(zip(references, written, strict=True))
+
+
+def _official_words(
+    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
+) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
+    try:
+        return official.words(references, predictions)
+    except official.Unavailable as error:
+        raise UserError(
+            f"--metrics={OFFICIAL} runs pycocoevalcap: {error}; leave it out to score with "
+            "har_jax's own metrics, which have the same values and need no Java"
+        ) from error
+
+
+def _by_image(images: Iterable[int], values: np.ndarray) -> dict[int, float]:
+    return dict(zip(images, values.tolist(), strict=True))
 
 
 def _check_images(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]) -> None:
@@ -180,56 +214,3 @@ def _check_images(references: Mapping[int, Sequence[str]], predictions: Mapping[
 
 def _and_more(items: Sequence[int]) -> str:
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-class _Unavailable(Exception):
-    """An optional metric cannot run here; the text says why."""
-
-
-def _pycocoevalcap() -> pathlib.Path:
-    """Where pycocoevalcap is, given that Java is there too."""
-    spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
-        raise _Unavailable("pycocoevalcap is not installed (pip install pycocoevalcap)")
-    if shutil.which("java") is None:
-        raise _Unavailable("Java is not installed")
-    return pathlib.Path(next(iter(spec.submodule_search_locations)))
-
-
-def _as_texts(
-    references: Mapping[int, Sequence[Sequence[str]]], predictions: Mapping[int, Sequence[str]]
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    return (
-        {i: [" ".join(words) for words in captions] for i, captions in references.items()},
-        {i: [" ".join(words)] for i, words in predictions.items()},
-    )
-
-
-def _meteor(references, predictions) -> tuple[float, dict[int, float]]:
-    if not (_pycocoevalcap() / "meteor" / "meteor-1.5.jar").exists():
-        raise _Unavailable("meteor-1.5.jar is missing from pycocoevalcap")
-    try:
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        truth, results = _as_texts(references, predictions)
-        value, values = Meteor().compute_score(truth, results)
-    except Exception as error:  # a Java program at the end of a pipe fails in many ways
-        raise _Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
-    return float(value), dict(zip(truth, map(float, values), strict=True))
-
-
-def _spice(references, predictions) -> tuple[float, dict[int, float]]:
-    if not (_pycocoevalcap() / "spice" / "lib" / _SPICE_MODELS).exists():
-        # pycocoevalcap would start to download 400 MB here.
-        raise _Unavailable(f"SPICE's models ({_SPICE_MODELS}) are not in pycocoevalcap/spice/lib")
-    try:
-        from pycocoevalcap.spice.spice import Spice
-
-        truth, results = _as_texts(references, predictions)
-        value, values = Spice().compute_score(truth, results)
-    except Exception as error:  # see _meteor
-        raise _Unavailable(f"SPICE failed: {type(error).__name__}: {error}") from error
-    if not math.isfinite(value):
-        raise _Unavailable(f"SPICE gave {value}")
-    per_image = (float(scores["All"]["f"]) for scores in values)
-    return float(value), dict(zip(sorted(truth), per_image, strict=True))

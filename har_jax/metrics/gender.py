@@ -12,6 +12,7 @@ recalls: a captioner that writes "person" everywhere has b = 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from har_jax.errors import UserError, did_you_mean
@@ -64,9 +65,16 @@ def word_lists(name: str) -> tuple[frozenset[str], frozenset[str]]:
     return LISTS[name]
 
 
+@functools.cache
+def _either(lists: str) -> frozenset[str]:
+    return frozenset().union(*word_lists(lists))
+
+
 def mentions(caption: Words, lists: str = "lic") -> tuple[bool, bool]:
     """Whether a caption has (a masculine, a feminine) word."""
     male, female = word_lists(lists)
+    if _either(lists).isdisjoint(caption):  # most captions of most images
+        return False, False
     return not male.isdisjoint(caption), not female.isdisjoint(caption)
 
 

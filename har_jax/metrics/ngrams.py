@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64, Int, Int32, Int64, UInt64
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int, Int32, Int64, UInt64
 
 _WORD_BITS = 32
 _WORD_MASK = (1 << _WORD_BITS) - 1

@@ -37,10 +37,11 @@ def corpus_rouge(
 def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
     # An empty caption counts as one empty word there, so two empty captions agree fully.
     words = words or ("",)
+    where = _places(words)
     precision = recall = 0.0
     for reference in captions:
         reference = reference or ("",)
-        common = lcs_length(words, reference)
+        common = _common(reference, where, len(words))
         precision = max(precision, common / len(words))
         recall = max(recall, common / len(reference))
     if precision == 0 or recall == 0:
@@ -49,16 +50,28 @@ def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
 
 
 def lcs_length(a: Words, b: Words) -> int:
-    """Length of the longest common subsequence, bit-parallel: one big-integer step per word.
+    """Length of the longest common subsequence."""
+    return _common(a, _places(b), len(b))
 
-    Zeros of `row` mark where the LCS of b's prefixes grows (Hyyrö, 2004).
-    """
+
+def _places(words: Words) -> dict[str, int]:
+    """{word: the places where it stands, as bits}."""
     where: dict[str, int] = {}
-    for i, word in enumerate(b):
+    for i, word in enumerate(words):
         where[word] = where.get(word, 0) | (1 << i)
-    full = (1 << len(b)) - 1
+    return where
+
+
+def _common(a: Words, where: Mapping[str, int], size: int) -> int:
+    """Length of the longest common subsequence of `a` and `size` words at their `_places`:
+    bit-parallel, one big-integer step per word.
+
+    Zeros of `row` mark where the LCS of the other's prefixes grows (Hyyrö, 2004).
+    """
+    full = (1 << size) - 1
     row = full
     for word in a:
-        matches = row & where.get(word, 0)
-        row = ((row + matches) | (row - matches)) & full
-    return len(b) - row.bit_count()
+        if word in where:  # without a match the step changes nothing
+            matches = row & where[word]
+            row = ((row + matches) | (row - matches)) & full
+    return size - row.bit_count()

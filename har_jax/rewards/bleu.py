@@ -7,23 +7,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
 from har_jax.metrics.bleu import bleu_of_counts
-from har_jax.rewards.per_caption import check_references, references_of, words_of
+from har_jax.rewards.per_caption import PerCaption, References
 
 _COOKED = 4096  # images whose references stay counted, about 15 kB each
 
 
-class BleuReward:
+class BleuReward(PerCaption):
     """BLEU-n in [0, 1] of one caption against its image's references.
 
     The end of a caption does not count as a word. Without a matching n-gram of some size the value
     is nearly 0 (pycocoevalcap adds 1e-15 to the matches), which is the case of many samples.
 
     Args:
-      references: raw captions of every image that will be scored; read when first needed.
+      references: raw captions, see `per_caption.References`.
       n: longest n-gram.
 
     Raises:
@@ -33,15 +32,14 @@ class BleuReward:
     def __init__(self, references: Mapping[int, Sequence[str]], *, n: int = 4):
         if not 1 <= n <= 4:
             raise UserError(f"BLEU-{n} is no reward; n must be 1, 2, 3 or 4")
-        check_references(references)
-        self._references = references
+        self._references = References(references)
         self._n = n
         self._cook = functools.lru_cache(_COOKED)(self._count_references)
         self.signature = f"BLEU[n{n},sentence,closest]+ptb"
 
     def _count_references(self, image_id: int) -> tuple[dict[tuple[str, ...], int], list[int]]:
         """(how often each n-gram occurs in the reference that has it most, their lengths)."""
-        captions = [words_of(text) for text in references_of(self._references, image_id)]
+        captions = self._references.words(image_id)
         most: dict[tuple[str, ...], int] = {}
         for words in captions:
             for gram, count in _ngrams(words, self._n).items():
@@ -49,10 +47,10 @@ class BleuReward:
                     most[gram] = count
         return most, [len(words) for words in captions]
 
-    def _row(self, image_id: int, text: str) -> list[int]:
-        """A row as `metrics.bleu_counts` has it."""
+    def figures(self, image_id: int, words: Sequence[str]) -> list[int]:
+        """A row as `metrics.bleu.bleu_counts` has it."""
         most, lengths = self._cook(image_id)
-        words, n = words_of(text), self._n
+        n = self._n
         correct = [0] * n
         for gram, count in _ngrams(words, n).items():
             correct[len(gram) - 1] += min(count, most.get(gram, 0))
@@ -60,24 +58,8 @@ class BleuReward:
         closest = min((abs(length - own), length) for length in lengths)[1]
         return [*correct, *(max(0, own - k) for k in range(n)), own, closest]
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
-        """See `contract.Reward`.
-
-        Raises:
-          UserError: an image without references.
-        """
-        rows = [
-            self._row(int(image_id), text)
-            for image_id, of_image in zip(image_ids, captions, strict=True)
-            for text in of_image
-        ]
-        counts = np.array(rows, np.int64).reshape(-1, 2 * self._n + 2)
-        return bleu_of_counts(counts)[:, -1].reshape(ended.shape).astype(np.float32)
+    def values(self, figures: np.ndarray) -> np.ndarray:
+        return bleu_of_counts(figures)[:, -1]
 
 
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""A host reward as a function of device arrays, usable inside a jitted step.
+"""A reward as a function of device arrays, usable inside a jitted step.
 
 The callback runs inside `shard_map` over *all* axes of the mesh: each process scores the rows of
 its own devices, once. (In plain jit process 0 would score the whole global batch; in `shard_map`
@@ -6,14 +6,17 @@ over some axes every replica would score its rows again.)
 
 An exception cannot cross the compiled program without losing its traceback, so it is kept, the
 rewards become NaN, and `raise_if_failed` raises the original on the host.
+
+Parts of a reward that need a network (`contract.DeviceReward`) get what they need from the same
+callback, and their values in the step itself.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,8 @@ from jax.experimental import io_callback
 from jax.sharding import PartitionSpec
 
 from har_jax.errors import UserError
-from har_jax.rewards.contract import Reward, checked
+from har_jax.rewards.contract import DeviceReward, Reward, checked
+from har_jax.rewards.mix import MixedReward
 from har_jax.types import Array, Float, Int
 
 # XLA:CPU hangs when a callback on one of several virtual devices receives an operand of 128 KiB or
@@ -36,7 +40,8 @@ class RewardCallback:
     """`reward` for use inside jit: device arrays in, rewards [B, R] out, no gradient.
 
     Args:
-      reward: thread-safe host code, see `rewards.contract`.
+      reward: thread-safe host code, see `rewards.contract`; device parts only inside a
+        `MixedReward`.
       decode: token ids without EOS -> text; host code, thread-safe.
       eos_id: the token that ends a caption.
       mesh: devices of the computation; the images of a batch are split over all of them. None
@@ -58,6 +63,9 @@ class RewardCallback:
         if kind not in ("pure", "io"):
             raise UserError(f"kind of reward callback is {kind!r}; choose 'pure' or 'io'")
         self.reward = reward
+        self._device: dict[str, DeviceReward] = {}
+        if isinstance(reward, MixedReward):
+            self._device = reward.device_parts
         self._decode = decode
         self._eos_id = eos_id
         self._mesh = mesh if mesh is not None and mesh.size > 1 else None
@@ -72,8 +80,25 @@ class RewardCallback:
         image_ids_b: Int[Array, " B"],
         tokens_brt: Int[Array, "B R T"],
         lengths_br: Int[Array, "B R"],
+        params: Mapping[str, Array] | None = None,
     ) -> Float[Array, "B R"]:
+        """See `with_parts`, whose first result this is."""
+        return self.with_parts(image_ids_b, tokens_brt, lengths_br, params)[0]
+
+    def with_parts(
+        self,
+        image_ids_b: Int[Array, " B"],
+        tokens_brt: Int[Array, "B R T"],
+        lengths_br: Int[Array, "B R"],
+        params: Mapping[str, Array] | None = None,
+    ) -> tuple[Float[Array, "B R"], dict[str, Float[Array, "B R"]]]:
         """Rewards of captions whose lengths count EOS; length 0 is an empty, unfinished caption.
+
+        Args:
+          params: the step's frozen parameters, of which device parts read their own.
+
+        Returns:
+          (rewards, {name of a device part: its values without its weight}).
 
         Raises:
           UserError: shapes that do not fit, B not divisible by the mesh, operands that would hang.
@@ -90,7 +115,7 @@ class RewardCallback:
             lengths_br.astype(jnp.int32),
         )
         if self._mesh is None:
-            return jax.lax.stop_gradient(self._call(*operands))
+            return self._finish(self._call(*operands), params or {})
         _check_mesh(self._mesh, batch, max(x.size * x.dtype.itemsize for x in operands))
         by_image = PartitionSpec(self._mesh.axis_names)
         # A callback has no rule for replication checks; every axis is used, so nothing replicates.
@@ -101,7 +126,7 @@ class RewardCallback:
             out_specs=by_image,
             check_vma=False,
         )
-        return jax.lax.stop_gradient(sharded(*operands))
+        return self._finish(sharded(*operands), params or {})
 
     def raise_if_failed(self) -> None:
         """Raises, once, the first exception that a call of the reward has raised."""
@@ -110,14 +135,36 @@ class RewardCallback:
         if failure is not None:
             raise failure
 
+    def _finish(
+        self, found: Sequence[Array], params: Mapping[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Adds the device parts to what the host gave."""
+        rewards, *prepared = jax.lax.stop_gradient(list(found))
+        if not isinstance(self.reward, MixedReward):
+            return rewards, {}
+        params = jax.lax.stop_gradient(dict(params))
+        values = {}
+        for name, part in self._device.items():
+            n = len(part.shapes(*rewards.shape))
+            mine, prepared = prepared[:n], prepared[n:]
+            values[name] = part.in_jit(params, *mine).astype(jnp.float32)
+            rewards = rewards + self.reward.weights[name] * values[name]
+        return rewards, values
+
     def _call(self, image_ids_b, tokens_brt, lengths_br):
         """The callback itself, on one device's rows."""
-        result = jax.ShapeDtypeStruct(lengths_br.shape, jnp.float32)
+        results = tuple(
+            jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self._shapes(lengths_br.shape)
+        )
         if self._kind == "io":
-            return io_callback(self._score, result, image_ids_b, tokens_brt, lengths_br)
-        return jax.pure_callback(self._score, result, image_ids_b, tokens_brt, lengths_br)
+            return io_callback(self._score, results, image_ids_b, tokens_brt, lengths_br)
+        return jax.pure_callback(self._score, results, image_ids_b, tokens_brt, lengths_br)
 
-    def _score(self, image_ids, tokens, lengths) -> np.ndarray:
+    def _shapes(self, shape: tuple[int, int]) -> list[tuple[tuple[int, ...], Any]]:
+        """Of what a call returns: the host's rewards, then the arrays of each device part."""
+        return [(shape, jnp.float32), *(x for p in self._device.values() for x in p.shapes(*shape))]
+
+    def _score(self, image_ids, tokens, lengths) -> tuple[np.ndarray, ...]:
         """Runs on the host, in a thread of XLA. Only numpy here: jnp would wait for that thread."""
         try:
             return self._score_or_raise(
@@ -127,11 +174,12 @@ class RewardCallback:
             with self._lock:
                 if self._failure is None:
                     self._failure = error
-            return np.full(lengths.shape, np.nan, np.float32)
+            first, *others = self._shapes(lengths.shape)
+            return (np.full(first[0], np.nan, np.float32), *(np.zeros(*x) for x in others))
 
     def _score_or_raise(
         self, image_ids: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, ...]:
         last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], axis=2)[..., 0]
         ended = (lengths > 0) & (last == self._eos_id)
         words = lengths - ended
@@ -139,7 +187,12 @@ class RewardCallback:
             [self._decode(row[:count]) for row, count in zip(rows, counts, strict=True)]
             for rows, counts in zip(tokens.tolist(), words.tolist(), strict=True)
         ]
-        return checked(self.reward, image_ids, captions, ended)
+        if not self._device:
+            return (checked(self.reward, image_ids, captions, ended),)
+        assert isinstance(self.reward, MixedReward)
+        rewards = self.reward.host_sum(image_ids, captions, ended)
+        prepared = [x for p in self._device.values() for x in p.prepare(image_ids, captions)]
+        return (rewards, *prepared)
 
 
 def _check_mesh(mesh: jax.sharding.Mesh, batch: int, operand_bytes: int) -> None:

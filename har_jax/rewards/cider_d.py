@@ -52,7 +52,7 @@ class CiderDReward:
             eos=eos,
             sigma=sigma,
         )
-        df = document_frequency
+        self.document_frequency = df = document_frequency
         self.signature = (
             f"CIDEr-D[n{n},s{float(sigma)}]{'+eos' if eos else ''}"
             f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+ptb"
@@ -70,4 +70,5 @@ class CiderDReward:
           UserError: an image without references.
         """
         words = [[ptb.words(text) for text in of_image] for of_image in captions]
-        return self._scorer.score(image_ids, words, ended).astype(np.float32)
+        values = self._scorer.score(image_ids, words, ended)
+        return values.reshape(ended.shape).astype(np.float32)  # B = 0 does not tell R there

@@ -6,12 +6,17 @@ R captions belong to each of B images. `ended` tells whether a caption reached E
 length limit. Several threads may call a reward at once (one per device of a host), so it must not
 change itself without a lock. `signature` names everything the values depend on; runs record it, and
 two runs with different signatures are not comparable.
+
+A neural reward does not run on the host: a callback may not start a computation on the devices that
+wait for it. A `DeviceReward` therefore has two halves. `prepare` runs in the callback and turns
+captions into arrays (token ids, look-ups); `in_jit` runs in the step, on the devices, and turns
+these into rewards. `MixedReward` keeps both kinds apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -32,6 +37,38 @@ class Reward(Protocol):
         captions: Sequence[Sequence[str]],
         ended: Bool[np.ndarray, "B R"],
     ) -> Float32[np.ndarray, "B R"]: ...
+
+
+@runtime_checkable
+class DeviceReward(Protocol):
+    """A reward with a host half and a device half, see the module's docstring.
+
+    It is a `Reward` too: calling it, outside of any callback, gives the same values.
+    """
+
+    @property
+    def signature(self) -> str: ...
+
+    def __call__(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]: ...
+
+    def shapes(self, batch: int, rows: int) -> Sequence[tuple[tuple[int, ...], Any]]:
+        """(shape, dtype) of each array of `prepare` for B images of R captions; B comes first."""
+        ...
+
+    def prepare(
+        self, image_ids: Int64[np.ndarray, " B"], captions: Sequence[Sequence[str]]
+    ) -> Sequence[np.ndarray]:
+        """The host half: numpy only, thread-safe."""
+        ...
+
+    def in_jit(self, params: Mapping[str, Any], *prepared: Any) -> Any:
+        """The device half: [B, R] from the arrays of `prepare` and the step's frozen parameters."""
+        ...
 
 
 def name_of(reward: Reward) -> str:

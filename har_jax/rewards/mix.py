@@ -8,6 +8,8 @@ Names:
     bias_balanced   the same with lists in which every word has a counterpart
     length          words outside the range of the references' lengths, relative to their mean
     repetition      share of repeated bigrams, [0, 1]
+    clip_score      CLIPScore of the caption for the image, 2.5 included, [0, 2.5], by the CLIP that
+                    the caller gives (config.scst.reward_clip)
     package.module:function
                     yours: function(image_ids, captions, ended) -> numbers [B, R], as `contract`
                     says; it also gets `references`, {image id: [text]}, if it takes that keyword
@@ -35,12 +37,12 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.rewards.bias import BiasPenalty
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
-from har_jax.rewards.contract import Reward, checked, name_of
+from har_jax.rewards.contract import DeviceReward, Reward, checked, name_of
 from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
 
 Spec = str | Mapping[str, float]
 
-NAMES = ("cider_d", "bleu", "bias", "bias_balanced", "length", "repetition")
+NAMES = ("cider_d", "bleu", "bias", "bias_balanced", "length", "repetition", "clip_score")
 EXAMPLE = "'cider_d + 0.5*bleu - 1.0*bias'"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -99,6 +101,7 @@ def build(
     references: Mapping[int, Sequence[str]],
     *,
     eos: bool = True,
+    clip_score: Reward | None = None,
 ) -> MixedReward:
     """The reward that a specification describes.
 
@@ -107,15 +110,15 @@ def build(
       document_frequency: of the training split; None is enough where `cider_d` is not in.
       references: raw captions of every image that will be scored. Kept, not copied.
       eos: whether the end of a caption is a word to CIDEr-D.
+      clip_score: the part of that name.
 
     Raises:
       UserError: a specification that cannot be read, an unknown name or function, or references
         that a part cannot use.
     """
     weights = parse(spec)
-    return MixedReward(
-        {name: _part(name, document_frequency, references, eos) for name in weights}, weights
-    )
+    parts = {name: _part(name, document_frequency, references, eos, clip_score) for name in weights}
+    return MixedReward(parts, weights)
 
 
 def _part(
@@ -123,6 +126,7 @@ def _part(
     document_frequency: DocumentFrequency | None,
     references: Mapping[int, Sequence[str]],
     eos: bool,
+    clip_score: Reward | None,
 ) -> Reward:
     if name == "cider_d":
         if document_frequency is None:
@@ -139,6 +143,13 @@ def _part(
         return LengthPenalty(references)
     if name == "repetition":
         return RepetitionPenalty()
+    if name == "clip_score":
+        if clip_score is None:
+            raise UserError(
+                "the reward clip_score needs a CLIP; name one, and not the one that scores: "
+                "--config.scst.reward_clip=HF_DIR"
+            )
+        return clip_score
     if ":" in name:
         return FunctionReward(name, references)
     raise UserError(
@@ -242,7 +253,7 @@ class MixedReward:
         self.weights = {name: float(weights[name]) for name in parts}
         self._lock = threading.Lock()
         self._sums = dict.fromkeys(self.parts, 0.0)
-        self._count = 0
+        self._counts = dict.fromkeys(self.parts, 0)
 
     @property
     def signature(self) -> str:
@@ -253,23 +264,37 @@ class MixedReward:
             return names[0]
         return " + ".join(f"{w!r}*{name}" for w, name in zip(weights, names, strict=True))
 
+    @property
+    def device_parts(self) -> dict[str, DeviceReward]:
+        """The parts that a step computes on its devices; the callback computes the others."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, DeviceReward)}
+
     def breakdown(
         self,
         image_ids: Int64[np.ndarray, " B"],
         captions: Sequence[Sequence[str]],
         ended: Bool[np.ndarray, "B R"],
     ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
-        """(the reward, {name: the part's values without its weight}).
+        """(the reward, {name: the part's values without its weight}), not for callbacks.
 
         Raises:
           UserError: see `contract.checked`; the message names the part.
         """
-        values = {
-            name: checked(part, image_ids, captions, ended) for name, part in self.parts.items()
-        }
+        return self._breakdown(self.parts, image_ids, captions, ended)
+
+    def _breakdown(
+        self,
+        parts: Mapping[str, Reward],
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
+        values = {name: checked(part, image_ids, captions, ended) for name, part in parts.items()}
         # Summed in double precision, so that a single part of weight 1 stays what it is.
-        total = sum(self.weights[name] * v.astype(np.float64) for name, v in values.items())
-        return np.asarray(total, np.float64).astype(np.float32), values
+        total = np.zeros(ended.shape)
+        for name, v in values.items():
+            total += self.weights[name] * v.astype(np.float64)
+        return total.astype(np.float32), values
 
     def __call__(
         self,
@@ -277,19 +302,40 @@ class MixedReward:
         captions: Sequence[Sequence[str]],
         ended: Bool[np.ndarray, "B R"],
     ) -> Float32[np.ndarray, "B R"]:
-        """See `contract.Reward`."""
-        total, values = self.breakdown(image_ids, captions, ended)
+        """See `contract.Reward`; not for callbacks where there are `device_parts`."""
+        return self._counted(self.parts, image_ids, captions, ended)
+
+    def host_sum(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        """The sum of all parts but `device_parts`; 0 where these are all."""
+        device = self.device_parts
+        parts = {name: part for name, part in self.parts.items() if name not in device}
+        return self._counted(parts, image_ids, captions, ended)
+
+    def _counted(
+        self,
+        parts: Mapping[str, Reward],
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        total, values = self._breakdown(parts, image_ids, captions, ended)
         sums = {name: float(v.sum(dtype=np.float64)) for name, v in values.items()}
         with self._lock:
-            self._count += total.size
             for name, value in sums.items():
                 self._sums[name] += value
+                self._counts[name] += total.size
         return total
 
     def take_means(self) -> dict[str, float]:
-        """{name: mean of the part's values, unweighted} over all captions rewarded since the last
-        call; {} if there were none. For logs: a jitted step returns only the sum."""
+        """{name: mean of the part's values, unweighted} over all captions that the host rewarded
+        since the last call; {} if there were none. For logs: a jitted step returns the sum."""
         with self._lock:
-            sums, count = self._sums, self._count
-            self._sums, self._count = dict.fromkeys(self.parts, 0.0), 0
-        return {name: value / count for name, value in sums.items()} if count else {}
+            sums, counts = self._sums, self._counts
+            self._sums = dict.fromkeys(self.parts, 0.0)
+            self._counts = dict.fromkeys(self.parts, 0)
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}

@@ -1,4 +1,4 @@
-"""Penalties that look at one caption at a time, and what such rewards share.
+"""Rewards that look at one caption at a time: what they share, and two penalties.
 
 A penalty is positive, and 0 where nothing is wrong: give it a negative weight.
 """
@@ -19,78 +19,52 @@ from har_jax.text import ptb
 def words_of(text: str) -> list[str]:
     """PTB words, split at any white space as pycocoevalcap's scorers do ("1 1/2" is one token)."""
     words = ptb.words(text)
-    return " ".join(words).split() if "\xa0" in text else words
+    return " ".join(words).split() if "\xa0" in "".join(words) else words
 
 
-def check_references(references: Mapping[int, Sequence[str]]) -> None:
-    """Raises `UserError` where there are none, or an image has none."""
-    if not references:
-        raise UserError("a reward needs references of at least one image, got none")
-    for image_id, captions in references.items():
-        if not captions or isinstance(captions, str):
+class References:
+    """Raw captions by image id, of every image that will be scored; read when first needed.
+
+    Raises:
+      UserError: there are none, or an image has none.
+    """
+
+    def __init__(self, texts: Mapping[int, Sequence[str]]):
+        if not texts:
+            raise UserError("a reward needs references of at least one image, got none")
+        for image_id, captions in texts.items():
+            if not captions or isinstance(captions, str):
+                raise UserError(
+                    f"image {image_id} has references {captions!r}; give a list of at least one "
+                    "text"
+                )
+        self._texts = texts
+
+    def words(self, image_id: int) -> list[list[str]]:
+        """The words of an image's references.
+
+        Raises:
+          UserError: the image has none.
+        """
+        found = self._texts.get(image_id)
+        if not found:
             raise UserError(
-                f"image {image_id} has references {captions!r}; give a list of at least one text"
+                f"no references for image {image_id} (there are references of {len(self._texts)} "
+                "images); score images of the split the reward was built from"
             )
+        return [words_of(text) for text in found]
 
 
-def references_of(references: Mapping[int, Sequence[str]], image_id: int) -> Sequence[str]:
-    """The references of an image.
+class PerCaption:
+    """A `contract.Reward` made of figures of single captions."""
 
-    Raises:
-      UserError: there are none.
-    """
-    found = references.get(image_id)
-    if not found:
-        raise UserError(
-            f"no references for image {image_id} (there are references of {len(references)} "
-            "images); score images of the split the reward was built from"
-        )
-    return found
+    def figures(self, image_id: int, words: Sequence[str]) -> float | Sequence[float]:
+        """Of one caption: its value, or what `values` makes one of."""
+        raise NotImplementedError
 
-
-class RepetitionPenalty:
-    """Share of a caption's bigrams, in [0, 1], that stood in it before."""
-
-    signature = "repetition[n2]+ptb"
-
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
-        """See `contract.Reward`."""
-        values = [health.repetition_rate([words_of(text)]) for group in captions for text in group]
-        return np.array(values, np.float32).reshape(ended.shape)
-
-
-class LengthPenalty:
-    """How many words a caption is shorter than the shortest or longer than the longest reference,
-    as a share of the references' mean length; 0 in between.
-
-    Args:
-      references: raw captions of every image that will be scored; read when first needed.
-
-    Raises:
-      UserError: an image without references.
-    """
-
-    signature = "length[range]+ptb"
-
-    def __init__(self, references: Mapping[int, Sequence[str]]):
-        check_references(references)
-        self._references = references
-        # Three numbers per image: all of them may stay.
-        self._range = functools.lru_cache(None)(self._measure)
-
-    def _measure(self, image_id: int) -> tuple[int, int, float]:
-        lengths = [len(words_of(text)) for text in references_of(self._references, image_id)]
-        return min(lengths), max(lengths), max(1.0, sum(lengths) / len(lengths))
-
-    def _value(self, image_id: int, text: str) -> float:
-        shortest, longest, mean = self._range(image_id)
-        n = len(words_of(text))
-        return max(0, shortest - n, n - longest) / mean
+    def values(self, figures: np.ndarray) -> np.ndarray:
+        """[n], from the figures [n, ...] of all captions."""
+        return figures
 
     def __call__(
         self,
@@ -103,9 +77,48 @@ class LengthPenalty:
         Raises:
           UserError: an image without references.
         """
-        values = [
-            self._value(int(image_id), text)
+        figures = [
+            self.figures(int(image_id), words_of(text))
             for image_id, group in zip(image_ids, captions, strict=True)
             for text in group
         ]
-        return np.array(values, np.float32).reshape(ended.shape)
+        if not figures:
+            return np.zeros(ended.shape, np.float32)
+        return self.values(np.array(figures)).reshape(ended.shape).astype(np.float32)
+
+
+class RepetitionPenalty(PerCaption):
+    """Share of a caption's bigrams, in [0, 1], that stood in it before."""
+
+    signature = "repetition[n2]+ptb"
+
+    def figures(self, image_id: int, words: Sequence[str]) -> float:
+        del image_id
+        return health.repetition_rate([words])
+
+
+class LengthPenalty(PerCaption):
+    """How many words a caption is shorter than the shortest or longer than the longest reference,
+    as a share of the references' mean length; 0 in between.
+
+    Args:
+      references: raw captions, see `References`.
+
+    Raises:
+      UserError: an image without references.
+    """
+
+    signature = "length[range]+ptb"
+
+    def __init__(self, references: Mapping[int, Sequence[str]]):
+        self._references = References(references)
+        # Three numbers per image: all of them may stay.
+        self._range = functools.lru_cache(None)(self._measure)
+
+    def _measure(self, image_id: int) -> tuple[int, int, float]:
+        lengths = [len(words) for words in self._references.words(image_id)]
+        return min(lengths), max(lengths), max(1.0, sum(lengths) / len(lengths))
+
+    def figures(self, image_id: int, words: Sequence[str]) -> float:
+        shortest, longest, mean = self._range(image_id)
+        return max(0, shortest - len(words), len(words) - longest) / mean

@@ -4,7 +4,8 @@
 
 R is CIDEr-D against the image's references and b the reward of the greedy caption, or, with
 `leave_one_out`, the mean reward of the image's other samples (Luo 2020, "A better variant of
-self-critical sequence training").
+self-critical sequence training"), or, with `both`, the mean of these two. None of them depends on
+y^s itself, so none biases the gradient.
 
 The whole stage is one differentiable function: encode, project and prefill once; one decode loop
 writes the greedy row and the K sampled rows; the reward comes back from the host; the samples are
@@ -13,7 +14,7 @@ scored again by teacher forcing, and only that is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -21,16 +22,15 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.sharding import NamedSharding
 
+from har_jax.data.pipeline import visual
 from har_jax.decoding import DecodePlan, decode
 from har_jax.models.captioner import Captioner, length_mask
-from har_jax.models.functional import Params, Structure
+from har_jax.models.functional import Params, Structure, split
+from har_jax.rewards.callback import RewardCallback
 from har_jax.stages.mle import LossFn
 from har_jax.types import Array, Float
 
-RewardInJit = Callable[[Array, Array, Array], Array]
-"""(image_ids [B], tokens [B,R,T], lengths [B,R]) → rewards float32 [B,R]."""
-
-Baseline = Literal["greedy", "leave_one_out"]
+Baseline = Literal["greedy", "leave_one_out", "both"]
 
 
 def advantages(rewards_br: Float[Array, "B R"], baseline: Baseline) -> Float[Array, "B K"]:
@@ -39,7 +39,10 @@ def advantages(rewards_br: Float[Array, "B R"], baseline: Baseline) -> Float[Arr
     if baseline == "greedy":
         return samples - greedy
     k = samples.shape[1]
-    return (samples - jnp.mean(samples, axis=1, keepdims=True)) * (k / (k - 1))
+    left_out = (samples - jnp.mean(samples, axis=1, keepdims=True)) * (k / (k - 1))
+    if baseline == "both":
+        return (left_out + samples - greedy) / 2
+    return left_out
 
 
 def policy_gradient_loss(
@@ -55,14 +58,15 @@ def policy_gradient_loss(
 def make_scst_loss(
     structure: Structure[Captioner],
     plan: DecodePlan,
-    reward: RewardInJit,
+    reward: RewardCallback,
     baseline: Baseline = "greedy",
     rollout_shardings: Mapping[str, NamedSharding] | None = None,
 ) -> LossFn:
-    """The loss of a batch `image [B,H,W,3]`, `image_id [B]`.
+    """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `image_id [B]`.
 
-    `rollout_shardings` place the weights that the decode loop reads (`sharding.ROLLOUT_RULES`):
-    they are gathered once, before the loop, and not for every token.
+    `rollout_shardings` place the weights that the decode loop reads (`sharding.ROLLOUT_RULES`, by
+    the names of `Captioner.for_decoding`): they are gathered once, before the loop, and not for
+    every token.
     """
     if not plan.greedy or plan.samples < 1:
         raise ValueError("SCST needs a plan with a greedy row and at least one sample")
@@ -71,18 +75,21 @@ def make_scst_loss(
         params: Params, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         captioner = structure.merge(params)
-        cache = captioner.prefill(captioner.project(captioner.encode(batch["image"])))
+        cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
 
-        frozen = {name: stop_gradient(value) for name, value in params.items()}
-        if rollout_shardings is not None:
+        writer = structure.merge(jax.tree.map(stop_gradient, params)).for_decoding()
+        if rollout_shardings is not None:  # of single layers: no whole stack is gathered
+            apart, weights = split(writer)
             placed = {
                 name: jax.lax.with_sharding_constraint(value, rollout_shardings[name])
-                for name, value in frozen.items()
+                for name, value in weights.items()
                 if name.startswith("lm.")
             }
-            frozen = {**frozen, **placed}
-        rollout = decode(structure.merge(frozen), stop_gradient(cache), plan, key)
-        rewards = stop_gradient(reward(batch["image_id"], rollout.tokens, rollout.lengths))
+            writer = apart.merge({**weights, **placed})
+        rollout = decode(writer, stop_gradient(cache), plan, key)
+        rewards, parts = reward.with_parts(
+            batch["image_id"], rollout.tokens, rollout.lengths, params
+        )
 
         samples, lengths = rollout.tokens[:, 1:], rollout.lengths[:, 1:]
         logp = captioner.score(cache, samples, temperature=plan.temperature)
@@ -90,18 +97,22 @@ def make_scst_loss(
         advantage = advantages(rewards, baseline)
         loss = policy_gradient_loss(logp, mask, advantage)
         drift = jnp.abs(logp - rollout.logp[:, 1:]) * mask
+        idle = jnp.abs(advantage) < 1e-6
         eos = captioner.config.lm.eos_token_id
         logs = {
             "reward": jnp.mean(rewards[:, 1:]),
             "reward_greedy": jnp.mean(rewards[:, :1]),
             "advantage_std": jnp.std(advantage),
-            "zero_advantage": jnp.mean((jnp.abs(advantage) < 1e-6).astype(jnp.float32)),
+            "zero_advantage": jnp.mean(idle.astype(jnp.float32)),
+            "zero_images": jnp.mean(jnp.all(idle, axis=1).astype(jnp.float32)),
             "entropy": -jnp.sum(logp * mask) / jnp.sum(mask),  # nats per token, Monte Carlo
             "length": jnp.mean(lengths.astype(jnp.float32)),
             "length_greedy": jnp.mean(rollout.lengths[:, :1].astype(jnp.float32)),
             "ended": jnp.mean(jnp.any((samples == eos) & (mask > 0), axis=-1).astype(jnp.float32)),
             "logp_drift": jnp.max(drift),  # decode against score: must stay at rounding
         }
-        return loss, {**logs, "rollout/tokens": rollout.tokens, "rollout/lengths": rollout.lengths}
+        arrays = {f"rollout/{name}": value for name, value in rollout._asdict().items()}
+        by_part = {f"reward_part/{name}": jnp.mean(value) for name, value in parts.items()}
+        return loss, {**logs, **by_part, **arrays}
 
     return loss_fn

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from har_jax.text.ptb_automaton import Automaton, State
-from har_jax.text.ptb_rules import DEFINITIONS, RULES, Rule
+from har_jax.text.ptb_rules import ABBREVIATIONS, DEFINITIONS, RULES, Rule
 
 # COCO drops these tokens (pycocoevalcap/tokenizer/ptbtokenizer.py). They are compared after
 # lower-casing there, so "-lrb-", which a "(" becomes, is a word.
@@ -27,10 +27,13 @@ PUNCTUATION = frozenset(
     }
 )
 
-# Words of letters and hyphens with commas and spaces between them: no rule looks across such a
-# boundary, so these captions (nearly all of COCO) need no scanner.
-_PLAIN_WORD = "[A-Za-z]+(?:-[A-Za-z]+)*"
-_PLAIN = re.compile(rf" *{_PLAIN_WORD}(?:,? +{_PLAIN_WORD})* *")
+# Words of letters and hyphens, or with 's, with commas, periods and spaces between them: no rule
+# looks across such a boundary but those of abbreviations, so these captions (nearly all of COCO)
+# need no scanner.
+_PLAIN_WORD = "(?:[A-Za-z]+(?:-[A-Za-z]+)*|[A-Za-z]{2,}'s)"
+_PLAIN = re.compile(rf" *{_PLAIN_WORD}(?:[,.]? +{_PLAIN_WORD})*,? *")
+_ABBREVIATION = re.compile(ABBREVIATIONS, re.IGNORECASE)
+_WITH_PERIOD = re.compile(rf"\b(?:{ABBREVIATIONS})\.", re.IGNORECASE)
 # What ends a caption when the next line matters: an initial, or an abbreviation before numbers.
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
@@ -54,12 +57,14 @@ def words(caption: str) -> list[str]:
             return _scan(caption)
     only_letters = text.isascii() and text.replace(" ", "").isalpha()
     if not only_letters:
-        if not _PLAIN.fullmatch(text):
+        if not _PLAIN.fullmatch(text) or ("." in text and _WITH_PERIOD.search(text)):
             return _scan(caption)
-        text = text.replace(",", " ")
+        text = text.replace(",", " ").replace(".", " ").replace("'s", " 's")
     found = text.lower().split()
     if _ASSIMILATED.keys().isdisjoint(found):
         return found
+    if "'" in text:  # "gonna's" does not come apart
+        return _scan(caption)
     return [part for word in found for part in _ASSIMILATED.get(word, (word,))]
 
 
@@ -67,7 +72,8 @@ def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
     """The words of each caption, as the Java tool leaves them when it gets all in this order."""
     found = []
     for i, caption in enumerate(captions):
-        if _LOOKS_AHEAD.search(caption):
+        tail = caption.rstrip()[-8:]  # the pattern is shorter
+        if tail.endswith(".") and _LOOKS_AHEAD.search(tail):
             following = next((text for text in captions[i + 1 : i + 100] if text.strip()), "")
             found.append(_scan(caption, following))
         else:
@@ -78,6 +84,8 @@ def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
 @functools.lru_cache(maxsize=4096)
 def _keeps_period(word: str) -> bool:
     """Whether a period after `word` belongs to it: abbreviations, single letters, "x-U.S"."""
+    if word.isascii() and word.isalpha() and not _ABBREVIATION.fullmatch(word):
+        return False
     tokens = _scan_tokens(word + ".")
     return len(tokens) > 2 or tokens[0].endswith(".")
 

@@ -226,16 +226,22 @@ class State(dict):
     with the same result. `rule` is the first rule that accepts here, or None.
     """
 
-    __slots__ = ("_automaton", "_members", "rule")
+    __slots__ = ("_automaton", "_moves", "_steps", "rule")
 
     def __init__(self, automaton: Automaton, members: frozenset[int]):
         self._automaton = automaton
-        self._members = members
+        self._moves = automaton.moves_of(members)
+        self._steps: dict[int, State | None] = {}
         accepting = [automaton.accepts[m] for m in members if m in automaton.accepts]
         self.rule = min(accepting, default=None)
 
     def __missing__(self, c: str) -> State | None:
-        self[c] = result = self._automaton.step(self._members, c)
+        # Characters that belong to the same sets behave alike, so their steps are shared.
+        sets = self._automaton.sets_of(c)
+        if sets not in self._steps:
+            targets = [them for chars, them in self._moves if sets >> chars & 1]
+            self._steps[sets] = self._automaton.state(targets)
+        self[c] = result = self._steps[sets]
         return result
 
 
@@ -255,43 +261,57 @@ class Automaton:
             begin, end = _Compiler(self._nfa, definitions).compile(pattern)
             begins.append(begin)
             self.accepts[end] = i
-        sets = {move[0] for move in self._nfa.moves if move}
-        self._sets = {chars: i for i, chars in enumerate(sets)}
+        self._sets: dict[CharSet, int] = {}
+        # Of each state of the NFA: (number of a character set, where its characters lead).
+        self._moves = [
+            (self._sets.setdefault(move[0], len(self._sets)), move[1]) if move else None
+            for move in self._nfa.moves
+        ]
         self._states: dict[frozenset[int], State] = {}
-        self._steps: dict[tuple[frozenset[int], int], State | None] = {}
-        self._class_of: dict[str, int] = {}
-        start = self._state(begins)
+        self._reached: dict[int, frozenset[int]] = {}
+        self._sets_of: dict[str, int] = {}
+        start = self.state([self._reach(begin) for begin in begins])
         assert start is not None  # there is a pattern
         self.start = start
 
-    def _state(self, seeds: Sequence[int]) -> State | None:
-        """The state of these states of the NFA and all that empty moves reach from them."""
-        members, queue = set(seeds), list(seeds)
-        while queue:
-            for target in self._nfa.empty[queue.pop()]:
-                if target not in members:
-                    members.add(target)
-                    queue.append(target)
-        moves, accepts = self._nfa.moves, self.accepts
-        kept = frozenset(m for m in members if moves[m] or m in accepts)
-        if not kept:
-            return None
-        if kept not in self._states:
-            self._states[kept] = State(self, kept)
-        return self._states[kept]
+    def _reach(self, seed: int) -> frozenset[int]:
+        """The states of the NFA that empty moves reach from one, of those that move or accept."""
+        if seed not in self._reached:
+            members, queue = {seed}, [seed]
+            while queue:
+                for target in self._nfa.empty[queue.pop()]:
+                    if target not in members:
+                        members.add(target)
+                        queue.append(target)
+            moves, accepts = self._moves, self.accepts
+            self._reached[seed] = frozenset(m for m in members if moves[m] or m in accepts)
+        return self._reached[seed]
 
-    def step(self, members: frozenset[int], c: str) -> State | None:
-        """Characters that belong to the same sets behave alike, so their steps are shared."""
-        mask = self._class_of.get(c)
-        if mask is None:
-            mask = sum(1 << i for chars, i in self._sets.items() if c in chars)
-            self._class_of[c] = mask
-        key = (members, mask)
-        if key not in self._steps:
-            moves = (self._nfa.moves[m] for m in members)
-            seeds = [move[1] for move in moves if move and mask >> self._sets[move[0]] & 1]
-            self._steps[key] = self._state(seeds)
-        return self._steps[key]
+    def moves_of(self, members: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
+        """[(number of a character set, the states that its characters lead to)]."""
+        targets: dict[int, list[int]] = {}
+        for member in members:
+            move = self._moves[member]
+            if move:
+                targets.setdefault(move[0], []).append(move[1])
+        return [
+            (chars, frozenset().union(*map(self._reach, them))) for chars, them in targets.items()
+        ]
+
+    def state(self, targets: Sequence[frozenset[int]]) -> State | None:
+        """The state of all these states of the NFA."""
+        members = frozenset().union(*targets)
+        if not members:
+            return None
+        if members not in self._states:
+            self._states[members] = State(self, members)
+        return self._states[members]
+
+    def sets_of(self, c: str) -> int:
+        """The character sets that hold c, as bits."""
+        if c not in self._sets_of:
+            self._sets_of[c] = sum(1 << i for chars, i in self._sets.items() if c in chars)
+        return self._sets_of[c]
 
     def ends(self, text: str, begin: int, stop: int) -> list[int]:
         """Every position up to `stop` where a match that starts at `begin` may end, ascending."""

@@ -45,6 +45,20 @@ _TITLES = (
     "|pvt|capt|ste?|ave|pres|lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens"
     "|insp|mlle|mme|msgr|sfc"
 )
+_OTHERS_BEFORE_LOWER = "tel|est|ext|sq|jr|sr|bros|blvd|rd|esq|etc|al|seq|bldg"
+_OTHERS_BEFORE_UPPER = "vs|alex|wm|jos|cie|cf|treas|ph|invt|elec|natl|m[ft]g|dept"
+_BEFORE_NUMBER = "ca|figs?|prop|nos?|art|bldg|pp|op"
+_BEFORE_LTD = "pt[eyEY]|co"
+
+ABBREVIATIONS = "|".join(
+    (
+        *("[A-Za-z]", _MONTHS, _DAYS, _STATES, _COMPANIES, _TITLES),
+        *(_OTHERS_BEFORE_LOWER, _OTHERS_BEFORE_UPPER, _BEFORE_NUMBER, _BEFORE_LTD),
+    )
+)
+"""A Python pattern that matches, without regard to case, every word of letters alone that some
+rule reads together with a period; it may match more."""
+
 # Words after which "U.S." and the like end a sentence.
 _SENTENCE_STARTS = (
     "[A]bout|[A]ccording|[A]dditionally|[A]fter|[A]n|[A]|[A]s|[A]t|[B]ut|[E]arlier|[H]e|[H]er"
@@ -122,14 +136,10 @@ DEFINITIONS = {
     "ACRONYM1": r"([A-Za-z](\.[A-Za-z])*|{COUNTRY_US})",
     "ACRONYM2": r"([A-Za-z](\.[A-Za-z])+|{COUNTRY_US})",
     "BEFORE_LOWER": (
-        rf"({_MONTHS}|{_DAYS}|{_STATES}|{_COMPANIES}|tel|est|ext|sq|jr|sr|bros|(ed|ph)\.d|blvd|rd"
-        r"|esq|etc|al|seq|bldg)\."
+        rf"({_MONTHS}|{_DAYS}|{_STATES}|{_COMPANIES}|{_OTHERS_BEFORE_LOWER}|(ed|ph)\.d)\."
     ),
-    "BEFORE_UPPER": (
-        rf"({_TITLES}|vs|alex|wm|jos|cie|a\.k\.a|cf|treas|ph|{{ACRONYM1}}|invt|elec|natl|m[ft]g"
-        r"|dept)"
-    ),
-    "BEFORE_NUMBER": r"(ca|figs?|prop|nos?|art|bldg|pp|op)\.",
+    "BEFORE_UPPER": (rf"({_TITLES}|{_OTHERS_BEFORE_UPPER}|a\.k\.a|{{ACRONYM1}})"),
+    "BEFORE_NUMBER": rf"({_BEFORE_NUMBER})\.",
     # Quotes
     "DOUBLE_QUOTE": '("|&quot;)',
 }
@@ -196,7 +206,7 @@ RULES = (
     ),
     Rule(r"{ACRONYM1}\.", "acronym", rf"{{BLANK}}+({_SENTENCE_STARTS}){{BLANK}}"),
     Rule("{BEFORE_NUMBER}", tail="{BLANK}?[[:digit:]]"),
-    Rule(r"(pt[eyEY]|co)\.", tail="{SPACE}(ltd|lim)"),
+    Rule(rf"({_BEFORE_LTD})\.", tail="{SPACE}(ltd|lim)"),
     Rule("{BEFORE_LOWER}", "again", "{SENTENCE_END}"),
     Rule("{BEFORE_LOWER}", tail=r"[^][^]"),
     Rule("{BEFORE_LOWER}", "again"),

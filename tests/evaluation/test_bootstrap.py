@@ -7,7 +7,7 @@ import pytest
 
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import Statistics, confidence, interval, paired, resample
-from har_jax.evaluation.compare import Other, compare, corpus_statistics
+from har_jax.evaluation.compare import Other, compare
 from har_jax.evaluation.table import against_table
 from har_jax.metrics.bleu import bleu_counts, corpus_bleu
 from har_jax.metrics.corpus import score_captions
@@ -116,7 +116,7 @@ def clip_rows(shift=0.0):
 def compared(signature, other_signature):
     scores = score_captions(REFERENCES, WRITTEN)
     rows = [scores.per_image[i] | clip_rows(0.1)[i] for i in WRITTEN]
-    ours = corpus_statistics(rows, REFERENCES, WRITTEN)
+    ours = Statistics.of(rows, scores.bleu_counts)
     assert ours.corpus()["Bleu_4"] == pytest.approx(scores.corpus["Bleu_4"], rel=1e-11)
     other = Other("them", dict.fromkeys(WRITTEN, "a dog"), clip_rows(), other_signature)
     return compare(other, ours, REFERENCES, list(WRITTEN), signature=signature)

@@ -25,7 +25,7 @@ ALL = [*PREDICTIONS.values(), *(text for group in REFERENCES.values() for text i
 @pytest.fixture(scope="module")
 def clip_dir(tmp_path_factory):
     """A random CLIP as transformers saves it."""
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers import CLIPConfig, CLIPModel
 
     path = tmp_path_factory.mktemp("clip")
@@ -63,7 +63,7 @@ def images():
     }
 
 
-def in_pytorch(clip_dir, images):
+def in_pytorch(clip_dir, images, predictions, references):
     """clipscore.py of jmhessel/clipscore, line by line: get_clip_score and get_refonlyclipscore."""
     import torch
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
@@ -89,18 +89,20 @@ def in_pytorch(clip_dir, images):
     with torch.no_grad():
         pixels = processor([images[i] for i in ids], return_tensors="pt")["pixel_values"]
         image_ne = normalised(model.get_image_features(pixels))
-    candidate_ne = texts([PREDICTIONS[i] for i in ids])
+    candidate_ne = texts([predictions[i] for i in ids])
     per_image = 2.5 * np.clip(np.sum(image_ne * candidate_ne, axis=1), 0, None)
-    per_text = np.array([np.max(texts(REFERENCES[i]) @ candidate_ne[k]) for k, i in enumerate(ids)])
+    per_text = np.array([np.max(texts(references[i]) @ candidate_ne[k]) for k, i in enumerate(ids)])
     refclip = 2 * per_image * per_text / (per_image + per_text)
     return dict(zip(ids, zip(per_image, refclip, strict=True), strict=True))
 
 
 def test_equals_the_pytorch_transcription(clip_dir, images):
-    expected = in_pytorch(clip_dir, images)
+    expected = in_pytorch(clip_dir, images, PREDICTIONS, REFERENCES)
     assert any(value > 0 for value, _ in expected.values()), "a test of zeros shows nothing"
     scorer = ClipScorer(clip_dir, batch_size=4)
-    lengths = [len(scorer.tokenize._tokenizer.encode("A photo depicts " + t).ids) for t in ALL]
+    lengths = [
+        len(scorer.files.tokenize._tokenizer.encode("A photo depicts " + t).ids) for t in ALL
+    ]
     assert min(lengths) < CONTEXT < max(lengths), "padded and truncated texts"
     found = scorer.score(images.items(), PREDICTIONS, REFERENCES)
     for i in images:
@@ -108,6 +110,26 @@ def test_equals_the_pytorch_transcription(clip_dir, images):
     first, second = zip(*expected.values(), strict=True)
     assert found.clip_score == pytest.approx(np.mean(first), abs=2e-6)
     assert found.ref_clip_score == pytest.approx(np.mean(second), abs=2e-6)
+
+
+def test_photographs_equal_the_pytorch_transcription(clip_dir, real_data):
+    """JPEGs as they are on disk, of any size; one of their own captions is the prediction."""
+    folder = real_data / "coco_mini"
+    coco = json.loads((folder / "annotations/captions_val2017.json").read_text())
+    names = {image["id"]: folder / "val2017" / image["file_name"] for image in coco["images"]}
+    captions = {}
+    for annotation in coco["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    paths = {i: names[i] for i in list(captions)[:40] if names[i].is_file()}
+    assert len(paths) >= 20
+    predictions = {i: captions[i][0] for i in paths}
+    references = {i: captions[i][1:] for i in paths}
+    pictures = {i: Image.open(path) for i, path in paths.items()}
+    expected = in_pytorch(clip_dir, pictures, predictions, references)
+    assert np.ptp([value for value, _ in expected.values()]) > 1e-3
+    found = ClipScorer(clip_dir).score(paths.items(), predictions, references)
+    for i in paths:
+        np.testing.assert_allclose(found.per_image[i], expected[i], atol=1e-4)
 
 
 def test_the_batch_size_changes_nothing(clip_dir, images):

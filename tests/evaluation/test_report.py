@@ -126,6 +126,22 @@ def test_the_whole_report(world, tmp_path):
     assert "<here>" in seen, "references are escaped, not lost"
 
 
+def test_what_guards_did_is_told_by_step(world, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "scst", copy)
+    with MetricsWriter(copy, enabled=True, tensorboard=False) as writer:
+        trip = {"guard": "length", "action": "rollback", "text": "31 tokens <above>", "value": 31.0}
+        writer.event(30, trip)
+        writer.event(30, {"rollback": True, "step": 30, "to": 20, "lr_scale": 0.5})
+    page = Page(write_report(copy).read_text())
+    notices = "\n".join(page.text)
+    assert "step 30: guard length: 31 tokens <above> (rollback)" in notices
+    assert "step 30: back to the checkpoint of step 20, learning rate × 0.5" in notices
+    assert "value" not in read_view(copy).series
+
+
 def test_it_is_self_contained(world, tmp_path):
     text = write_report(world / "scst", out=tmp_path / "r.html").read_text()
     page = Page(text)

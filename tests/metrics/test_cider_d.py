@@ -12,7 +12,8 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from har_jax.errors import UserError
-from har_jax.metrics.cider_d import CiderD, DocumentFrequency, corpus_cider
+from har_jax.metrics.cider import corpus_cider
+from har_jax.metrics.cider_d import CiderD, DocumentFrequency
 
 WORD = st.sampled_from(["a", "b", "c", "dog", "on", "the"])
 CAPTION = st.one_of(

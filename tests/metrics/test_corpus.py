@@ -106,6 +106,46 @@ def test_meteor_and_spice_say_why_they_did_not_run(monkeypatch):
     assert scores.skipped["SPICE"] == "Java is not installed"
 
 
+@pytest.fixture(scope="module")
+def small():
+    """Captions with what tokenizers differ about."""
+    references = {
+        1: ["A dog's bowl (red), 1 1/2 feet wide.", "The dog cannot eat...", "a bowl, a dog"],
+        2: ["Two cats sleep", 'Cats "asleep" on St. Mary\'s bed'],
+        3: ["A man in the U.S.", "a man"],
+    }
+    return references, {3: "", 1: "a dog's 1 1/2 bowls", 2: "cats sleep on the bed."}
+
+
+def test_official_metrics_are_run_by_pycocoevalcap_and_equal_ours(small):
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    ours, theirs = (
+        score_captions(*small),
+        score_captions(*small, metrics=["official", "CIDEr", "Bleu", "ROUGE_L"]),
+    )
+    assert theirs.signature == ours.signature + "+by=pycocoevalcap[official]"
+    for key, value in ours.corpus.items():
+        assert theirs.corpus[key] == (None if value is None else pytest.approx(value, abs=1e-9))
+    for image_id, values in ours.per_image.items():
+        assert theirs.per_image[image_id] == pytest.approx(values, abs=1e-9)
+    assert theirs.words == ours.words and theirs.reference_words == ours.reference_words
+
+
+def test_official_metrics_call_pycocoevalcaps_scorers(small, monkeypatch):
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    monkeypatch.setattr(Cider, "compute_score", lambda self, truth, results: (7.0, [7.0] * 3))
+    assert score_captions(*small, metrics=["official", "CIDEr"]).corpus["CIDEr"] == 7.0
+    assert score_captions(*small, metrics=["CIDEr"]).corpus["CIDEr"] < 7.0
+
+
+def test_official_metrics_without_java_are_refused(small, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"--metrics=official.*Java is not installed.*same values"):
+        score_captions(*small, metrics=["official"])
+
+
 def test_no_white_space_inside_words():
     """The tokenizer joins "1 1/2" with a non-breaking space, which the metrics split again."""
     references = {1: ["1 1/2 pizzas on it", "a pizza"], 2: ["two cats"]}

@@ -35,6 +35,17 @@ def test_clip_score_by_hand():
     np.testing.assert_allclose(got, [2 * 1.5 * 1.0 / 2.5, 0.0, 0.0], atol=1e-12)
 
 
+def test_the_references_cosine_is_not_scaled():
+    """clipscore.py scales CLIP-S by 2.5, but not the reference term of RefCLIP-S."""
+    image, caption = np.array([[1.0, 0.0]]), np.array([[0.8, 0.6]])
+    reference = np.array([[0.8, -0.6]])
+    first, second = 2.5 * 0.8, 0.8 * 0.8 - 0.6 * 0.6  # 2.0 and 0.28
+    (value,) = ref_clip_score(image, caption, [reference])
+    assert value == pytest.approx(2 * first * second / (first + second), abs=1e-12)
+    scaled = 2 * first * 2.5 * second / (first + 2.5 * second)
+    assert abs(value - scaled) > 0.5
+
+
 def test_clip_score_bad_input():
     ones = np.ones((2, 3))
     with pytest.raises(UserError, match="differ"):

@@ -241,3 +241,23 @@ def test_batches_of_any_size():
     for b, r in itertools.product((1, 2), (1, 5)):
         got = reward(IDS[:b], [["a dog"] * r] * b, np.ones((b, r), bool))
         assert got.shape == (b, r) and got.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["cider_d", "bleu", "bias", "bias_balanced", "length", "repetition"]
+)
+def test_no_images_give_no_rewards_of_the_same_shape(name):
+    """A device may own no row."""
+    values = build(name, DF, REFERENCES)(np.zeros(0, np.int64), [], np.zeros((0, 3), bool))
+    assert values.shape == (0, 3) and values.dtype == np.float32
+
+
+def test_tokens_with_a_space_inside_come_apart():
+    """PTB's "1 1/2" is one token with a hard space; pycocoevalcap's scorers split it."""
+    texts = {1: ["1 1/2 pizzas on it"]}
+    _, per_image = corpus_bleu({1: [["1", "1/2", "pizzas", "on", "it"]]}, {1: ["1", "1/2"]}, n=2)
+    one = build({"bleu": 1.0}, None, texts)
+    assert BleuReward(texts, n=2)(np.array([1]), [["1 1/2"]], ENDED[:1, :1]) == pytest.approx(
+        per_image[1][1], abs=1e-6
+    )
+    assert one(np.array([1]), [["1 1/2 pizzas on it"]], ENDED[:1, :1]) == pytest.approx(1.0)

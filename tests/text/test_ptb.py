@@ -1,13 +1,15 @@
 """`words` against COCO's own tokenizer (the Java program that pycocoevalcap ships)."""
 
+import itertools
 import json
 import random
+import re
 import shutil
 import string
 
 import pytest
 
-from har_jax.text import ptb
+from har_jax.text import ptb, ptb_rules
 from har_jax.text.ptb_automaton import Automaton
 
 
@@ -97,7 +99,10 @@ def test_random_strings():
     assert len(different) <= len(captions) // 1000, different[:5]
 
 
-PLAIN_PIECES = "a Man dog black-and-white cannot Gonna St K Mr bus x-ray miss Miss no co ltd etc"
+PLAIN_PIECES = """
+a Man dog black-and-white cannot Gonna St K Mr bus x-ray miss Miss no co ltd etc dog's it's MEN's
+gonna's o's ol's nat's pty
+"""
 
 
 def test_shortcut_for_plain_captions_agrees_with_the_scanner():
@@ -105,9 +110,19 @@ def test_shortcut_for_plain_captions_agrees_with_the_scanner():
     pool = PLAIN_PIECES.split()
     for _ in range(2000):
         caption = " ".join(
-            rng.choice(pool) + rng.choice(["", "", ","]) for _ in range(rng.randint(1, 8))
-        ) + rng.choice(["", ".", " .", " "])
+            rng.choice(pool) + rng.choice(["", "", ",", ".", " "]) for _ in range(rng.randint(1, 8))
+        ) + rng.choice(["", ".", " .", " ", ",", ", ", "..", ",."])
         assert ptb.words(caption) == ptb._scan(caption), caption
+
+
+def test_abbreviations_of_letters_are_all_known():
+    """The scanner keeps a period only after words of the list (or of other characters)."""
+    short = map("".join, itertools.product(string.ascii_lowercase, repeat=2))
+    listed = re.findall("[a-z]+", ptb_rules.ABBREVIATIONS.lower())
+    for word in {*short, *string.ascii_letters, *listed, *(w + "s" for w in listed)}:
+        for form in (word, word.title()):
+            tokens = ptb._scan_tokens(form + ".")
+            assert ptb._keeps_period(form) == (len(tokens) > 2 or tokens[0].endswith(".")), form
 
 
 def test_longest_match_wins_and_then_the_first_rule():

@@ -1,0 +1,132 @@
+"""pycocoevalcap itself: the tokenizer and the scorers that the published figures come from.
+
+Its tokenizer, METEOR and SPICE are Java programs. `Unavailable` says why something cannot run here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Words = Sequence[str]
+Result = tuple[float, dict[int, float]]
+"""(corpus value, {image id: value})."""
+
+_SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"
+
+
+class Unavailable(Exception):
+    """A metric cannot run here; the text says why."""
+
+
+def words(
+    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
+) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
+    """The words of all texts by pycocoevalcap's own PTBTokenizer, in the order of `references`.
+
+    Raises:
+      Unavailable: no pycocoevalcap, no Java, or Java failed.
+    """
+    _place()
+    texts = {i: [{"caption": text} for text in group] for i, group in references.items()}
+    written = {i: [{"caption": predictions[i]}] for i in references}
+    try:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        truth, own = (PTBTokenizer().tokenize(part) for part in (texts, written))
+        return (
+            {i: [text.split(" ") if text else [] for text in truth[i]] for i in references},
+            {i: own[i][0].split(" ") if own[i][0] else [] for i in references},
+        )
+    except Exception as error:  # a Java program at the end of a pipe fails in many ways
+        raise Unavailable(f"its tokenizer failed: {type(error).__name__}: {error}") from error
+
+
+def scores(
+    metric: str, references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]
+) -> Iterator[tuple[str, Result]]:
+    """(key, result) of CIDEr, Bleu (four keys) or ROUGE_L, by pycocoevalcap's scorers."""
+    truth, results = _as_texts(references, predictions)
+    if metric == "CIDEr":
+        from pycocoevalcap.cider.cider import Cider
+
+        values: Any = Cider().compute_score(truth, results)
+        yield "CIDEr", _by_image(truth, *values)
+    elif metric == "ROUGE_L":
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        values = Rouge().compute_score(truth, results)
+        yield "ROUGE_L", _by_image(truth, *values)
+    else:
+        from pycocoevalcap.bleu.bleu import Bleu
+
+        values = Bleu(4).compute_score(truth, results, verbose=0)
+        for k, (value, per_image) in enumerate(zip(*values, strict=True), 1):
+            yield f"Bleu_{k}", _by_image(truth, value, per_image)
+
+
+def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]) -> Result:
+    """METEOR.
+
+    Raises:
+      Unavailable: no pycocoevalcap, no Java, or it failed.
+    """
+    if not (_place() / "meteor" / "meteor-1.5.jar").exists():
+        raise Unavailable("meteor-1.5.jar is missing from pycocoevalcap")
+    try:
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        truth, results = _as_texts(references, predictions)
+        value, values = Meteor().compute_score(truth, results)
+    except Exception as error:  # see `words`
+        raise Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
+    return _by_image(truth, value, values)
+
+
+def spice(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]) -> Result:
+    """SPICE.
+
+    Raises:
+      Unavailable: no pycocoevalcap, no Java, its models are absent, or it failed.
+    """
+    if not (_place() / "spice" / "lib" / _SPICE_MODELS).exists():
+        # pycocoevalcap would start to download 400 MB here.
+        raise Unavailable(f"SPICE's models ({_SPICE_MODELS}) are not in pycocoevalcap/spice/lib")
+    try:
+        from pycocoevalcap.spice.spice import Spice
+
+        truth, results = _as_texts(references, predictions)
+        value, values = Spice().compute_score(truth, results)
+    except Exception as error:  # see `words`
+        raise Unavailable(f"SPICE failed: {type(error).__name__}: {error}") from error
+    if not math.isfinite(value):
+        raise Unavailable(f"SPICE gave {value}")
+    per_image = (float(scores["All"]["f"]) for scores in values)
+    return float(value), dict(zip(sorted(truth), per_image, strict=True))
+
+
+def _place() -> pathlib.Path:
+    """Where pycocoevalcap is, given that Java is there too."""
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable("pycocoevalcap is not installed (pip install pycocoevalcap)")
+    if shutil.which("java") is None:
+        raise Unavailable("Java is not installed")
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def _as_texts(
+    references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    return (
+        {i: [" ".join(words) for words in captions] for i, captions in references.items()},
+        {i: [" ".join(predictions[i])] for i in references},
+    )
+
+
+def _by_image(images: Mapping[int, Any], value: Any, values: Sequence[Any]) -> Result:
+    return float(value), dict(zip(images, map(float, values), strict=True))
