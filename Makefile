@@ -1,5 +1,5 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
-# make test    the test suite
+# make test    the test suite, in WORKERS=2 processes
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
 
@@ -8,6 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEEDS ?= 1
 OUT ?= runs/demo
+WORKERS ?= 2
 
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := help
@@ -35,7 +36,7 @@ demo: $(VENV)/.installed
 	$(PY) -m har_jax.reproduce --scale=tiny --seeds=$(SEEDS) --out=$(OUT)
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -q --durations=15
+	$(PY) -m pytest -q -n $(WORKERS) --durations=15
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -35,6 +35,8 @@ def tiny():
     c.optim.warmup_steps = 10
     c.eval.every = 175
     c.checkpoint_every = 175
+    c.guards.kl = "warn"  # at this size a second copy of the decoder costs nothing
+    c.guards.clip = "warn"
     return c
 
 
@@ -48,6 +50,9 @@ def coco():
     c.optim.warmup_steps = 200
     c.eval.every = 885
     c.checkpoint_every = 885
+    for guard in ("bad_end", "repetition", "length", "entropy", "reward"):
+        c.guards[guard] = "rollback"
+    c.guards.clip = "warn"
     return c
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,9 +26,20 @@ class DataConfig:
     dir: str = ""  # a prepared dataset (python -m har_jax.prepare)
     train_split: str = "train"
     val_split: str = "val"  # "" for none
+    fraction: float = 1.0  # of the training images: a fixed subset, inside every larger one
+    shots: int = 0  # the same as a number of images; 0: all
+    subset_seed: int = 0  # draws other subsets
     captions_per_image: int = 5  # R of MLE: more are drawn from, fewer are padded and masked
     max_tokens: int = 32  # T: tokens of a caption, EOS included; 0: what the training captions need
     cache_images: bool = True  # keep decoded pixels in memory where they fit
+    features: str = ""  # a feature cache (python -m har_jax.prepare features); "": encode images
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 0  # r of the adapters; 0: none
+    alpha: float = 32.0  # an adapter's product counts alpha / rank
+    targets: str = "attn.(q|k|v|o)"  # regex: the ends of the names of the decoder's linears
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +56,14 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # trained parameters
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # frozen parameters
+    scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
+    fused: bool = False  # q, k, v as one matrix product, gate and up as one
+    lora: LoraConfig = LoraConfig()  # with a rank, the decoder itself is frozen
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the decoder's own weights learn, and not only the projector or adapters."""
+        return self.train_lm and not self.lora.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +83,12 @@ class OptimConfig:
 @dataclasses.dataclass(frozen=True)
 class ScstConfig:
     samples: int = 5  # K per image
-    baseline: Literal["greedy", "leave_one_out"] = "greedy"
+    baseline: Literal["greedy", "leave_one_out", "both"] = "greedy"  # both: the mean of the two
     temperature: float = 1.0  # of the samples, in the rollout and in the update
     reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
+    reward_clip: str = ""  # HF directory of the CLIP behind the reward `clip_score`
     eos: bool = True  # CIDEr-D counts EOS as a word
+    doctor: Literal["on", "warn", "off"] = "on"  # before the first step: har_jax/stages/doctor.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +106,33 @@ class EvalConfig:
     clip_score: str = ""  # HF directory of the independent CLIP that scores
 
 
+GuardAction = Literal["off", "warn", "stop", "rollback"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardsConfig:
+    """What SCST watches while it runs, and what it does then: see har_jax/training/guards.py."""
+
+    bad_end: GuardAction = "warn"  # captions that break off, as in "a man with a"
+    bad_end_rise: float = 0.15  # of their rate, above that at the start
+    repetition: GuardAction = "warn"  # bigrams that stood in the caption before
+    repetition_rise: float = 0.15  # of their rate, above that at the start
+    length: GuardAction = "warn"  # tokens of a caption
+    length_drift: float = 0.5  # relative; beyond both the references and the start
+    entropy: GuardAction = "warn"  # of the policy
+    entropy_floor: float = 0.03  # nats per token
+    reward: GuardAction = "warn"  # of the samples
+    reward_drop: float = 0.5  # relative to the start
+    kl: GuardAction = "off"  # to the MLE policy, whose trained parameters are kept in memory for it
+    kl_limit: float = 2.0  # nats per token
+    clip: GuardAction = "off"  # CIDEr up while CLIPScore falls, of the validation captions
+    clip_drop: float = 0.02  # of CLIPScore, below that at the start
+    window: int = 3  # logs that each figure is averaged over
+    patience: int = 2  # averages beyond the limit, one after the other, before anything is done
+    rollback_lr_factor: float = 0.5  # of the learning rate, after each roll-back
+    max_rollbacks: int = 3  # the next one stops the run
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     stage: Literal["mle", "scst"] = "mle"
@@ -99,6 +148,7 @@ class Config:
     scst: ScstConfig = ScstConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
+    guards: GuardsConfig = GuardsConfig()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -170,10 +220,25 @@ def check(config: Config) -> None:
     positive("eval.batch_size", config.eval.batch_size)
     positive("scst.samples", config.scst.samples)
     positive("scst.temperature", config.scst.temperature)
+    for name in ("bad_end_rise", "repetition_rise", "length_drift", "entropy_floor", "kl_limit"):
+        positive(f"guards.{name}", getattr(config.guards, name))
+    for name in ("clip_drop", "window", "patience"):
+        positive(f"guards.{name}", getattr(config.guards, name))
+    for name in ("reward_drop", "rollback_lr_factor"):
+        if not 0 < getattr(config.guards, name) <= 1:
+            value = getattr(config.guards, name)
+            raise UserError(f"config.guards.{name} is {value}; it must be above 0 and at most 1")
+    if config.guards.max_rollbacks < 0:
+        raise UserError(
+            f"config.guards.max_rollbacks is {config.guards.max_rollbacks}; it must be 0 or more"
+        )
     if not (config.optim.lr >= 0 and math.isfinite(config.optim.lr)):
         raise UserError(f"config.optim.lr is {config.optim.lr}; it must be a finite number >= 0")
+    _check_lora(config.model.lora)
     for name in ("data.dir", "model.clip", "model.lm"):
         section, field = name.split(".")
+        if name == "model.clip" and config.data.features:
+            continue  # imported features have no encoder
         if not getattr(getattr(config, section), field):
             raise UserError(f"config.{name} is not set; give a directory: --config.{name}=DIR")
     if config.stage == "scst":
@@ -182,9 +247,9 @@ def check(config: Config) -> None:
                 "config.init_from is not set: SCST refines an MLE run; give its directory: "
                 "--config.init_from=runs/mle"
             )
-        if config.scst.baseline == "leave_one_out" and config.scst.samples < 2:
+        if config.scst.baseline != "greedy" and config.scst.samples < 2:
             raise UserError(
-                "config.scst.baseline='leave_one_out' needs config.scst.samples >= 2, "
+                f"config.scst.baseline={config.scst.baseline!r} needs config.scst.samples >= 2, "
                 f"got {config.scst.samples}"
             )
     elif config.init_from:
@@ -192,6 +257,20 @@ def check(config: Config) -> None:
             f"config.init_from={config.init_from!r} belongs to SCST, but config.stage is 'mle'; "
             "use --config=configs/scst.py, or leave it out"
         )
+
+
+def _check_lora(lora: LoraConfig) -> None:
+    if lora.rank < 0:
+        raise UserError(f"config.model.lora.rank is {lora.rank}; it must be 0 (no LoRA) or above")
+    if not (lora.alpha > 0 and math.isfinite(lora.alpha)):
+        raise UserError(f"config.model.lora.alpha is {lora.alpha}; it must be a number above 0")
+    try:
+        re.compile(lora.targets)
+    except re.error as error:
+        raise UserError(
+            f"config.model.lora.targets={lora.targets!r} is no regular expression ({error}); give "
+            "one such as 'attn.(q|k|v|o)' or '(attn.(q|v)|mlp.down)'"
+        ) from None
 
 
 def check_devices(config: Config, n_devices: int) -> None:

@@ -38,8 +38,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except BrokenPipeError:  # `… | head`: the reader has gone; nothing is left to say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
             return 130
 
     return wrapped

@@ -1,4 +1,4 @@
-"""The comparison table: `python -m har_jax.reproduce --scale=tiny --seeds=3`.
+"""The tables of the documentation: `python -m har_jax.reproduce --scale=tiny --seeds=3`.
 
 Runs the same commands that a reader would type, one after the other, each printed as it starts.
 What exists already is not made again.
@@ -9,17 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from har_jax import experiments
 from har_jax.errors import UserError, command
+from har_jax.experiments import run_command
 
 DESCRIPTION = """\
 Prepares the data, trains MLE and SCST for each seed, evaluates both on the test split, and prints
 the table MLE | SCST (mean and standard deviation over the seeds). `tiny` needs nothing but this
 package: the embedded scenes and miniature models. `full` takes COCO (Karpathy split) as prepared in
 data/coco and the published weights in models/.
+
+--table=rewards compares SCST's rewards and baselines instead, on the scenes and on a variant whose
+training captions guess a person's gender: greedy and leave-one-out baselines, CIDEr-D + CLIPScore,
+and the term against unsupported gendered words. It writes OUT/rewards.md and OUT/rewards.json.
 """
 
 CONFIGS = pathlib.Path("configs")
@@ -34,12 +39,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scale", choices=("tiny", "full"), default="tiny")
     parser.add_argument(
+        "--table",
+        choices=("comparison", "rewards"),
+        default="comparison",
+        help="MLE | SCST (default), or the rewards and baselines of SCST (at scale tiny)",
+    )
+    parser.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 (default 5)"
     )
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="S", help="start at another seed"
     )
-    parser.add_argument("--out", default="runs/reproduce", metavar="DIR", help="run directories")
+    parser.add_argument(
+        "--out", metavar="DIR", help="run directories (default: runs/reproduce, or runs/rewards)"
+    )
+    parser.add_argument("--mle-steps", type=int, metavar="N", help="of the table of rewards")
+    parser.add_argument(
+        "--scst-steps",
+        type=int,
+        default=150,
+        metavar="N",
+        help="of the table of rewards (default: 150)",
+    )
+    parser.add_argument(
+        "--skewed-seeds",
+        type=int,
+        metavar="N",
+        help="of the skewed variant in it, the first so many (default: all)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands of the table of rewards only"
+    )
     args = parser.parse_args(argv)
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds}: give at least one")
@@ -49,30 +79,33 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"there is no {CONFIGS / name}.py here; run this from the root of the repository"
             )
 
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    if args.table == "rewards":
+        return _rewards(args, seeds)
     began = time.monotonic()
     if args.scale == "tiny":
-        _prepare_tiny()
-    out = pathlib.Path(args.out)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
+        experiments.prepare(experiments.SCENES)
+    out = pathlib.Path(args.out or "runs/reproduce")
     for seed in seeds:
         _one_seed(args.scale, seed, out)
     _conclude(out, list(seeds), time.monotonic() - began)
     return 0
 
 
-def _prepare_tiny() -> None:
-    from har_jax import prepare
-
-    if not pathlib.Path("data/scenes/dataset.json").exists():
-        _run(prepare.main, "har_jax.prepare", "scenes", "--out=data/scenes")
-    if not pathlib.Path("models/scenes/mistral/config.json").exists():
-        _run(
-            prepare.main,
-            "har_jax.prepare",
-            "foundation",
-            "--data=data/scenes",
-            "--out=models/scenes",
-        )
+def _rewards(args: argparse.Namespace, seeds: Sequence[int]) -> int:
+    if args.scale != "tiny":
+        raise UserError(f"--table=rewards is of the scenes: --scale=tiny, not {args.scale!r}")
+    settings = experiments.Settings(
+        pathlib.Path(args.out or "runs/rewards"),
+        seeds,
+        mle_steps=args.mle_steps,
+        scst_steps=args.scst_steps,
+        skewed_seeds=args.skewed_seeds,
+        dry_run=args.dry_run,
+    )
+    experiments.check(settings)
+    experiments.run(settings)
+    return 0
 
 
 def _one_seed(scale: str, seed: int, out: pathlib.Path) -> None:
@@ -85,7 +118,7 @@ def _one_seed(scale: str, seed: int, out: pathlib.Path) -> None:
         ("mle", mle, []),
         ("scst", scst, [f"--config.init_from={mle}"]),
     ):
-        _run(
+        run_command(
             train.main,
             "har_jax.train",
             f"--config=configs/{stage}.py:{preset}",
@@ -94,7 +127,7 @@ def _one_seed(scale: str, seed: int, out: pathlib.Path) -> None:
             *extra,
         )
         if not (run / "eval" / "test" / "scores.json").exists():
-            _run(
+            run_command(
                 evaluate.main,
                 "har_jax.evaluate",
                 f"--checkpoint={run}",
@@ -119,14 +152,6 @@ def _conclude(out: pathlib.Path, seeds: list[int], seconds: float) -> None:
     print(comparison_table(scores))
     for seed in seeds:
         print(f"report: {out / f'scst-{seed}' / 'report.html'}")
-
-
-def _run(main: Callable[[Sequence[str]], int], module: str, *args: str) -> None:
-    """Runs one command in this process, as it would be typed; stops at the first that fails."""
-    print(f"\n$ python -m {module} {shlex.join(args)}", flush=True)
-    code = main(list(args))
-    if code:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 from har_jax import config as configs
 from har_jax.errors import UserError, command
+from har_jax.flags import read_overrides, setup_logging
 from har_jax.progress import write
 
 log = logging.getLogger("har_jax")
@@ -54,37 +55,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
         "--stop-after", type=int, metavar="N", help="leave in order after N steps of this process"
     )
     known, rest = parser.parse_known_args(argv)
-    overrides: dict[str, str] = {}
-    rest = list(rest)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--config."):
-            raise UserError(
-                f"unknown argument {word!r}; settings are given as --config.KEY=VALUE, and "
-                "python -m har_jax.train --help explains the rest"
-            )
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not rest:
-                raise UserError(f"{word} needs a value: {word}=VALUE")
-            value = rest.pop(0)
-        overrides[key] = value
+    overrides = read_overrides(rest, parser.prog)
     return known, overrides
-
-
-class AboveBars(logging.Handler):
-    """Writes to stderr without tearing a progress bar that is being drawn there."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        write(self.format(record))
-
-
-def setup_logging() -> None:
-    """Messages with the time; third parties only when something is wrong."""
-    handler = AboveBars()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("har_jax").setLevel(logging.INFO)
 
 
 @command
@@ -111,6 +83,13 @@ def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) 
     if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
         join_processes()
     outcome = session.train(plan, stop_after=stop_after)
+    if outcome.stopped_by:
+        name = outcome.stopped_by.guard
+        write(
+            f"stopped at step {outcome.step}: {outcome.stopped_by}. Lower config.optim.lr in a new "
+            f"run, or give the same command with --config.guards.{name}=warn to go on"
+        )
+        return 1
     if not outcome.finished:
         log.info("left in order at step %d; the same command continues this run", outcome.step)
         return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it

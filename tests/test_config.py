@@ -56,7 +56,13 @@ def test_overrides_keep_their_types():
         ({"data.dir": ""}, "config.data.dir is not set"),
         ({"init_from": ""}, "config.init_from is not set"),
         ({"scst.baseline": "leave_one_out", "scst.samples": "1"}, "needs config.scst.samples >= 2"),
+        ({"scst.baseline": "both", "scst.samples": "1"}, "'both' needs config.scst.samples"),
         ({"steps.x": "1"}, "unknown key config.steps.x"),
+        ({"guards.length": "roll_back"}, r"did you mean 'rollback'\?\); allowed: off, warn, stop"),
+        ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be above 0"),
+        ({"guards.rollback_lr_factor": "1.5"}, "must be above 0 and at most 1"),
+        ({"guards.max_rollbacks": "-1"}, "must be 0 or more"),
+        ({"scst.doctor": "maybe"}, "allowed: on, warn, off"),
     ],
 )
 def test_mistakes_are_one_clear_line(overrides, message):

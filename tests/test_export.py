@@ -94,6 +94,20 @@ def test_transformers_writes_the_same_captions(workspace, runs, tmp_path, name, 
     ours, lengths = captioner.generate_tokens(pixels)
     assert len({tuple(row) for row in ours}) > len(ours) // 2
 
+    # Back again: bit by bit what the run was, and with its prompt.
+    again = har_jax.load_captioner(tmp_path / "hf")
+    assert again.params.keys() == captioner.params.keys()
+    for key, value in captioner.params.items():
+        np.testing.assert_array_equal(again.params[key], value, err_msg=key)
+        assert again.params[key].sharding == value.sharding
+    configs_of = [c.structure.merge(c.params).config for c in (again, captioner)]
+    assert configs_of[0] == dataclasses.replace(configs_of[1], remat=configs_of[0].remat)
+    assert again.config.data.max_tokens == captioner.config.data.max_tokens
+    assert again.preprocessor == captioner.preprocessor
+    other = har_jax.load_captioner(tmp_path / "hf", prompt="a photo")
+    prompt_ids = other.structure.merge(other.params).config.prompt
+    assert list(prompt_ids) == captioner.tokenizer.encode("a photo")[:-1]
+
     model = load_llava(tmp_path / "hf")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
     texts = [f"<image>{prompt}"] * len(images)

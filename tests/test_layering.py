@@ -11,16 +11,19 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "har_jax"
 LAYERS = [
     {"errors", "types", "version"},
     {"files", "sharding", "progress", "text"},
-    {"config", "metrics"},
+    {"config", "flags", "metrics"},
     {"models"},
     {"interchange", "checkpoint"},
     {"data", "decoding", "rewards"},
     {"assembly"},
+    {"pretrained"},
     {"inference"},
     {"evaluation"},
     {"training"},
     {"stages"},
-    {"train", "evaluate", "caption", "export", "prepare"},
+    {"preparation"},
+    {"train", "evaluate", "caption", "doctor", "export", "prepare"},
+    {"experiments"},
     {"reproduce"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

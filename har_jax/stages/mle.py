@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from har_jax.data.pipeline import visual
 from har_jax.models.captioner import Captioner, length_mask
 from har_jax.models.functional import Params, Structure
 from har_jax.types import Array
@@ -22,14 +23,15 @@ LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, A
 
 
 def make_mle_loss(structure: Structure[Captioner]) -> LossFn:
-    """The loss of a batch `image [B,H,W,3]`, `tokens [B,R,T]`, `lengths [B,R]` (0: padding)."""
+    """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `tokens [B,R,T]`,
+    `lengths [B,R]` (0: padding)."""
 
     def loss_fn(
         params: Params, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         del key  # nothing here is random: the batch order is the pipeline's
         captioner = structure.merge(params)
-        cache = captioner.prefill(captioner.project(captioner.encode(batch["image"])))
+        cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
         logits = captioner.logits(cache, batch["tokens"])
         mask = length_mask(batch["lengths"], batch["tokens"].shape[-1])
         chosen = jnp.take_along_axis(logits, batch["tokens"][..., None], axis=-1)[..., 0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,23 +18,29 @@ from har_jax.assembly import (
     is_trained,
     load_lm_params,
     load_vision_params,
+    new_lora_params,
     new_projector_params,
+    restore_trained,
 )
-from har_jax.checkpoint import Checkpoints, abstract
-from har_jax.config import Config, check_devices
-from har_jax.data.pipeline import train_batches
+from har_jax.checkpoint import Checkpoints, has_checkpoint
+from har_jax.config import Config, ModelConfig, check_devices
+from har_jax.data import overlap
+from har_jax.data.pipeline import TrainBatches, train_batches
 from har_jax.decoding import DecodePlan
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
 from har_jax.rewards.callback import RewardCallback
 from har_jax.sharding import ROLLOUT_RULES, make_mesh
-from har_jax.stages.mle import make_mle_loss
-from har_jax.stages.observe import summariser, validator
+from har_jax.stages.clip_reward import clip_parts
+from har_jax.stages.doctor import examine_policy, examine_texts, refuse
+from har_jax.stages.mle import LossFn, make_mle_loss
+from har_jax.stages.observe import policy_distance, summariser, validator, watches_clip
 from har_jax.stages.plan import Plan
 from har_jax.stages.scst import make_scst_loss
+from har_jax.training.guards import Guards, Trip
 from har_jax.training.loop import Hooks, fit
 from har_jax.training.optimizer import make_optimizer
-from har_jax.training.run_dir import open_run, run_info
+from har_jax.training.run_dir import check_run, note, open_run, run_info
 from har_jax.training.step import make_train_step
 from har_jax.training.writers import MetricsWriter
 
@@ -45,37 +54,46 @@ class Outcome:
     finished: bool  # reached config.steps; False: left in order before
     step: int
     compilations: int  # of the training step; more than 1 means that some shape changed
+    stopped_by: Trip | None = None  # the guard that ended it
 
 
-def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
-    """Runs (or resumes) a planned session."""
+@dataclasses.dataclass
+class Session:
+    """A plan on its devices: parameters in their shards, the stage's loss, the batches."""
+
+    plan: Plan
+    mesh: Mesh
+    structure: Structure[Captioner]
+    trained: Params
+    frozen: Params
+    loss_fn: LossFn
+    callback: RewardCallback | None  # SCST's
+    batches: TrainBatches
+
+    @functools.cached_property
+    def look(self) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], Any]:
+        """(trained, frozen, batch, key) → what a step logs, without its gradient; compiled."""
+
+        def look(trained: Params, frozen: Params, batch: Any, key: jax.Array) -> Any:
+            return self.loss_fn({**frozen, **trained}, batch, key)[1]
+
+        return jax.jit(look)
+
+
+def assemble(plan: Plan) -> Session:
+    """Loads what a plan names. Nothing is written."""
     config, foundation = plan.config, plan.foundation
     check_devices(config, jax.device_count())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     structure = foundation.structure(config.model)
-    reward_signature = None if plan.reward is None else plan.reward.signature
-    if reward_signature and config.scst.baseline:
-        reward_signature += f"+baseline[{config.scst.baseline},K={config.scst.samples}]"
-    info = run_info(
-        config,
-        base=foundation.base,
-        parent=plan.parent,
-        reward_signature=reward_signature,
-        parameters=_count(structure, config),
-    )
-    primary = jax.process_index() == 0
-    if primary:
-        resumed = open_run(plan.workdir, config, info)
-        _announce(plan, info, mesh, resumed)
-
-    checkpoints = Checkpoints(plan.workdir)
-    trained, frozen = _parameters(plan, structure, mesh)
-    shardings = structure.shardings(mesh)
+    trained, frozen = _parameters(plan, mesh)
     callback = None
     if config.stage == "mle":
         loss_fn = make_mle_loss(structure)
     else:
         assert plan.reward is not None
+        for part in clip_parts(plan.reward):
+            frozen |= part.load(mesh, plan.workdir)
         callback = RewardCallback(
             plan.reward,
             foundation.tokenizer.decode,
@@ -94,17 +112,10 @@ def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
             decode_plan,
             callback,
             config.scst.baseline,
-            structure.shardings(mesh, ROLLOUT_RULES) if mesh.size > 1 else None,
+            structure.map(Captioner.for_decoding).shardings(mesh, ROLLOUT_RULES)
+            if mesh.size > 1
+            else None,
         )
-    axes = {name: axes for name, axes in structure.logical_axes.items() if name in trained}
-    step = make_train_step(
-        loss_fn,
-        make_optimizer(config.optim, config.steps, axes),
-        trained,
-        {name: shardings[name] for name in trained},
-        mesh,
-        config.seed,
-    )
     batches = train_batches(
         plan.train_split,
         foundation.preprocessor,
@@ -116,23 +127,86 @@ def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_images=config.data.cache_images,
+        features=plan.features,
+    )
+    return Session(plan, mesh, structure, trained, frozen, loss_fn, callback, batches)
+
+
+def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
+    """Runs (or resumes) a planned session."""
+    config, foundation = plan.config, plan.foundation
+    check_devices(config, jax.device_count())
+    info = run_info(
+        config,
+        base=foundation.base,
+        parent=plan.parent,
+        reward_signature=_reward_signature(plan),
+        parameters=_count(foundation.structure(config.model), config),
+        data=plan.data,
+    )
+    primary = jax.process_index() == 0
+    if primary:
+        check_run(plan.workdir, config, info)
+    examining = config.stage == "scst" and config.scst.doctor != "off"
+    examining = examining and not has_checkpoint(plan.workdir)  # a resumed run was examined
+    if examining:
+        refuse(examine_texts(plan), config.scst.doctor)
+    session = assemble(plan)
+    before: dict[str, float] = {}
+    if examining:
+        examination = examine_policy(session)
+        refuse(examination.findings, config.scst.doctor)
+        before = examination.figures
+    mesh, structure, callback = session.mesh, session.structure, session.callback
+    trained, frozen = session.trained, session.frozen
+    if primary:
+        resumed = open_run(plan.workdir, config, info)
+        overlap.save(plan.workdir, plan.trained_on)
+        for part in clip_parts(plan.reward) if plan.reward else ():
+            part.save(plan.workdir)
+        _announce(plan, info, mesh, structure, resumed)
+
+    checkpoints = Checkpoints(plan.workdir)
+    shardings = structure.shardings(mesh)
+    axes = {name: axes for name, axes in structure.logical_axes.items() if name in trained}
+    step = make_train_step(
+        session.loss_fn,
+        make_optimizer(config.optim, config.steps, axes),
+        trained,
+        {name: shardings[name] for name in trained},
+        mesh,
+        config.seed,
     )
     writer = MetricsWriter(plan.workdir, enabled=primary, total_steps=config.steps)
     hooks = Hooks(
         validate=validator(plan, structure, frozen, mesh, writer) if plan.val_split else None,
         summarise=summariser(plan, writer) if callback else None,
         check=callback.raise_if_failed if callback else None,
+        start_over=lambda: _parameters(plan, mesh)[0],
+        note=(lambda rollbacks: note(plan.workdir, rollbacks=rollbacks)) if primary else None,
     )
-    state, finished = fit(
+    guards = None
+    if config.stage == "scst":
+        watched = config.guards
+        if watched.clip != "off" and not watches_clip(plan):
+            log.info("  guard clip  off: it needs config.eval.clip_score and a validation split")
+            watched = dataclasses.replace(watched, clip="off")
+        guards = Guards(watched, reference_length=session.batches.captions.mean_length)
+        guards.begin(before)
+        if watched.kl != "off":  # a copy: the step takes its parameters' memory over
+            start = jax.tree.map(jnp.copy, trained)
+            hooks.measure = policy_distance(plan, structure, start, frozen)
+    result = fit(
         config,
         step,
         trained,
         frozen,
-        batches,
+        session.batches,
         checkpoints,
         writer,
         mesh,
         hooks,
+        guards=guards,
         stop_after=stop_after,
     )
     if step.compilations > 1:
@@ -141,27 +215,31 @@ def train(plan: Plan, *, stop_after: int | None = None) -> Outcome:
         )
     checkpoints.close()
     writer.close()
-    return Outcome(finished, int(state.step), step.compilations)
+    return Outcome(result.finished, int(result.state.step), step.compilations, result.stopped_by)
 
 
-def _parameters(plan: Plan, structure: Structure[Captioner], mesh: Mesh) -> tuple[Params, Params]:
+def _reward_signature(plan: Plan) -> str | None:
+    """What the rewards and their baseline depend on; None in MLE."""
+    if plan.reward is None:
+        return None
+    scst = plan.config.scst
+    return f"{plan.reward.signature}+baseline[{scst.baseline},K={scst.samples}]"
+
+
+def _parameters(plan: Plan, mesh: Mesh) -> tuple[Params, Params]:
     """The trained and the frozen parameters before the first step, in their shards."""
     config, model = plan.config, plan.config.model
-    frozen = load_vision_params(model, mesh)
-    if not model.train_lm:
+    frozen = load_vision_params(model, mesh) if plan.foundation.config.vision else {}
+    if not model.trains_base:
         frozen |= load_lm_params(model, mesh, dtype=model.frozen_dtype)
     if plan.parent is None:
         trained = new_projector_params(plan.foundation, model, config.seed, mesh)
-        if model.train_lm:
+        trained |= new_lora_params(plan.foundation, model, config.seed, mesh)
+        if model.trains_base:
             trained |= load_lm_params(model, mesh)
     else:
-        shapes = {n: x for n, x in structure.shapes.items() if is_trained(n, model)}
-        shardings = structure.shardings(mesh)
-        checkpoints = Checkpoints(plan.parent["run"], read_only=True)
-        trained = checkpoints.restore_params(
-            plan.parent["step"], abstract(shapes, {n: shardings[n] for n in shapes})
-        )
-        checkpoints.close()
+        run, step = plan.parent["run"], plan.parent["step"]
+        trained = restore_trained(plan.foundation, model, run, step, mesh)
     return trained, frozen
 
 
@@ -171,12 +249,37 @@ def _count(structure: Structure[Captioner], config: Config) -> dict[str, int]:
     return {"total": sum(sizes.values()), "trained": trained}
 
 
-def _announce(plan: Plan, info: Mapping[str, Any], mesh: Mesh, resumed: bool) -> None:
+def _how_it_learns(model: ModelConfig, structure: Structure[Captioner]) -> str:
+    if not model.lora.rank:
+        return "" if model.train_lm else " (frozen)"
+    shapes, axes = structure.shapes, structure.logical_axes
+    factors = [n for n in structure.names if n.endswith(".lora_a")]
+    count = sum(shapes[n].shape[0] if axes[n][0] == "layers" else 1 for n in factors)
+    kinds = sorted({re.sub(r"^lm\.(layers\.(\d+\.)?)?|\.lora_a$", "", n) for n in factors})
+    return f" (frozen) + LoRA r={model.lora.rank} on {count} linears ({', '.join(kinds)})"
+
+
+def _announce(
+    plan: Plan,
+    info: Mapping[str, Any],
+    mesh: Mesh,
+    structure: Structure[Captioner],
+    resumed: bool,
+) -> None:
     config, counts = plan.config, info["parameters"]
     log.info("%s %s: %s", "resuming" if resumed else "starting", config.stage, plan.workdir)
-    log.info("  data        %s, %d images", config.data.dir, len(plan.train_split))
-    log.info("  encoder     %s (frozen)", config.model.clip)
-    log.info("  decoder     %s%s", config.model.lm, "" if config.model.train_lm else " (frozen)")
+    whole = plan.data["of"]
+    log.info(
+        "  data        %s, %d images%s",
+        config.data.dir,
+        len(plan.train_split),
+        f" of {whole}" if len(plan.train_split) < whole else "",
+    )
+    if plan.features is None:
+        log.info("  encoder     %s (frozen)", config.model.clip)
+    else:
+        log.info("  features    %s", plan.features.describe())
+    log.info("  decoder     %s%s", config.model.lm, _how_it_learns(config.model, structure))
     log.info(
         "  parameters  %s, of which %s learn", f"{counts['total']:,}", f"{counts['trained']:,}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,10 @@ from har_jax.errors import UserError
 from har_jax.files import write_json
 from har_jax.version import __version__
 
-_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "mesh", "eval", "data.cache_images")
+_MAY_CHANGE = (
+    *("steps", "log_every", "checkpoint_every", "mesh", "eval", "guards"),
+    *("data.cache_images", "scst.doctor"),
+)
 """Settings that a resumed run may change: how long and how observed, not what is learned."""
 
 
@@ -28,12 +32,15 @@ def run_info(
     parent: Mapping[str, Any] | None = None,
     reward_signature: str | None = None,
     parameters: Mapping[str, int] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `run.json` says."""
     return {
         "stage": config.stage,
         "parent": dict(parent) if parent else None,
         "base": dict(base),
+        "data": dict(data) if data else None,
+        "lora": dataclasses.asdict(config.model.lora) if config.model.lora.rank else None,
         "reward_signature": reward_signature,
         "parameters": dict(parameters or {}),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -47,10 +54,11 @@ def run_info(
     }
 
 
-def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, Any]) -> bool:
-    """Creates the run directory, or checks that it may be resumed; True when it was there before.
+def check_run(workdir: str | os.PathLike[str], config: Config, info: Mapping[str, Any]) -> bool:
+    """Whether a run is there already. Nothing is written.
 
-    Call it on process 0 only.
+    Raises:
+      UserError: the directory holds something else, or a run that these settings do not continue.
     """
     path = pathlib.Path(workdir)
     if not (path / "config.json").exists():
@@ -59,9 +67,6 @@ def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, An
                 f"--workdir={workdir} holds files but is not a run of har_jax.train; give an empty "
                 "or a new directory"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "run.json", info)
-        write_json(path / "config.json", config.to_dict())
         return False
     # Through Config: a key that an older version did not have yet stands at its default.
     old = _flat(Config.from_dict(json.loads((path / "config.json").read_text())).to_dict())
@@ -78,14 +83,40 @@ def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, An
             "Resume it with the same settings, or give a new --workdir"
         )
     before = json.loads((path / "run.json").read_text())
-    for key in ("base", "reward_signature"):
+    for key in ("base", "reward_signature", "data"):
+        if key == "data" and before.get(key) is None:  # begun by an older version
+            continue
         if _fingerprints(before.get(key)) != _fingerprints(info.get(key)):
             raise UserError(
                 f"--workdir={workdir} was begun with another {key.replace('_', ' ')}: "
                 f"{before.get(key)} then, {info.get(key)} now; give a new --workdir"
             )
-    write_json(path / "config.json", config.to_dict())
     return True
+
+
+def open_run(workdir: str | os.PathLike[str], config: Config, info: dict[str, Any]) -> bool:
+    """Creates the run directory, or continues a run; True when it was there before.
+
+    Call it on process 0 only.
+
+    Raises:
+      UserError: see `check_run`.
+    """
+    path = pathlib.Path(workdir)
+    resumed = check_run(workdir, config, info)
+    if not resumed:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "run.json", info)
+    write_json(path / "config.json", config.to_dict())
+    return resumed
+
+
+def note(workdir: str | os.PathLike[str], **values: Any) -> None:
+    """Sets keys of `run.json`, such as what happened to a run on its way. Process 0 only."""
+    path = pathlib.Path(workdir) / "run.json"
+    before = json.loads(path.read_text())
+    if before != before | values:
+        write_json(path, before | values)
 
 
 def _fingerprints(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -24,6 +24,7 @@ class TrainState(NamedTuple):
     step: Array  # int32 []: updates done
     params: Params  # the trained ones
     optimizer: PyTree
+    lr_scale: Array  # float32 []: of the learning rate; 1 unless guards rolled the run back
 
 
 class StateShardings(NamedTuple):
@@ -32,6 +33,7 @@ class StateShardings(NamedTuple):
     step: NamedSharding
     params: dict[str, NamedSharding]
     optimizer: PyTree
+    lr_scale: NamedSharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,18 @@ class TrainStep:
     def start(self, params: Params) -> TrainState:
         """The state before the first step; optimizer moments are born in their shards."""
         init = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)
-        return TrainState(jax.device_put(jnp.int32(0), self.shardings.step), params, init(params))
+        return self.state(0, params, init(params))
+
+    def state(
+        self, step: int, params: Params, optimizer: PyTree, lr_scale: float = 1
+    ) -> TrainState:
+        """A state from its parts."""
+        return TrainState(
+            jax.device_put(np.int32(step), self.shardings.step),
+            params,
+            optimizer,
+            jax.device_put(np.float32(lr_scale), self.shardings.lr_scale),
+        )
 
     @property
     def compilations(self) -> int:
@@ -75,6 +88,7 @@ def make_train_step(
         replicated(mesh),
         dict(param_shardings),
         optimizer_shardings(optimizer, params, param_shardings, mesh),
+        replicated(mesh),
     )
 
     def step(
@@ -87,9 +101,10 @@ def make_train_step(
 
         (loss, logs), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        updates = jax.tree.map(lambda u: u * state.lr_scale.astype(u.dtype), updates)
         params = cast(Params, optax.apply_updates(state.params, updates))
         logs = {"loss": loss, **logs, "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, optimizer_state), logs
+        return TrainState(state.step + 1, params, optimizer_state, state.lr_scale), logs
 
     out = TrainState(*cast(Any, shardings))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(out, None))

@@ -86,6 +86,12 @@ class MetricsWriter:
                 events.add_scalar(name, value, int(step))
         log.info("%s", console_line(step, values, self.total_steps))
 
+    def event(self, step: int, fields: Mapping[str, Any]) -> None:
+        """Files something that happened, such as a guard's trip: `{"step", "event": {...}}`."""
+        if self.enabled:
+            row = {"step": int(step), "time": round(time.time(), 3), "event": dict(fields)}
+            self._append(METRICS, row)
+
     def samples(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Files captions: each row has `image_id`, `caption`, `references` and whatever else."""
         if not self.enabled:
@@ -179,13 +185,16 @@ def console_line(step: int, figures: Mapping[str, float], total: int | None = No
         groups.setdefault(group, {})[leaf] = value
     parts = [f"step {of_total}"]
     for group, values in groups.items():
-        if group:
-            parts.append(f"{group:<5}")
-        parts += [
+        shown = [
             f"{label} {_number(values[key], spec)}{unit}".strip()
             for key, (label, spec, unit) in _CONSOLE.items()
             if key in values
         ]
+        if group.endswith("/reward_part"):
+            shown = [f"{name} {value:.3f}" for name, value in values.items()]
+        elif group and shown:
+            parts.append(f"{group:<5}")
+        parts += shown
     return "  ".join(parts).rstrip()
 
 

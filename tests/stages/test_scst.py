@@ -1,20 +1,23 @@
 """SCST's gradient against REINFORCE written by hand, and against the exact policy gradient."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from har_jax.decoding import DecodePlan, decode
-from har_jax.models.captioner import length_mask
-from har_jax.models.functional import split
+from har_jax.models.captioner import Captioner, length_mask
+from har_jax.models.functional import split, structure_of
+from har_jax.models.layouts import convert
 from har_jax.rewards.callback import RewardCallback
 from har_jax.sharding import ROLLOUT_RULES, batch_sharding, make_mesh
 from har_jax.stages.mle import make_mle_loss
 from har_jax.stages.scst import advantages, make_scst_loss, policy_gradient_loss
-from tests.helpers import images, small_captioner
+from tests.helpers import images, small_captioner, small_config
 
 T, K = 5, 3
 
@@ -160,6 +163,8 @@ def test_leave_one_out_is_the_mean_of_the_others():
     rewards = jnp.asarray([[9.0, 1.0, 2.0, 6.0]])
     np.testing.assert_allclose(advantages(rewards, "leave_one_out"), [[1 - 4, 2 - 3.5, 6 - 1.5]])
     np.testing.assert_allclose(advantages(rewards, "greedy"), [[-8, -7, -3]])
+    # The mean of both baselines: (9 + 4) / 2, (9 + 3.5) / 2, (9 + 1.5) / 2.
+    np.testing.assert_allclose(advantages(rewards, "both"), [[1 - 6.5, 2 - 6.25, 6 - 5.25]])
 
 
 def count_primitives(jaxpr, names):
@@ -191,7 +196,11 @@ def test_one_step_holds_one_loop_and_one_callback():
     assert (4, 1 + K, T) in carried  # the rows of the one loop: greedy and K samples
 
 
-def test_eight_devices_give_the_same_gradient():
+@pytest.mark.parametrize(
+    "layout", [{}, {"scan_layers": True, "fused": True}], ids=["plain", "scan-fused"]
+)
+def test_eight_devices_give_the_same_gradient(layout):
+    """In any layout of the decoder's parameters, too."""
     structure, params = split(small_captioner())
     plan = DecodePlan(T, samples=K)
     batch, key = batch_of(8), jax.random.key(7)
@@ -202,18 +211,21 @@ def test_eight_devices_give_the_same_gradient():
 
     loss, logs, grads = run(make_scst_loss(structure, plan, reward_callback()), params, batch)
     mesh = make_mesh(2, 2, 2)
+    other = structure_of(lambda: Captioner(small_config(**layout), rngs=nnx.Rngs(0)))
+    move = functools.partial(convert, wanted=other.shapes)
     with jax.set_mesh(mesh):
-        sharded = jax.device_put(params, structure.shardings(mesh))
+        sharded = jax.jit(move, out_shardings=other.shardings(mesh))(params)
         loss_fn = make_scst_loss(
-            structure,
+            other,
             plan,
             reward_callback(mesh),
             "greedy",
-            structure.shardings(mesh, ROLLOUT_RULES),
+            other.map(Captioner.for_decoding).shardings(mesh, ROLLOUT_RULES),
         )
         loss8, logs8, grads8 = run(loss_fn, sharded, jax.device_put(batch, batch_sharding(mesh)))
     np.testing.assert_array_equal(logs["rollout/tokens"], logs8["rollout/tokens"])
     np.testing.assert_allclose(loss, loss8, rtol=1e-5)
+    grads8 = convert(jax.device_get(grads8), structure.shapes)
     for name, gradient in grads.items():
         scale = max(float(jnp.abs(gradient).max()), 1e-3)
         np.testing.assert_allclose(gradient, grads8[name], atol=1e-4 * scale, err_msg=name)

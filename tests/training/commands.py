@@ -18,6 +18,8 @@ def train_arguments(workspace, run, stage="mle", **overrides):
         "data.max_tokens": 12,
         "optim.lr": 1e-3,
         "optim.warmup_steps": 0,
+        "scst.doctor": "off",  # random models would not pass it
+        "guards.kl": "off",
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return [

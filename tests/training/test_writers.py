@@ -143,6 +143,13 @@ def test_the_console_line(tmp_path, caplog):
     assert caplog.messages == ["step  20/600  train  loss   2.3456  850 img/s"]
 
 
+def test_parts_of_a_reward_are_named_on_the_console():
+    line = console_line(
+        5, {"train/reward": 3.2, "train/reward_part/bleu": 0.25, "train/reward_part/my.f:g": 1}
+    )
+    assert line.endswith("train  reward  3.200  bleu 0.250  my.f:g 1.000")
+
+
 def test_console_columns_are_aligned():
     a = console_line(5, {"train/loss": 12.5, "train/accuracy": 0.5, "train/grad_norm": 0.1}, 1000)
     b = console_line(

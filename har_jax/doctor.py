@@ -1,0 +1,85 @@
+"""`python -m har_jax.doctor`: looks at an SCST run before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from har_jax import config as configs
+from har_jax.errors import UserError, command
+from har_jax.files import dumps
+from har_jax.flags import read_overrides, setup_logging
+
+DESCRIPTION = """\
+Finds out whether SCST has anything to learn from, before a day of a machine is spent on it: does
+the reward see the captions as the references are (tokenizer, end of sentence, document
+frequencies), do captions of the MLE policy earn anything, how far are samples from the greedy
+caption, how many of them have no advantage? One line for each thing looked at; exit code 2 if
+training could only waste its time. har_jax.train asks the same before its first step.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m har_jax.doctor --config=configs/scst.py:tiny --config.init_from=runs/mle
+  python -m har_jax.doctor --config=configs/scst.py:coco --config.init_from=runs/mle --images=256
+
+docs/doctor.md explains every finding.
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m har_jax.doctor",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE[:PRESET]", required=True, help="configuration file of SCST"
+    )
+    parser.add_argument(
+        "--images", type=int, default=64, metavar="N", help="training images (default: 64)"
+    )
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = read_overrides(rest, parser.prog)
+    setup_logging()
+    logging.getLogger("har_jax").setLevel(logging.WARNING)
+    if arguments.images < 2:
+        raise UserError(f"--images={arguments.images}: give at least 2")
+    config = configs.load(arguments.config, overrides)
+    if config.stage != "scst":
+        raise UserError(
+            f"--config={arguments.config} is of stage {config.stage!r}; the doctor looks at SCST: "
+            "--config=configs/scst.py"
+        )
+    return examine(config, arguments.images, as_json=arguments.json)
+
+
+def examine(config: configs.Config, images: int, *, as_json: bool = False) -> int:
+    """Prints the findings; 2 if one of them should stop a run."""
+    from har_jax.stages import doctor, session
+    from har_jax.stages.plan import make_plan
+
+    plan = make_plan(config, "")
+    findings = doctor.examine_texts(plan, images)
+    # A reward that cannot be computed needs no policy to show it.
+    broken = any(f.name == "reward" and f.severity == "stop" for f in findings)
+    if not broken:
+        findings += doctor.examine_policy(session.assemble(plan), images).findings
+    if as_json:
+        print(dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(finding)
+    stops = sum(finding.severity == "stop" for finding in findings)
+    if stops and not as_json:
+        print(f"{stops} of {len(findings)} findings stop this run")
+    return 2 if stops else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
