@@ -338,25 +338,23 @@ class CiderD:
         words: list[str] = []
         starts = [0]
         for caption, done in zip(itertools.chain.from_iterable(captions), finished, strict=True):
-            words.extend(caption)
+            words += caption
             if done and self.eos:
                 words.append(EOS_WORD)
             starts.append(len(words))
-        flat = np.asarray(self._ids(words), np.int32)
-        scores = self._score_flat(flat, np.asarray(starts, np.int64), np.asarray(rows, np.int64))
+        scores = self._score_flat(
+            self._ids(words), np.asarray(starts, np.int64), np.asarray(rows, np.int64)
+        )
         return scores.reshape(len(captions), width)
 
-    def _ids(self, words: Words) -> list[int]:
+    def _ids(self, words: Words) -> Int32[np.ndarray, " words"]:
         """Word ids; words outside the vocabulary get the next ids after it, for this call only."""
-        ids: list[Any] = list(map(self._vocabulary.get, words))
-        if None not in ids:
-            return ids
-        size = len(self._vocabulary)
+        known = map(self._vocabulary.get, words, itertools.repeat(-1))
+        ids = np.fromiter(known, np.int32, len(words))
         unknown: dict[str, int] = {}
-        return [
-            unknown.setdefault(word, size + len(unknown)) if i is None else i
-            for word, i in zip(words, ids, strict=True)
-        ]
+        for place in np.flatnonzero(ids < 0).tolist():
+            ids[place] = unknown.setdefault(words[place], len(self._vocabulary) + len(unknown))
+        return ids
 
     def _score_flat(
         self,
