@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
     from har_jax.errors import UserError
 
     if len(arguments.images) > 1:
-        raise UserError(f"prepare folder takes one --images, got {len(arguments.images)}")
+        raise UserError(
+            f"prepare folder takes one --images, got {len(arguments.images)}; give the folder "
+            "above them, and in the captions file each image's path below it"
+        )
     shares = Shares(arguments.val, arguments.test)
     columns = folder.Columns(arguments.image_column, arguments.caption_column)
     write_photographs(
