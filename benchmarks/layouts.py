@@ -27,9 +27,9 @@ from flax import nnx
 
 from har_jax.decoding import DecodePlan, decode
 from har_jax.models.captioner import Captioner, CaptionerConfig
+from har_jax.models.decoders.mistral import MistralConfig
 from har_jax.models.functional import Structure, structure_of
 from har_jax.models.layouts import convert
-from har_jax.models.mistral import MistralConfig
 
 B, P, K, T, VOCABULARY, FEATURES = 8, 17, 5, 16, 2000, 128
 LAYOUTS = {

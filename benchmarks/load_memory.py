@@ -41,10 +41,10 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
     from flax import nnx
 
     from har_jax.interchange import hf_dir, safetensors_file
-    from har_jax.interchange.mistral import mistral_table
+    from har_jax.interchange.families.mistral import mistral_table
     from har_jax.interchange.table import find
+    from har_jax.models.decoders.mistral import Mistral, MistralConfig
     from har_jax.models.functional import structure_of
-    from har_jax.models.mistral import Mistral, MistralConfig
 
     config = MistralConfig(
         hidden_size=2048,
@@ -91,7 +91,7 @@ def load(directory: pathlib.Path, dtype: str, scan_layers: bool, fused: bool) ->
     import jax
     import jax.numpy as jnp
 
-    from har_jax.interchange.mistral import load_mistral
+    from har_jax.interchange.families.mistral import load_mistral
     from har_jax.models.functional import split
     from har_jax.sharding import make_mesh
 

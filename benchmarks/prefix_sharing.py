@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.clip import VisionConfig
+from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.encoders.clip import VisionConfig
 from har_jax.models.functional import split
-from har_jax.models.mistral import MistralConfig
 
 B, K, T = 16, 5, 20
 

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from har_jax.data import writer
+from har_jax.data import builder as writer
 from har_jax.data.dataset import Example, open_split
 from har_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from har_jax.data.pipeline import eval_batches

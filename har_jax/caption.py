@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = [read_image(path) for path in args.images]
 
     from har_jax.files import dumps
-    from har_jax.inference import load_captioner
+    from har_jax.loading.writer import load_captioner
 
     captioner = load_captioner(args.checkpoint, step=args.step)
     captions = captioner.generate(

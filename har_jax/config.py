@@ -42,22 +42,28 @@ class LoraConfig:
     targets: str = "attn.(q|k|v|o)"  # regex: the ends of the names of the decoder's linears
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    clip: str = ""  # HF directory of the frozen encoder
-    lm: str = ""  # HF directory of the decoder, its tokenizer beside it
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionerSettings:
+    """How a captioner computes, whatever its weights: `models.captioner.CaptionerConfig` is this and
+    the shapes of its parts, so that each of these settings is written here alone."""
+
     projector: Literal["patch", "pooled"] = "patch"
     prefix_tokens: int = 10  # of a pooled projector
     projector_hidden: int = 0  # 0: the decoder's width
     vision_layer: int = -2  # layer whose patch tokens are read
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
+    scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
+    dtype: Literal["float32", "bfloat16"] = "float32"  # activations
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(CaptionerSettings):
+    clip: str = ""  # HF directory of the frozen encoder
+    lm: str = ""  # HF directory of the decoder, its tokenizer beside it
     prompt: str = ""  # text after the image, before the caption
     train_lm: bool = True  # False: only the projector learns
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
-    dtype: Literal["float32", "bfloat16"] = "float32"  # activations
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # trained parameters
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # frozen parameters
-    scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
-    fused: bool = False  # q, k, v as one matrix product, gate and up as one
     lora: LoraConfig = LoraConfig()  # with a rank, the decoder itself is frozen
 
     @property
@@ -84,11 +90,12 @@ class OptimConfig:
 class ScstConfig:
     samples: int = 5  # K per image
     baseline: Literal["greedy", "leave_one_out", "both"] = "greedy"  # both: the mean of the two
+    objective: str = "policy_gradient"  # or package.module:function, see objectives/registry.py
     temperature: float = 1.0  # of the samples, in the rollout and in the update
     reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
     reward_clip: str = ""  # HF directory of the CLIP behind the reward `clip_score`
     eos: bool = True  # CIDEr-D counts EOS as a word
-    doctor: Literal["on", "warn", "off"] = "on"  # before the first step: har_jax/stages/doctor.py
+    doctor: Literal["on", "warn", "off"] = "on"  # before the first step: har_jax/sessions/doctor.py
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(config: configs.Config, images: int, *, as_json: bool = False) -> int:
     """Prints the findings; 2 if one of them should stop a run."""
-    from har_jax.stages import doctor, session
-    from har_jax.stages.plan import make_plan
+    from har_jax.sessions import doctor
+    from har_jax.sessions import run as session
+    from har_jax.sessions.plan import make_plan
 
     plan = make_plan(config, "")
     findings = doctor.examine_texts(plan, images)

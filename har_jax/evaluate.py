@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scores = score_files(args)
         finally:
             gc.enable()
-    from har_jax.evaluation.table import scores_table
+    from har_jax.reports.tables import scores_table
 
     print(scores_table(scores))
     print(f"written to {pathlib.Path(args.out) / 'scores.json'}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from har_jax.errors import UserError, command
 
 if TYPE_CHECKING:
-    from har_jax.inference import LoadedCaptioner
+    from har_jax.loading.writer import LoadedCaptioner
 
 DESCRIPTION = """\
 Writes a directory that transformers loads without har_jax.
@@ -71,9 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """All that can be wrong is said before any weight is loaded."""
-    from har_jax.assembly import check_base, read_run, read_run_foundation
     from har_jax.checkpoint import resolve_step
     from har_jax.interchange.llava import check_expressible, text_input
+    from har_jax.loading.blueprint import check_base, read_run, read_run_foundation
 
     out = pathlib.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -115,8 +115,8 @@ def export_llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
 def export_mistral(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     """Writes into `out`; returns what to tell the user."""
     from har_jax.interchange import hf_dir
+    from har_jax.interchange.families.mistral import save_mistral
     from har_jax.interchange.llava import generation_config
-    from har_jax.interchange.mistral import save_mistral
 
     whole = captioner.structure.merge(captioner.params)
     save_mistral(whole.lm, out)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     check(args)
 
-    from har_jax.inference import load_captioner
     from har_jax.interchange import hf_dir
+    from har_jax.loading.writer import load_captioner
 
     captioner = load_captioner(args.checkpoint, step=args.step, merge=args.format != "peft")
     write = {"llava": export_llava, "mistral": export_mistral, "peft": export_peft}[args.format]

@@ -12,9 +12,9 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from har_jax import experiments
 from har_jax.errors import UserError, command
-from har_jax.experiments import run_command
+from har_jax.experiments import rewards as experiments
+from har_jax.experiments.rewards import run_command
 
 DESCRIPTION = """\
 Prepares the data, trains MLE and SCST for each seed, evaluates both on the test split, and prints
@@ -110,7 +110,7 @@ def _rewards(args: argparse.Namespace, seeds: Sequence[int]) -> int:
 
 def _one_seed(scale: str, seed: int, out: pathlib.Path) -> None:
     from har_jax import evaluate, train
-    from har_jax.evaluation.report import write_report
+    from har_jax.reports.page import write_report
 
     preset = "tiny" if scale == "tiny" else "coco"
     mle, scst = out / f"mle-{seed}", out / f"scst-{seed}"
@@ -139,7 +139,7 @@ def _one_seed(scale: str, seed: int, out: pathlib.Path) -> None:
 
 
 def _conclude(out: pathlib.Path, seeds: list[int], seconds: float) -> None:
-    from har_jax.evaluation.table import comparison_table
+    from har_jax.reports.tables import comparison_table
 
     scores = {
         name: [

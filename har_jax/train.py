@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) -> int:
     """Everything that needs no device first, then the run itself."""
-    from har_jax.stages import session
-    from har_jax.stages.plan import make_plan
+    from har_jax.sessions import run as session
+    from har_jax.sessions.plan import make_plan
 
     plan = make_plan(config, workdir)
     if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run

@@ -6,8 +6,8 @@ import jax
 from flax import nnx
 
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.clip import VisionConfig
-from har_jax.models.mistral import MistralConfig
+from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.encoders.clip import VisionConfig
 
 VISION = VisionConfig(
     hidden_size=16,

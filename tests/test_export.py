@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 import har_jax
 from har_jax import config as configs
 from har_jax import export, train
-from har_jax.assembly import is_trained, read_foundation
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
 from har_jax.data.images import decode
 from har_jax.errors import UserError
 from har_jax.interchange import llava
-from har_jax.interchange.mistral import load_mistral
+from har_jax.interchange.families.mistral import load_mistral
+from har_jax.loading.blueprint import is_trained, read_foundation
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import part, prefixed, split
 from har_jax.text.tokenizer import load_tokenizer

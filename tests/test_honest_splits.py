@@ -8,13 +8,13 @@ import pytest
 from har_jax import evaluate, prepare, train
 from har_jax.config import Config
 from har_jax.data import overlap
+from har_jax.data.builder import write
 from har_jax.data.dataset import open_split
 from har_jax.data.subset import Subset, take
-from har_jax.data.writer import write
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import check_unseen, trained_on
 from har_jax.metrics.cider_d import DocumentFrequency
-from har_jax.stages.plan import make_plan
+from har_jax.sessions.plan import make_plan
 from har_jax.text import ptb
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments

@@ -18,22 +18,22 @@ import transformers
 import har_jax
 from har_jax import config as configs
 from har_jax import export, train
-from har_jax.assembly import (
+from har_jax.checkpoint import Checkpoints
+from har_jax.data.dataset import open_split
+from har_jax.errors import UserError
+from har_jax.interchange.families.mistral import load_mistral
+from har_jax.loading.blueprint import (
     is_trained,
     new_lora_params,
     new_projector_params,
     read_foundation,
     read_run,
 )
-from har_jax.checkpoint import Checkpoints
-from har_jax.data.dataset import open_split
-from har_jax.errors import UserError
-from har_jax.interchange.mistral import load_mistral
 from har_jax.models import lora
 from har_jax.models.functional import part, split
+from har_jax.sessions import run as session
+from har_jax.sessions.plan import make_plan
 from har_jax.sharding import make_mesh
-from har_jax.stages import session
-from har_jax.stages.plan import make_plan
 from har_jax.training.run_dir import open_run, run_info
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments

@@ -186,12 +186,12 @@ def test_all_captions_of_val2017(real_data, tmp_path, capsys):
 def test_foundation_is_called_with_what_was_asked(tmp_path, monkeypatch):
     assert main(["scenes", f"--out={tmp_path}/d", *SMALL]) == 0
     calls = []
-    fake = types.ModuleType("har_jax.stages.foundation")
+    fake = types.ModuleType("har_jax.miniature.models")
     fake.build = lambda **keywords: calls.append(keywords)
-    monkeypatch.setitem(sys.modules, "har_jax.stages.foundation", fake)
-    import har_jax.stages
+    monkeypatch.setitem(sys.modules, "har_jax.miniature.models", fake)
+    import har_jax.miniature
 
-    monkeypatch.setattr(har_jax.stages, "foundation", fake, raising=False)
+    monkeypatch.setattr(har_jax.miniature, "models", fake, raising=False)
     arguments = ["foundation", f"--data={tmp_path}/d", f"--out={tmp_path}/m", "--seed=3"]
     assert main(arguments) == 0
     assert calls == [{"data_dir": f"{tmp_path}/d", "out_dir": f"{tmp_path}/m", "seed": 3}]

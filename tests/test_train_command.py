@@ -14,8 +14,8 @@ from har_jax import config as configs
 from har_jax import train
 from har_jax.checkpoint import Checkpoints
 from har_jax.errors import UserError
-from har_jax.stages import session
-from har_jax.stages.plan import make_plan
+from har_jax.sessions import run as session
+from har_jax.sessions.plan import make_plan
 from har_jax.text.tokenizer import train_tokenizer
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments

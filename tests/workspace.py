@@ -14,10 +14,10 @@ from flax import nnx
 from har_jax import prepare
 from har_jax.data.dataset import open_split
 from har_jax.data.images import Preprocessor
-from har_jax.interchange.clip import save_clip
-from har_jax.interchange.mistral import save_mistral
-from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from har_jax.models.mistral import Mistral, MistralConfig
+from har_jax.interchange.families.clip import save_clip
+from har_jax.interchange.families.mistral import save_mistral
+from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.text.tokenizer import (
     load_clip_tokenizer,
     load_tokenizer,

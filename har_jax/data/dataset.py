@@ -8,7 +8,7 @@
     DIR/document_frequency.SPLIT.npz          `metrics.cider_d.DocumentFrequency` of its references
     DIR/dataset.json                          what is in it, and how it was made
 
-`data.writer` writes it. Any other ArrayRecord dataset of that schema reads as well; the last three
+`data.builder` writes it. Any other ArrayRecord dataset of that schema reads as well; the last three
 kinds of file are then absent and captions come from the records. tensorflow_datasets takes 0.3 s to
 import, hence the imports inside functions.
 """

@@ -16,12 +16,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from har_jax.data import writer
+from har_jax.data import builder as writer
 from har_jax.data.dataset import Example, PathLike
 from har_jax.data.entries import Entry, Problems, Reading, check_unique
 from har_jax.data.images import decode
 from har_jax.data.overlap import Images, content_key, read_images
-from har_jax.data.partial import Shard, ShardWriter
+from har_jax.data.staged import Shard, ShardWriter
 from har_jax.errors import UserError
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from har_jax.data.dataset import Example, Split
-from har_jax.data.features import FeatureCache, SplitFeatures, digest_of
+from har_jax.data.features.cache import FeatureCache, SplitFeatures, digest_of
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 from har_jax.text.tokenizer import CaptionTokenizer

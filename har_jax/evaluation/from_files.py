@@ -65,7 +65,7 @@ def evaluate_files(
     if clip and not images:
         why = "no images were given (--images=DIR with the image files)"
     elif clip and images:
-        from har_jax.evaluation.clip_scorer import ClipScorer
+        from har_jax.scorers.clip import ClipScorer
 
         paths = image_files(images, known.filenames, texts)
         clip_input = ClipInput(ClipScorer(clip), lambda: paths.items())

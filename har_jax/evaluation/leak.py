@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from har_jax.assembly import read_run
 from har_jax.data import overlap
 from har_jax.data.dataset import Split, id_space, open_split
 from har_jax.data.overlap import Images
 from har_jax.data.subset import take
 from har_jax.errors import UserError
+from har_jax.loading.blueprint import read_run
 
 PathLike = str | os.PathLike[str]
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from har_jax.assembly import read_run
 from har_jax.data.dataset import Split, open_split
-from har_jax.data.features import FeatureCache
+from har_jax.data.features.cache import FeatureCache
 from har_jax.data.pipeline import eval_batches, visual
 from har_jax.errors import UserError
-from har_jax.evaluation.clip_scorer import ClipScorer, independence_warning
 from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.domains import score_domains
-from har_jax.evaluation.features import features_for
+from har_jax.evaluation.feature_source import features_for
 from har_jax.evaluation.leak import check_unseen
 from har_jax.evaluation.score import (
     ClipInput,
@@ -28,8 +26,10 @@ from har_jax.evaluation.score import (
     write_evaluation,
     write_predictions,
 )
-from har_jax.inference import LoadedCaptioner, Method, load_captioner
+from har_jax.loading.blueprint import read_run
+from har_jax.loading.writer import LoadedCaptioner, Method, load_captioner
 from har_jax.progress import progress
+from har_jax.scorers.clip import ClipScorer, independence_warning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from har_jax.metrics import gender, health
 from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
 
 if TYPE_CHECKING:
-    from har_jax.evaluation.clip_scorer import ClipScorer
+    from har_jax.scorers.clip import ClipScorer
 
 PREDICTIONS = "predictions.json"
 SCORES = "scores.json"

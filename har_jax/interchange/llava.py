@@ -32,14 +32,14 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
-from har_jax.interchange.clip import vision_table
-from har_jax.interchange.mistral import mistral_table
+from har_jax.interchange.families.clip import vision_table
+from har_jax.interchange.families.mistral import mistral_table
 from har_jax.interchange.table import Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.clip import CLIPConfig, VisionConfig
+from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
 from har_jax.models.functional import Params, split, structure_of
-from har_jax.models.mistral import MistralConfig
 from har_jax.sharding import RULES, Rules
 from har_jax.text.tokenizer import CaptionTokenizer
 

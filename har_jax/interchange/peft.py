@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from har_jax.config import LoraConfig
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file
-from har_jax.interchange.mistral import mistral_table
+from har_jax.interchange.families.mistral import mistral_table
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row, find, linear
 from har_jax.models import layouts

@@ -20,8 +20,8 @@ from flax import nnx
 
 from har_jax.errors import UserError
 from har_jax.models.attention import Cache
-from har_jax.models.clip import VisionConfig, VisionTower
-from har_jax.models.mistral import Adapt, Mistral, MistralConfig
+from har_jax.models.decoders.mistral import Adapt, Mistral, MistralConfig
+from har_jax.models.encoders.clip import VisionConfig, VisionTower
 from har_jax.models.projector import Projector, ProjectorKind
 from har_jax.types import Array, Float, Int
 

@@ -11,7 +11,7 @@ from har_jax.preparation.arguments import add_out
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
-    from har_jax.data.feature_writer import Build
+    from har_jax.data.features.build import Build
 
 DESCRIPTION = """\
 Encode the images of a dataset with a CLIP and keep the features, so that training need not encode
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.clip) == bool(arguments.array):
         raise UserError("give either --clip=HF_DIR, to encode images, or --import=FILE --ids=FILE")
     splits = _splits(arguments.data, arguments.split)
-    from har_jax.data import feature_writer
+    from har_jax.data.features import build as feature_writer
 
     build, rows = (_imported if arguments.array else _encoded)(arguments, splits)
     if not arguments.overwrite and feature_writer.is_complete(build):
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
-    from har_jax.stages import features
+    from har_jax.preparation import encoding as features
 
     build = features.plan_build(
         arguments.out,
@@ -111,9 +111,9 @@ def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[B
 
 
 def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
-    from har_jax.data.feature_import import open_import
-    from har_jax.data.feature_writer import Build
-    from har_jax.data.features import Origin, file_digest
+    from har_jax.data.features.build import Build
+    from har_jax.data.features.cache import Origin, file_digest
+    from har_jax.data.features.imported import open_import
 
     if not arguments.ids:
         raise UserError("--import needs --ids=FILE, the image id of every row")
@@ -161,7 +161,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _verify(out: str) -> int:
-    from har_jax.data.features import FeatureCache
+    from har_jax.data.features.cache import FeatureCache
 
     cache = FeatureCache(out)
     wrong = cache.verify()

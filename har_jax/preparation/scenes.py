@@ -31,7 +31,8 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from har_jax.data import scenes, writer
+    from har_jax.data import builder as writer
+    from har_jax.miniature import scenes
     from har_jax.progress import track
 
     sizes = {split: getattr(arguments, split) for split in scenes.SIZES}

@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 
 from har_jax.checkpoint import METRIC, Checkpoints, abstract
 from har_jax.config import Config
-from har_jax.inference import put_batch
+from har_jax.loading.writer import put_batch
 from har_jax.models.functional import Params
 from har_jax.progress import progress
 from har_jax.training.guards import Guards, Trip
+from har_jax.training.loggers import MetricsWriter
 from har_jax.training.preemption import Preemption
 from har_jax.training.step import TrainState, TrainStep
-from har_jax.training.writers import MetricsWriter
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from har_jax.data import scenes, writer
+from har_jax.data import builder as writer
+from har_jax.miniature import scenes
 from har_jax.text.tokenizer import train_tokenizer
 
 SIZES = {"train": 30, "val": 7, "test": 8}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from har_jax.data import photographs, writer
+from har_jax.data import builder as writer
+from har_jax.data import photographs
 from har_jax.data.dataset import open_split, read_card
 from har_jax.prepare import main
 
@@ -59,7 +60,7 @@ def finished(tmp_path):
 def start(arguments, prelude="", env=None):
     """`prepare` in a process of its own, with our small shards."""
     code = (
-        "import sys, time, har_jax.data.photographs as p, har_jax.data.writer as w\n"
+        "import sys, time, har_jax.data.photographs as p, har_jax.data.builder as w\n"
         f"w.EXAMPLES_PER_SHARD = {SHARD}\n{prelude}\n"
         "from har_jax.prepare import main\n"
         "sys.exit(main(sys.argv[1:]))"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from har_jax.data import dataset, writer
+from har_jax.data import builder as writer
+from har_jax.data import dataset
 from har_jax.data.dataset import Example, open_split
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import DocumentFrequency

@@ -13,11 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from har_jax.data import feature_writer, writer
+from har_jax.data import builder as writer
 from har_jax.data.dataset import open_split
-from har_jax.data.feature_import import open_import
-from har_jax.data.feature_writer import Build, begin, is_complete, write
-from har_jax.data.features import MANIFEST, FeatureCache, Origin, digest_of
+from har_jax.data.features import build as feature_writer
+from har_jax.data.features.build import Build, begin, is_complete, write
+from har_jax.data.features.cache import MANIFEST, FeatureCache, Origin, digest_of
+from har_jax.data.features.imported import open_import
 from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import eval_batches, train_batches
 from har_jax.data.subset import take as subset

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from har_jax.data import overlap
+from har_jax.data.builder import write
 from har_jax.data.dataset import Example, id_space, open_split
 from har_jax.data.overlap import Images
-from har_jax.data.writer import write
 from har_jax.errors import UserError
 from har_jax.prepare import main
 from tests.data.test_dataset import png

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_jax.data import pipeline
+from har_jax.data.builder import write
 from har_jax.data.dataset import Example, open_split
 from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import EncodedCaptions, eval_batches, train_batches
-from har_jax.data.writer import write
 from har_jax.errors import UserError
 from tests.conftest import ROOT
 

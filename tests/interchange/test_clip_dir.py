@@ -8,8 +8,8 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 
-from har_jax.interchange.clip import load_clip, save_clip
-from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
+from har_jax.interchange.families.clip import load_clip, save_clip
+from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.functional import initialise
 from tests.models.test_clip import assert_close, draw_config, random_torch_clip
 

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from transformers import MistralForCausalLM
 
 from har_jax.interchange import table
-from har_jax.interchange.mistral import load_mistral, save_mistral
+from har_jax.interchange.families.mistral import load_mistral, save_mistral
 from har_jax.interchange.safetensors_file import read_header
+from har_jax.models.decoders.mistral import Mistral, MistralConfig
 from har_jax.models.functional import initialise, split
 from har_jax.models.layouts import convert
-from har_jax.models.mistral import Mistral, MistralConfig
 from har_jax.sharding import make_mesh
 
 transformers.logging.set_verbosity_error()

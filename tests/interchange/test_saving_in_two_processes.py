@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from har_jax.interchange import peft
-from har_jax.interchange.mistral import load_mistral
+from har_jax.interchange.families.mistral import load_mistral
 from har_jax.models.functional import split
 from tests.conftest import ROOT
 from tests.training.test_two_processes import free_port
@@ -19,7 +19,7 @@ from har_jax.train import join_processes
 join_processes()
 from har_jax.config import LoraConfig
 from har_jax.interchange import peft
-from har_jax.interchange.mistral import load_mistral, save_mistral
+from har_jax.interchange.families.mistral import (load_mistral, save_mistral)
 from har_jax.sharding import make_mesh
 
 source, out = map(pathlib.Path, sys.argv[1:])

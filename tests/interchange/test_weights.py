@@ -13,12 +13,12 @@ from flax import nnx
 
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file, table, weights
-from har_jax.interchange.clip import load_clip, load_vision, save_clip
-from har_jax.interchange.mistral import load_mistral, mistral_table, save_mistral
+from har_jax.interchange.families.clip import load_clip, load_vision, save_clip
+from har_jax.interchange.families.mistral import load_mistral, mistral_table, save_mistral
 from har_jax.interchange.table import Row
-from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
+from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.functional import initialise, split
-from har_jax.models.mistral import Mistral, MistralConfig
 from har_jax.sharding import make_mesh
 
 LM = MistralConfig(

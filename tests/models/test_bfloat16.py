@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from har_jax.interchange.clip import load_clip
-from har_jax.interchange.gpt2 import load_gpt2
-from har_jax.interchange.mistral import load_mistral
+from har_jax.interchange.families.clip import load_clip
+from har_jax.interchange.families.gpt2 import load_gpt2
+from har_jax.interchange.families.mistral import load_mistral
 from har_jax.models.functional import split
 
 transformers.logging.set_verbosity_error()

@@ -11,8 +11,8 @@ from flax import nnx
 from transformers import CLIPVisionModel
 
 from har_jax.errors import UserError
-from har_jax.interchange.clip import clip_table, load_clip, load_vision, read_vision_config
-from har_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
+from har_jax.interchange.families.clip import clip_table, load_clip, load_vision, read_vision_config
+from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
 from har_jax.models.functional import part, split
 
 transformers.logging.set_verbosity_error()

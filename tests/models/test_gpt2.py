@@ -13,9 +13,9 @@ import transformers
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.interchange.gpt2 import load_gpt2, save_gpt2
+from har_jax.interchange.families.gpt2 import load_gpt2, save_gpt2
+from har_jax.models.decoders.gpt2 import GPT2, KV, GPT2Config
 from har_jax.models.functional import initialise, split, structure_of
-from har_jax.models.gpt2 import GPT2, KV, GPT2Config
 from har_jax.sharding import make_mesh
 
 transformers.logging.set_verbosity_error()

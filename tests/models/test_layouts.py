@@ -15,9 +15,9 @@ from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.beam import beam_search
 from har_jax.errors import UserError
 from har_jax.models.captioner import Captioner
+from har_jax.models.decoders.mistral import Mistral, MistralConfig
 from har_jax.models.functional import structure_of
 from har_jax.models.layouts import convert, pieces
-from har_jax.models.mistral import Mistral, MistralConfig
 from har_jax.sharding import ROLLOUT_RULES, make_mesh
 from har_jax.training.optimizer import make_optimizer
 from tests.helpers import images, small_config

@@ -12,10 +12,10 @@ from har_jax.config import LoraConfig
 from har_jax.errors import UserError
 from har_jax.interchange import peft
 from har_jax.models import lora
+from har_jax.models.decoders.mistral import Mistral
 from har_jax.models.functional import split, structure_of
 from har_jax.models.layers import Linear
 from har_jax.models.layouts import convert
-from har_jax.models.mistral import Mistral
 from har_jax.sharding import make_mesh, replicated
 from tests.helpers import LM
 

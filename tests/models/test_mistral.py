@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from har_jax.models.mistral import Mistral, MistralConfig
+from har_jax.models.decoders.mistral import Mistral, MistralConfig
 
 CONFIG = MistralConfig(
     vocab_size=61,

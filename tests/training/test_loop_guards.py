@@ -13,9 +13,9 @@ from har_jax.checkpoint import Checkpoints
 from har_jax.config import Config, EvalConfig, GuardsConfig
 from har_jax.sharding import MESH_AXES
 from har_jax.training.guards import Guards
+from har_jax.training.loggers import MetricsWriter
 from har_jax.training.loop import Hooks, fit
 from har_jax.training.step import make_train_step
-from har_jax.training.writers import MetricsWriter
 
 STEPS = 24
 OFF = dict.fromkeys(("bad_end", "repetition", "length", "entropy", "reward", "kl", "clip"), "off")

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from har_jax.config import OptimConfig
 from har_jax.models.functional import split
+from har_jax.objectives.likelihood import make_mle_loss
 from har_jax.sharding import MESH_AXES
-from har_jax.stages.mle import make_mle_loss
 from har_jax.training.optimizer import make_optimizer, muon_dimensions
 from har_jax.training.step import make_train_step
 from tests.helpers import images, small_captioner

@@ -1,0 +1,309 @@
+"""A frozen encoder's features on disk, read by image id from memory-mapped shards.
+
+    DIR/feature_cache.json   what they are features of, and the size and sha256 of every file
+    DIR/SPLIT.index.npy      [N] of (image id, digest of the image's bytes), row by row
+    DIR/SPLIT-00000.npy ...  [rows,S,Dv]; bfloat16, which NumPy has not, as its bits (uint16)
+
+`data.features.build` writes it. A cache is refused by name where it is stale: other weights, other
+preprocessing, another layer, other images, or a shard that is not as long as it was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int64
+
+from har_jax.data.dataset import Split
+from har_jax.errors import UserError
+from har_jax.files import read_json
+
+MANIFEST = "feature_cache.json"
+FORMAT = 1
+DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+INDEX_DTYPE = np.dtype([("image_id", "<i8"), ("digest", "<u8")])
+_SAMPLED = 8  # images of a split whose bytes are compared with those that were encoded
+
+FeatureKind = Literal["patch", "pooled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What features are features of. Two caches of one origin are interchangeable.
+
+    Attributes:
+      encoder: the HF directory, or `imported:NAME`.
+      fingerprint: of the encoder's weights, or of the imported array.
+      kind: patch tokens, or one pooled vector per image (S = 1).
+      layer: whose patch tokens; None for pooled and for imported features.
+      preprocessing: `Preprocessor.identity`; empty for imported features.
+    """
+
+    encoder: str
+    fingerprint: str
+    kind: FeatureKind
+    layer: int | None
+    preprocessing: Mapping[str, Any]
+
+    @property
+    def imported(self) -> bool:
+        return self.encoder.startswith("imported:")
+
+    def differences(self, now: Origin) -> list[str]:
+        """What stands against using features of this origin for `now`; [] for nothing.
+
+        The encoder's path may have changed; its weights may not.
+        """
+        found = []
+        if self.fingerprint != now.fingerprint:
+            found.append(
+                f"other weights ({short(self.fingerprint)} of {self.encoder} then, "
+                f"{short(now.fingerprint)} of {now.encoder} now)"
+            )
+        if (self.kind, self.layer) != (now.kind, now.layer):
+            found.append(f"{self._what()} then, {now._what()} now")
+        then_keys, now_keys = self.preprocessing, now.preprocessing
+        found += [
+            f"preprocessing {key} {then_keys.get(key)} then, {now_keys.get(key)} now"
+            for key in sorted(then_keys.keys() | now_keys.keys())
+            if then_keys.get(key) != now_keys.get(key)
+        ]
+        return found
+
+    def _what(self) -> str:
+        layer = "" if self.layer is None else f" of layer {self.layer}"
+        return {"patch": "patch tokens", "pooled": "pooled features"}[self.kind] + layer
+
+
+class FeatureCache:
+    """The features of a dataset's images; opening it reads no features. Thread-safe.
+
+    Attributes:
+      directory: where it lies.
+      origin: what it holds features of.
+      shape: (S, Dv) of an image.
+      dtype: as stored.
+      splits: {name: number of images}.
+      fingerprint: sha256 of what decides the numbers, whichever images there are; runs record it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        """
+        Raises:
+          UserError: no finished cache is there, or a file is missing or has another size.
+        """
+        self.directory = pathlib.Path(directory)
+        path = self.directory / MANIFEST
+        if not path.is_file():
+            there = "holds no feature cache" if self.directory.exists() else "does not exist"
+            raise UserError(
+                f"{self.directory} {there} (no {MANIFEST}); make one with `python -m "
+                f"har_jax.prepare features --data=DIR --clip=HF_DIR --out={self.directory}`"
+            )
+        manifest = read_json(path, "the manifest of a feature cache")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UserError(f"{path} is not of format {FORMAT}; make the feature cache anew")
+        try:
+            self._read(manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}); make the feature cache anew"
+            ) from error
+        for name, entry in self.files.items():
+            file = self.directory / name
+            size = file.stat().st_size if file.exists() else None
+            if size != entry["bytes"]:
+                is_now = "is missing" if size is None else f"has {size:,} bytes"
+                raise UserError(
+                    f"{file} {is_now}, but was written with {entry['bytes']:,}: the feature cache "
+                    "is incomplete; copy the file again, or make the cache anew"
+                )
+
+    def _read(self, manifest: Mapping[str, Any]) -> None:
+        self.origin = Origin(**manifest["origin"])
+        s, dv = manifest["shape"]
+        self.shape: tuple[int, int] = (int(s), int(dv))
+        self.dtype = DTYPES[manifest["dtype"]]
+        self.splits: dict[str, int] = {n: e["images"] for n, e in manifest["splits"].items()}
+        self.files: dict[str, dict[str, Any]] = {}
+        self._shards: list[str] = []
+        rows: list[int] = []
+        for entry in manifest["splits"].values():
+            self.files[entry["index"]["file"]] = entry["index"]
+            for shard in entry["shards"]:
+                self.files[shard["file"]] = shard
+                self._shards.append(shard["file"])
+                rows.append(shard["rows"])
+        self._starts = np.cumsum([0, *rows])
+        identity = {key: manifest[key] for key in ("format", "origin", "shape", "dtype")}
+        identity["origin"] = {**manifest["origin"], "encoder": ""}  # a path may change
+        text = json.dumps(identity, sort_keys=True)
+        self.fingerprint = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> str:
+        """What it holds, in a line."""
+        s, dv = self.shape
+        return f"{self.directory}, {s} x {dv} {self.dtype.name} of {self.origin.encoder}"
+
+    def check_origin(self, now: Origin) -> None:
+        """
+        Raises:
+          UserError: the features are not those of `now`; says what differs.
+        """
+        if self.origin.imported and not now.imported:
+            raise UserError(
+                f"feature cache {self.directory} holds imported features "
+                f"({self.origin.encoder!r}), not those of {now.encoder}; set --config.model.clip= "
+                "(empty) to train on them"
+            )
+        differences = self.origin.differences(now)
+        if differences:
+            raise UserError(
+                f"feature cache {self.directory} is stale: {'; '.join(differences)}. Make it anew "
+                f"(`python -m har_jax.prepare features ... --out={self.directory} --overwrite`), "
+                "or train without --config.data.features"
+            )
+
+    def of(self, split: Split) -> SplitFeatures:
+        """The features of a split (or of a part of it), by image id.
+
+        Raises:
+          UserError: images without features, or that are not those that were encoded.
+        """
+        wanted = np.asarray(split.image_ids, np.int64)
+        order, ids = self._sorted_ids
+        places = np.minimum(np.searchsorted(ids, wanted), max(0, len(ids) - 1))
+        known = ids[places] == wanted if len(ids) else np.zeros(len(wanted), bool)
+        if not known.all():
+            lacking = wanted[~known]
+            raise UserError(
+                f"feature cache {self.directory} lacks {len(lacking):,} of the {len(wanted):,} "
+                f"images of {split.name!r} of {split.directory} (such as id {lacking[0]}); it "
+                f"holds {self._contents()}; make it with --split={split.name} as well"
+            )
+        rows = order[places]
+        for i, digest in known_digests(split).items():
+            if digest != self._index["digest"][rows[i]]:
+                raise UserError(
+                    f"feature cache {self.directory} was made of another image {wanted[i]} than "
+                    f"{split.directory} holds in {split.name!r}; make it anew for this dataset"
+                )
+        return SplitFeatures(self, rows)
+
+    def covers(self, split: Split) -> bool:
+        """Whether every image of a split has features."""
+        return bool(np.isin(np.asarray(split.image_ids, np.int64), self._index["image_id"]).all())
+
+    def take(self, rows: Int64[np.ndarray, " B"]) -> Float[np.ndarray, "B S Dv"]:
+        """Features of these rows; only their pages are read."""
+        out = np.empty((len(rows), *self.shape), self.dtype)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for k in np.unique(shards):
+            here = shards == k
+            out[here] = self._shard(int(k))[rows[here] - self._starts[k]]
+        return out
+
+    def verify(self) -> list[str]:
+        """Names of the files whose contents are not those that were written."""
+        return [
+            name
+            for name, entry in self.files.items()
+            if file_digest(self.directory / name) != entry["sha256"]
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.splits.values()) * math.prod(self.shape) * self.dtype.itemsize
+
+    def _contents(self) -> str:
+        return ", ".join(f"{name} ({n:,} images)" for name, n in self.splits.items())
+
+    @functools.cached_property
+    def _index(self) -> np.ndarray:
+        names = [name for name in self.files if name.endswith(".index.npy")]
+        return np.concatenate([np.load(self.directory / name) for name in names])
+
+    @functools.cached_property
+    def _sorted_ids(self) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+        """(rows in the order of the image ids, those ids)."""
+        ids = self._index["image_id"]
+        order = np.argsort(ids, kind="stable")
+        return order, ids[order]
+
+    @functools.cached_property
+    def _shard(self) -> Any:
+        @functools.cache
+        def shard(k: int) -> np.ndarray:
+            file = self.directory / self._shards[k]
+            try:
+                array = np.load(file, mmap_mode="r")
+                array = array.view(self.dtype) if array.dtype == np.uint16 else array
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file} is damaged: {error}; make the cache anew") from error
+            rows = int(self._starts[k + 1] - self._starts[k])
+            if array.shape != (rows, *self.shape) or array.dtype != self.dtype:
+                raise UserError(
+                    f"{file} holds {array.dtype}{list(array.shape)} where {MANIFEST} says "
+                    f"{self.dtype}{[rows, *self.shape]}; make the cache anew"
+                )
+            return array
+
+        return shard
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFeatures:
+    """Features of the examples of one split, in its order."""
+
+    cache: FeatureCache
+    rows: Int64[np.ndarray, " N"]
+
+    def take(self, indices: Int64[np.ndarray, " B"]) -> Float[np.ndarray, "B S Dv"]:
+        """Features of these examples of the split."""
+        return self.cache.take(self.rows[indices])
+
+
+def known_digests(split: Split) -> dict[int, int]:
+    """{position: digest of the image} of all images where the dataset lists what they hold, else
+    of a few, spread over the split, which are read."""
+    if split.listing.contents is not None:
+        return {i: _digest(bytes.fromhex(x)) for i, x in enumerate(split.listing.contents)}
+    some = np.linspace(0, len(split) - 1, min(len(split), _SAMPLED)).astype(int)
+    return {int(i): digest_of(split[int(i)].image) for i in np.unique(some)}
+
+
+def digest_of(image: bytes) -> int:
+    """64 bits of the sha256 of an image's encoded bytes."""
+    return _digest(hashlib.sha256(image).digest())
+
+
+def _digest(sha256: bytes) -> int:
+    return int.from_bytes(sha256[:8], "little")
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """`sha256:...` of a file."""
+    try:
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, for people."""
+    return fingerprint.removeprefix("sha256:")[:12]

@@ -1,0 +1,291 @@
+"""What a captioner is loaded from: a run of `har_jax.train`, or Hugging Face directories.
+
+    runs/scst                        a run: what it trained, upon the base weights that it names
+    exported                         a LLaVA directory (`har_jax.export`), whole
+    adapters                         a PEFT directory (`--format=peft`): adapters and projector
+    clip=DIR lm=DIR projector=DIR    parts that lie apart
+
+Each way gives the same `Parts`; no way reads flags or leaves a trace in the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from har_jax.checkpoint import resolve_step
+from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
+from har_jax.data.images import Preprocessor
+from har_jax.errors import UserError, did_you_mean
+from har_jax.interchange import hf_dir, llava, peft
+from har_jax.interchange.safetensors_file import Tensor
+from har_jax.interchange.table import Row, find
+from har_jax.loading.blueprint import (
+    Foundation,
+    check_base,
+    load_lm_params,
+    load_vision_params,
+    read_foundation,
+    read_run,
+    read_run_foundation,
+    restore_trained,
+)
+from har_jax.models.functional import Params, split
+from har_jax.sharding import Rules
+from har_jax.text.tokenizer import load_tokenizer
+
+PathLike = str | os.PathLike[str]
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A captioner before it is put together."""
+
+    config: Config
+    foundation: Foundation
+    params: Params
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # run.json
+    step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where parameters go, and as what."""
+
+    mesh: Mesh
+    rules: Rules
+    dtype: str | None  # of all parameters and of the activations; None: as it is found
+
+    @classmethod
+    def of(cls, mesh: Mesh, rules: Rules, dtype: Any) -> Placement:
+        name = None if dtype is None else _dtype_name(dtype)
+        if name not in (None, *DTYPES):
+            raise UserError(
+                f"dtype {name!r}{did_you_mean(str(name), DTYPES)}; allowed: {', '.join(DTYPES)}, "
+                "or None for what the run or the files have"
+            )
+        return cls(mesh, rules, name)
+
+    def model(self, model: ModelConfig, found: str | None = None) -> ModelConfig:
+        """A model section with all dtypes alike: the one asked for, else `found`, else as is."""
+        dtype: Any = self.dtype or found
+        if dtype is None:
+            return model
+        return dataclasses.replace(model, dtype=dtype, param_dtype=dtype, frozen_dtype=dtype)
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
+
+
+def from_run(
+    run: PathLike,
+    step: str | int,
+    place: Placement,
+    clip: PathLike | None = None,
+    lm: PathLike | None = None,
+) -> Parts:
+    """Of a run; `clip` and `lm` say where its base weights are now, if they were moved."""
+    config, info = read_run(run)
+    moved = {k: os.fspath(v) for k, v in (("clip", clip), ("lm", lm)) if v is not None}
+    config = dataclasses.replace(
+        config, model=place.model(dataclasses.replace(config.model, **moved))
+    )
+    model = config.model
+    foundation = read_run_foundation(config)
+    check_base(info, foundation, run)
+    number = resolve_step(run, step)
+    params = load_vision_params(model, place.mesh, place.rules) if model.clip else {}
+    if not model.trains_base:
+        params |= load_lm_params(model, place.mesh, place.rules, model.frozen_dtype)
+    params |= restore_trained(foundation, model, run, number, place.mesh, place.rules)
+    return Parts(config, foundation, params, info, number)
+
+
+def from_llava(directory: PathLike, place: Placement, prompt: str | None = None) -> Parts:
+    """Of a LLaVA directory whose decoder is a Mistral."""
+    path = pathlib.Path(directory)
+    captioner, ours = llava.read_llava_config(path)
+    image_id = llava.image_id(path)
+    tokenizer = load_tokenizer(path)
+    known = tokenizer.vocab_size - (tokenizer.vocab_size == image_id + 1)
+    if known > captioner.lm.vocab_size:
+        raise UserError(
+            f"{path}: its tokenizer has {known} ids but the model only {captioner.lm.vocab_size}; "
+            "the two do not belong together"
+        )
+    if prompt is None:
+        prompt = str(ours.get("prompt", ""))
+    generation = path / "generation_config.json"
+    max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
+    model = place.model(
+        ModelConfig(
+            clip=str(path), lm=str(path), vision_layer=captioner.vision_layer, prompt=prompt
+        ),
+        _stored_dtype(path),
+    )
+    captioner = dataclasses.replace(
+        captioner,
+        prompt=tuple(tokenizer.encode(prompt)[:-1]) if prompt else (),
+        dtype=model.dtype,
+        lm=dataclasses.replace(
+            captioner.lm, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id
+        ),
+    )
+    whole = llava.load_llava(
+        path, captioner, mesh=place.mesh, rules=place.rules, dtype=jnp.dtype(model.param_dtype)
+    )
+    foundation = Foundation(captioner, tokenizer, Preprocessor.from_hf(path), {})
+    return Parts(_config(model, max_tokens), foundation, split(whole)[1])
+
+
+def from_directories(
+    clip: PathLike,
+    lm: PathLike,
+    projector: PathLike,
+    place: Placement,
+    *,
+    adapter: PathLike | None = None,
+    prompt: str | None = None,
+) -> Parts:
+    """Of an encoder, a decoder, and a projector: that of a run, or one that was exported."""
+    lm_dir = hf_dir.resolve(lm)
+    layers = hf_dir.read_config(lm_dir, ["mistral"]).get("num_hidden_layers", 0)
+    of_run = (pathlib.Path(projector) / "run.json").exists()
+    if of_run:
+        trained = read_run(projector)[0]
+        settings = {**dataclasses.asdict(trained.model), "max_tokens": trained.data.max_tokens}
+        tensors = {}
+    else:
+        settings, tensors = peft.read_projector(projector)
+    used = {key: settings[key] for key in peft.PROJECTOR_SETTINGS}
+    model = ModelConfig(clip=os.fspath(clip), lm=os.fspath(lm), **used)
+    if prompt is not None:
+        model = dataclasses.replace(model, prompt=prompt)
+    adapters: Mapping[str, tuple[Row, Tensor]] = {}
+    if adapter is not None:
+        config, adapters = peft.read_adapters(adapter, layers)
+        model = dataclasses.replace(model, lora=config)
+    model = place.model(model, _stored_dtype(lm_dir))
+    foundation = read_foundation(model)
+    params = load_vision_params(model, place.mesh, place.rules)
+    params |= load_lm_params(model, place.mesh, place.rules, model.frozen_dtype)
+    if of_run:
+        params |= _projector_of_run(projector, foundation, model, place)
+    rows = {n: (find(peft.PROJECTOR_TABLE, n)[0], t) for n, t in _by_parameter(tensors).items()}
+    found = {f"projector.{n}": x for n, x in rows.items()}
+    found |= {f"lm.{n}": x for n, x in adapters.items()}
+    params |= _placed(found, foundation, model, place, adapter or projector)
+    return Parts(_config(model, settings.get("max_tokens")), foundation, params)
+
+
+def from_peft(
+    directory: PathLike,
+    place: Placement,
+    clip: PathLike | None = None,
+    lm: PathLike | None = None,
+    prompt: str | None = None,
+) -> Parts:
+    """Of a directory that `har_jax.export --format=peft` wrote."""
+    settings = peft.read_projector(directory)[0]
+    base = peft.adapter_settings(pathlib.Path(directory)).get("base_model_name_or_path")
+    clip, lm = clip or settings.get("clip"), lm or base
+    if not clip or not lm:
+        raise UserError(
+            f"{os.fspath(directory)} does not say where its encoder and its decoder are; give "
+            "clip=DIR and lm=DIR"
+        )
+    return from_directories(clip, lm, directory, place, adapter=directory, prompt=prompt)
+
+
+def kind_of(source: PathLike) -> str:
+    """`"run"`, `"llava"` or `"peft"`; a directory of another model is a `UserError`."""
+    path = pathlib.Path(source)
+    if (path / peft.ADAPTER_CONFIG).exists():
+        return "peft"
+    if (path / "run.json").exists() or not (path / "config.json").exists():
+        return "run"  # or nothing at all, which `read_run` explains
+    model_type = hf_dir.read_json(path / "config.json").get("model_type")
+    if model_type is None or model_type == "llava":
+        return "run" if model_type is None else "llava"
+    raise UserError(
+        f"{path} holds a model of type {model_type!r}, which alone is no captioner; give a run of "
+        "har_jax.train, a LLaVA directory, or clip=DIR, lm=DIR and projector=DIR"
+    )
+
+
+def _config(model: ModelConfig, max_tokens: int | None) -> Config:
+    data = DataConfig(max_tokens=max_tokens or DataConfig.max_tokens)
+    return Config(model=model, data=data)
+
+
+def _stored_dtype(directory: pathlib.Path) -> str:
+    """What to compute in by default: bfloat16 if most of the file is in it, else float32."""
+    tensors, _ = hf_dir.open_weights(directory)
+    largest = max(tensors.values(), key=lambda tensor: tensor.nbytes)
+    return "bfloat16" if largest.dtype_name == "BF16" else "float32"
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = {row.hf: row.path for row in peft.PROJECTOR_TABLE}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _projector_of_run(
+    run: PathLike, foundation: Foundation, model: ModelConfig, place: Placement
+) -> Params:
+    """The projector alone, of the best step; what else the run trained is left where it is."""
+    then = read_run(run)[0].model
+    if then.trains_base or then.lora.rank:
+        raise UserError(
+            f"projector={os.fspath(run)!r} is a run that trained its decoder too, and its "
+            f"projector fits no other; load the run itself, load_captioner({os.fspath(run)!r})"
+        )
+    step = resolve_step(run, "best")
+    bare = dataclasses.replace(model, train_lm=False, lora=LoraConfig())
+    return restore_trained(foundation, bare, run, step, place.mesh, place.rules)
+
+
+def _placed(
+    found: Mapping[str, tuple[Row, Tensor]],
+    foundation: Foundation,
+    model: ModelConfig,
+    place: Placement,
+    source: PathLike,
+) -> Params:
+    """Small tensors of files, in their shards; `UserError` where one has not the model's shape."""
+    structure = foundation.structure(model)
+    shapes, shardings = structure.shapes, structure.shardings(place.mesh, place.rules)
+    wrong = [name for name in found if name not in shapes]
+    wrong += [
+        f"{name} is {list(tensor.shape)} in the file and {list(row.hf_shape(shapes[name].shape))} "
+        "in the model"
+        for name, (row, tensor) in found.items()
+        if name in shapes and tensor.shape != row.hf_shape(shapes[name].shape)
+    ]
+    if wrong:
+        raise UserError(
+            f"{os.fspath(source)} does not fit these models: {'; '.join(wrong[:5])}; give the "
+            "directories that it was trained upon"
+        )
+    placed = {}
+    for name, (row, tensor) in found.items():
+        shape = shapes[name].shape
+        value = np.asarray(row.read(tensor.map(), shape), jnp.dtype(model.param_dtype))
+        placed[name] = jax.make_array_from_callback(
+            shape, shardings[name], lambda index, value=value: value[index]
+        )
+    return placed

@@ -1,0 +1,229 @@
+"""Trains a small CLIP contrastively and a small language model on captions, all in memory.
+
+Used for the miniature foundation models only. Both go through `fit`: one jitted, donated step and
+Muon, which needs about a third of AdamW's steps here (a CLIP on drawn scenes after 200 steps of 128
+pairs: validation retrieval R@1 24 % against 4 %), and the demo's minutes are few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import muon
+
+from har_jax.models.decoders.mistral import Mistral
+from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE
+from har_jax.models.functional import Params, Structure, split
+from har_jax.progress import progress
+from har_jax.sharding import LogicalAxes
+from har_jax.training.optimizer import muon_dimensions
+from har_jax.types import Array, Float, Int
+
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: linear warm-up, then half a cosine down to zero."""
+
+    steps: int
+    batch_size: int
+    matrix_lr: float = 0.02  # Muon's, for the kernels
+    lr: float = 1e-3  # Adam's, for embeddings, norms and biases
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.02
+
+    def rate(self, peak: float) -> optax.Schedule:
+        warmup = max(1, round(self.warmup * self.steps))
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(self.steps, warmup + 1))
+
+
+def optimizer(
+    schedule: Schedule, axes: Mapping[str, LogicalAxes]
+) -> optax.GradientTransformationExtraArgs:
+    dimensions: Any = {name: muon_dimensions(a) for name, a in axes.items()}
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        muon(
+            schedule.rate(schedule.matrix_lr),
+            adam_learning_rate=schedule.rate(schedule.lr),
+            weight_decay=schedule.weight_decay,
+            muon_weight_dimension_numbers=dimensions,
+        ),
+    )
+
+
+def fit(
+    structure: Structure,
+    params: Params,
+    loss: Callable[[Params, Batch], Float[Array, ""]],
+    batches: Iterable[Batch],
+    schedule: Schedule,
+    label: str,
+    *,
+    project: Callable[[Params], Params] = lambda params: params,
+) -> Params:
+    """Trained parameters. `params` are donated; `project` maps them back to what is allowed."""
+    tx = optimizer(schedule, structure.logical_axes)
+
+    def step(params: Any, state: optax.OptState, batch: Batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(gradient, state, params)
+        return project(cast(Params, optax.apply_updates(params, updates))), state, value
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    state = tx.init(params)
+    with progress(schedule.steps, desc=label, unit="step") as bar:
+        for i, batch in zip(range(schedule.steps), batches, strict=False):
+            params, state, value = jitted(params, state, batch)
+            if i % 10 == 0:  # reading it waits for the device
+                bar.set_postfix({"loss": f"{float(value):.3f}"})
+            bar.update()
+    return params
+
+
+def _cross_entropy(logits: Float[Array, "*b V"], labels: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+# --------------------------------------------------------------------------------------- CLIP
+
+
+def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
+    """Each image must find its caption among the batch's, and each caption its image."""
+    labels_b = jnp.arange(logits_bb.shape[0])
+    towards_text = jnp.mean(_cross_entropy(logits_bb, labels_b))
+    towards_image = jnp.mean(_cross_entropy(logits_bb.T, labels_b))
+    return (towards_text + towards_image) / 2
+
+
+def train_clip(
+    model: CLIP,
+    pixels: Float[np.ndarray, "N H W 3"],
+    tokens: Sequence[Int[np.ndarray, "R T"]],
+    schedule: Schedule,
+    *,
+    seed: int,
+    label: str,
+    shift: int = 6,
+) -> CLIP:
+    """Trains on pairs of an image and one of its captions, drawn anew each time it comes round.
+
+    Args:
+      tokens: for each image the rows of its texts, padded to one length T.
+      shift: images are moved by up to so many pixels each way, their edges repeated. Captions stay
+        true, unlike under flips and crops (validation R@1 on scenes 46 % against 43 %).
+    """
+    structure, params = split(model)
+    batch_size = min(schedule.batch_size, len(pixels))
+
+    def batches() -> Iterable[Batch]:
+        rng = np.random.default_rng(seed)
+        for rows in _epochs(len(pixels), batch_size, rng):
+            texts = [tokens[i][rng.integers(len(tokens[i]))] for i in rows]
+            yield {"pixels": shifted(pixels[rows], shift, rng), "tokens": np.stack(texts)}
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        return contrastive_loss(structure.merge(params)(batch["pixels"], batch["tokens"]))
+
+    def clip_scale(params: Params) -> Params:
+        scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))
+        return {**params, "logit_scale": scale}
+
+    trained = fit(structure, params, loss, batches(), schedule, label, project=clip_scale)
+    return structure.merge(trained)
+
+
+def shifted(
+    pixels: Float[np.ndarray, "B H W 3"], shift: int, rng: np.random.Generator
+) -> Float[np.ndarray, "B H W 3"]:
+    """Each image moved by its own -shift..shift pixels along both axes; edges are repeated."""
+    b, height, width, _ = pixels.shape
+    dy, dx = rng.integers(-shift, shift + 1, (2, b, 1))
+    y = np.clip(np.arange(height) + dy, 0, height - 1)
+    x = np.clip(np.arange(width) + dx, 0, width - 1)
+    return pixels[np.arange(b)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def clip_figures(
+    model: CLIP, pixels: Float[np.ndarray, "N H W 3"], tokens: Int[np.ndarray, "N T"]
+) -> dict[str, float]:
+    """How well pairs (row i with row i) are told from others.
+
+    `right` and `shuffled` are CLIPScores (2.5 max(cos, 0), Hessel et al. 2021) of each image's own
+    caption and of the next image's; `recall_at_1` counts images nearest to their own caption.
+    """
+    structure, params = split(model)
+    image_ne = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))(params, pixels)
+    text_ne = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))(params, tokens)
+    cos_nn = np.asarray(image_ne @ text_ne.T)
+    score_nn = 2.5 * np.maximum(cos_nn, 0)
+    return {
+        "right": float(np.mean(np.diag(score_nn))),
+        "shuffled": float(np.mean(np.diag(np.roll(score_nn, 1, axis=1)))),
+        "recall_at_1": float(np.mean(cos_nn.argmax(1) == np.arange(len(cos_nn)))),
+        "images": len(cos_nn),
+    }
+
+
+# --------------------------------------------------------------------------------------- LM
+
+
+def token_loss(
+    model: Mistral, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Summed next-token loss and count of tokens. Rows are BOS, caption, EOS, then anything;
+    `lengths` count all three. EOS is predicted too, BOS is not."""
+    hidden, _ = model.prefill(model.embed(tokens_nt[:, :-1]))
+    loss_nt = _cross_entropy(model.logits(hidden), tokens_nt[:, 1:])
+    mask_nt = jnp.arange(1, tokens_nt.shape[1])[None, :] < lengths_n[:, None]
+    return jnp.sum(loss_nt * mask_nt), jnp.sum(mask_nt)
+
+
+def train_lm(
+    model: Mistral,
+    tokens: Int[np.ndarray, "N T"],
+    lengths: Int[np.ndarray, " N"],
+    schedule: Schedule,
+    *,
+    seed: int,
+    label: str,
+) -> Mistral:
+    """Trains on captions alone, as `token_loss` wants them."""
+    structure, params = split(model)
+    batch_size = min(schedule.batch_size, len(tokens))
+
+    def batches() -> Iterable[Batch]:
+        for rows in _epochs(len(tokens), batch_size, np.random.default_rng(seed)):
+            yield {"tokens": tokens[rows], "lengths": lengths[rows]}
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        total, count = token_loss(structure.merge(params), batch["tokens"], batch["lengths"])
+        return total / count
+
+    return structure.merge(fit(structure, params, loss, batches(), schedule, label))
+
+
+def lm_figures(
+    model: Mistral, tokens: Int[np.ndarray, "N T"], lengths: Int[np.ndarray, " N"]
+) -> dict[str, float]:
+    """`nats_per_token` on captions that it was not trained on."""
+    structure, params = split(model)
+    total, count = jax.jit(lambda p, t, n: token_loss(structure.merge(p), t, n))(
+        params, tokens, lengths
+    )
+    return {"nats_per_token": float(total / count), "captions": len(tokens)}
+
+
+def _epochs(n: int, batch_size: int, rng: np.random.Generator) -> Iterable[np.ndarray]:
+    """Shuffled passes without end; the rows that fill no batch wait for another pass."""
+    while True:
+        order = rng.permutation(n)
+        for start in range(0, n - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]

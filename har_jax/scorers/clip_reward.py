@@ -1,0 +1,192 @@
+"""CLIPScore as a reward: 2.5 max(cos(image, caption), 0) by a frozen CLIP of its own.
+
+The images of the training split are embedded once, before the first step. In a step the callback
+turns captions into the CLIP's token ids and looks up the images' embeddings; the text tower runs on
+the devices, inside the step, on parameters that are an argument of it.
+
+`2.0*clip_score + cider_d` is the mixture of Cho et al. ("Fine-grained Image Captioning with CLIP
+Reward", 2022, as their code has it). Score the result with another CLIP: the one that rewarded is
+not independent any more (`scorers.clip.independence_warning`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float32, Int64
+
+from har_jax.data.dataset import Split
+from har_jax.errors import UserError
+from har_jax.files import write_bytes
+from har_jax.interchange.families.clip import load_clip
+from har_jax.metrics.clip_score import WEIGHT, clip_score
+from har_jax.models.encoders.clip import TextTower
+from har_jax.models.functional import Params, part, prefixed, split, structure_of
+from har_jax.progress import progress
+from har_jax.rewards.mix import MixedReward
+from har_jax.scorers.clip import ClipFiles, ClipScorer
+from har_jax.types import Array, Float, Int
+
+PREFIX = "reward_clip"
+"""What the names of its parameters begin with among the step's frozen ones."""
+
+
+class ClipScoreReward:
+    """See the module's docstring; a `rewards.contract.DeviceReward`.
+
+    Making one touches no device. `load` does, and must have been called before a step runs.
+
+    Args:
+      directory: a CLIP in Hugging Face's layout.
+      images: the split whose images are captioned.
+      batch_size: images (or texts) embedded at a time, outside of steps.
+
+    Raises:
+      UserError: see `scorers.clip.ClipFiles`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], images: Split, *, batch_size: int = 64):
+        self._files = ClipFiles(directory)
+        self._split = images
+        self._batch_size = batch_size
+        self._row = {image_id: row for row, image_id in enumerate(images.image_ids)}
+        self._vectors: Float32[np.ndarray, "N e"] | None = None
+        self._scorer: ClipScorer | None = None
+        self._lock = threading.Lock()
+        self.signature = self._files.signature
+        config = self._files.config
+        self._structure = structure_of(
+            lambda: TextTower(config.text, config.projection_dim, rngs=nnx.Rngs(0))
+        )
+
+    # ------------------------------------------------------------- before the first step
+
+    @functools.cached_property
+    def cache_name(self) -> str:
+        """The file that holds the embeddings of these images by this CLIP."""
+        digest = hashlib.sha256(self._files.fingerprint.encode())
+        digest.update(self._files.preprocess.fingerprint.encode())
+        digest.update(np.asarray(self._split.image_ids, np.int64).tobytes())
+        contents = self._split.listing.contents
+        if contents is None:  # the records' number and bytes stand in for their digests
+            contents = [(self._split.directory / "dataset_info.json").read_text()]
+        digest.update("\n".join(contents).encode())
+        return f"image_embeddings.{digest.hexdigest()[:16]}.npy"
+
+    def load(self, mesh: Mesh | None, folder: str | os.PathLike[str] | None = None) -> Params:
+        """Embeds the images, or reads what `save` left in `folder`; returns the step's parameters,
+        in their shards. Every process embeds all images: it does not know which it will draw."""
+        path = None if folder is None else pathlib.Path(folder, self.cache_name)
+        shape = (len(self._split), self._files.config.projection_dim)
+        vectors = _read(path, shape)
+        if vectors is None:
+            with progress(len(self._split), desc="images for clip_score", unit="images") as bar:
+                images = (example.image for example in self._split)
+                vectors = self._loaded().embed_images(images, bar).astype(np.float32)
+        self._vectors, self._scorer = vectors, None
+        tower = load_clip(self._files.path, mesh=mesh).text
+        return prefixed(split(tower)[1], PREFIX)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Keeps the embeddings for the next `load`."""
+        path = pathlib.Path(folder, self.cache_name)
+        if self._vectors is not None and not path.exists():
+            file = io.BytesIO()
+            np.save(file, self._vectors, allow_pickle=False)
+            write_bytes(path, file.getvalue())
+
+    # ------------------------------------------------------------- in a step
+
+    def shapes(self, batch: int, rows: int) -> Sequence[tuple[tuple[int, ...], type]]:
+        """Token ids [B,R,L] and image embeddings [B,E]."""
+        length, width = self._files.tokenize.context_length, self._files.config.projection_dim
+        return [((batch, rows, length), np.int32), ((batch, width), np.float32)]
+
+    def prepare(
+        self, image_ids: Int64[np.ndarray, " B"], captions: Sequence[Sequence[str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `rewards.contract.DeviceReward`.
+
+        Raises:
+          UserError: an image that is not of the split.
+        """
+        assert self._vectors is not None, "load() was not called"
+        tokens = self._files.tokens([text for group in captions for text in group])
+        shape = (len(captions), -1, tokens.shape[-1])
+        return tokens.reshape(shape), self._vectors[self._rows(image_ids)]
+
+    def in_jit(
+        self,
+        params: Mapping[str, Array],
+        tokens_brl: Int[Array, "B R L"],
+        images_be: Float[Array, "B E"],
+    ) -> Float[Array, "B R"]:
+        """See `rewards.contract.DeviceReward`."""
+        b, r, length = tokens_brl.shape
+        tower = self._structure.merge(part(params, PREFIX))
+        texts = tower.embed(tokens_brl.reshape(b * r, length)).astype(jnp.float32)
+        texts = texts / jnp.linalg.norm(texts, axis=-1, keepdims=True)
+        cosines = jnp.einsum("bre,be->br", texts.reshape(b, r, -1), images_be)
+        return WEIGHT * jnp.maximum(cosines, 0.0)
+
+    # ------------------------------------------------------------- outside of steps
+
+    def __call__(
+        self,
+        image_ids: Int64[np.ndarray, " B"],
+        captions: Sequence[Sequence[str]],
+        ended: Bool[np.ndarray, "B R"],
+    ) -> Float32[np.ndarray, "B R"]:
+        """See `rewards.contract.Reward`; not inside a callback.
+
+        Raises:
+          UserError: an image that is not of the split.
+        """
+        rows = self._rows(image_ids)
+        with self._lock:
+            if self._vectors is not None:
+                looks = self._vectors[rows]
+            else:
+                looks = self._loaded().embed_images(self._split[int(row)].image for row in rows)
+            texts = self._loaded().embed_texts([text for group in captions for text in group])
+        looks = np.repeat(looks, ended.shape[1], axis=0)
+        return clip_score(looks, texts).reshape(ended.shape).astype(np.float32)
+
+    def _rows(self, image_ids: Int64[np.ndarray, " B"]) -> list[int]:
+        try:
+            return [self._row[int(image_id)] for image_id in image_ids]
+        except KeyError as error:
+            raise UserError(
+                f"clip_score has no image {error.args[0]}: it knows the {len(self._row)} images of "
+                f"{self._split.name!r} in {self._split.directory}"
+            ) from None
+
+    def _loaded(self) -> ClipScorer:
+        if self._scorer is None:
+            self._scorer = ClipScorer(self._files, batch_size=self._batch_size)
+        return self._scorer
+
+
+def clip_parts(reward: MixedReward) -> list[ClipScoreReward]:
+    """The parts of a reward that have to be loaded before a step, and saved after."""
+    return [part for part in reward.parts.values() if isinstance(part, ClipScoreReward)]
+
+
+def _read(path: pathlib.Path | None, shape: tuple[int, int]) -> np.ndarray | None:
+    """What `save` wrote; None where there is nothing, or nothing whole."""
+    try:
+        vectors = None if path is None else np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = vectors is not None and vectors.shape == shape and vectors.dtype == np.float32
+    return vectors if fits else None

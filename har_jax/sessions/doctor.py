@@ -1,0 +1,352 @@
+"""Before SCST starts: does the reward see the captions as the references are, and is there anything
+for it to teach?
+
+`examine_texts` needs no device: tokenizer, end of sentence, document frequencies, and what the
+reward says of the references themselves. `examine_policy` lets the MLE policy write captions by the
+very function that training differentiates, and looks at what they earn. A finding of severity
+"stop" means that training could only waste its time; `docs/doctor.md` explains each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+
+from har_jax.errors import UserError
+from har_jax.loading.writer import put_batch
+from har_jax.metrics import health
+from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.rewards.callback import RewardCallback
+from har_jax.rewards.cider_d import CiderDReward
+from har_jax.sessions.observe import mean_over_processes, rollout_words
+from har_jax.sessions.plan import Plan
+from har_jax.text import ptb
+
+if TYPE_CHECKING:
+    from har_jax.sessions.run import Session
+
+log = logging.getLogger(__name__)
+
+IMAGES = 64
+"""How many training images are looked at; a policy is looked at in whole batches."""
+
+Severity = Literal["ok", "warn", "stop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was seen, with numbers, and what to do about it if it is not ok."""
+
+    name: str
+    severity: Severity
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        advice = f"; {self.advice}" if self.advice and self.severity != "ok" else ""
+        return f"{self.severity:<4}  {self.name:<11}  {self.text}{advice}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """All findings, and the policy's figures before the first step by the names of the logs."""
+
+    findings: list[Finding]
+    figures: dict[str, float]
+
+
+def _at_most(value: float, warn: float, stop: float) -> Severity:
+    """Of a value that should be small."""
+    return "stop" if value > stop else "warn" if value > warn else "ok"
+
+
+# ------------------------------------------------------------------- texts, without a device
+
+
+def examine_texts(plan: Plan, images: int = IMAGES) -> list[Finding]:
+    """What the references alone tell: no model is loaded."""
+    split = plan.train_split
+    rows = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(int)).tolist()
+    references = {split.image_ids[i]: list(split.captions[i]) for i in rows}
+    texts = [text for captions in references.values() for text in captions]
+    encoded = plan.foundation.tokenizer.encode_batch(texts)
+    return [
+        _round_trip(plan, texts, encoded),
+        _ends(plan, encoded),
+        _room(plan, encoded),
+        *_frequencies(plan, references),
+        *_reward_of_references(plan, references),
+    ]
+
+
+def _round_trip(plan: Plan, texts: list[str], encoded: list[list[int]]) -> Finding:
+    decode = plan.foundation.tokenizer.decode
+    changed = [
+        (text, decode(ids))
+        for text, ids in zip(texts, encoded, strict=True)
+        if ptb.words(decode(ids)) != ptb.words(text)
+    ]
+    share = len(changed) / len(texts)
+    said = f"{len(texts) - len(changed)} of {len(texts)} references keep their words"
+    if changed:
+        said += f" through the tokenizer; {changed[0][0]!r} comes back as {changed[0][1]!r}"
+    advice = "config.model.lm needs a tokenizer that knows the words of the captions"
+    return Finding("tokenizer", _at_most(share, 0, 0.05), said, advice)
+
+
+def _ends(plan: Plan, encoded: list[list[int]]) -> Finding:
+    eos = plan.foundation.tokenizer.eos_id
+    whole = sum(eos in ids and ids.index(eos) == len(ids) - 1 for ids in encoded)
+    return Finding(
+        "end",
+        "ok" if whole == len(encoded) else "stop",
+        f"{whole} of {len(encoded)} encoded references end in EOS (id {eos}) and have no other",
+        "captions without EOS teach a policy that never stops; repair the tokenizer in "
+        "config.model.lm and train MLE again",
+    )
+
+
+def _room(plan: Plan, encoded: list[list[int]]) -> Finding:
+    limit = plan.config.data.max_tokens
+    long = sum(len(ids) > limit for ids in encoded) / len(encoded)
+    longest = max(map(len, encoded))
+    return Finding(
+        "max_tokens",
+        _at_most(long, 0.01, 0.25),
+        f"{long:.1%} of the references are longer than max_tokens={limit} (the longest: {longest})",
+        f"set --config.data.max_tokens={longest}, or 0 for what the captions need",
+    )
+
+
+def _frequencies(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
+    """A table counted over the training references knows every n-gram of theirs."""
+    df = _table(plan)
+    if df is None:
+        return []
+    grams = set()
+    for text in (text for captions in references.values() for text in captions):
+        words = ptb.words(text)
+        for n in range(1, df.n + 1):
+            grams.update(zip(*(words[i:] for i in range(n)), strict=False))
+    unseen = sum(df.get(gram) == 0 for gram in grams) / max(1, len(grams))
+    few = df.n_images < len(plan.train_split)
+    said = (
+        f"the table of {df.n_images} images ({df.name}) lacks {unseen:.1%} of {len(grams)} n-grams "
+        f"of training references; the split has {len(plan.train_split)} images"
+    )
+    return [
+        Finding(
+            "df",
+            "stop" if few else _at_most(unseen, 0, 0.005),
+            said,
+            "these are document frequencies of other captions; prepare the dataset again with "
+            "har_jax.prepare",
+        )
+    ]
+
+
+def _reward_of_references(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
+    """A reference as if it were a caption: of its image, of another one, and cut before its end."""
+    assert plan.reward is not None
+    ids = np.array(list(references), np.int64)
+    own = [captions[0] for captions in references.values()]
+    other = own[1:] + own[:1]
+    captions = [[a, b, a] for a, b in zip(own, other, strict=True)]
+    ended = np.tile([True, True, False], (len(ids), 1))
+    try:
+        total, parts = plan.reward.breakdown(ids, captions, ended)
+    except Exception as error:
+        return [broken_reward(error)]
+    mean_own, mean_other, mean_cut = total.astype(np.float64).mean(axis=0)
+    if not np.abs(total).max() > 0:
+        text = f"every reward of {len(ids)} references, held against their own images, is 0"
+        advice = "the reward and the references do not meet: see config.scst.reward and the dataset"
+        return [Finding("reward", "stop", text, advice)]
+    most = max(len(captions) for captions in references.values())
+    floor = 0.5 * 10 / most  # a reference is one of the texts that it is compared with
+    low = "cider_d" in parts and parts["cider_d"][:, 0].mean() < floor
+    apart = mean_own > mean_other
+    severity: Severity = "stop" if low or not apart else "ok"
+    if severity == "ok" and mean_other > 0.5 * mean_own:
+        severity = "warn"
+    said = f"a reference earns {mean_own:.3f} on its own image and {mean_other:.3f} on another one"
+    if low:
+        said += f"; CIDEr-D of the former should be above {floor:.2f}"
+    findings = [
+        Finding(
+            "reward",
+            severity,
+            said,
+            "a reward must tell images apart: check the document frequencies, the image ids and "
+            "config.scst.reward",
+        )
+    ]
+    if "cider_d" in parts:
+        same = np.allclose(parts["cider_d"][:, 0], parts["cider_d"][:, 2])
+        said = f"a reference earns {mean_own:.3f}, and {mean_cut:.3f} if it is cut before its EOS"
+        advice = (
+            "captions that break off, as in 'with a', will cost nothing and will spread; set "
+            "--config.scst.eos=true"
+        )
+        findings.append(Finding("eos", "warn" if same else "ok", said, advice))
+    return findings
+
+
+def broken_reward(error: Exception) -> Finding:
+    """A reward that raises, or gives what is no finite number of the right shape."""
+    if isinstance(error, UserError):
+        return Finding("reward", "stop", str(error))
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{last.filename.rpartition('/')[2]}, line {last.lineno}"
+    text = f"the reward raised {type(error).__name__}: {error} ({where})"
+    return Finding("reward", "stop", text, "it must give a number for any caption")
+
+
+# ------------------------------------------------------------------- the policy
+
+
+def examine_policy(session: Session, images: int = IMAGES) -> Examination:
+    """Captions of the MLE policy, sampled and scored by the training's own loss function."""
+    config, callback = session.plan.config, session.callback
+    assert session.plan.reward is not None and callback is not None
+    state = session.batches.get_state()
+    logs: list[dict[str, Any]] = []
+    with jax.set_mesh(session.mesh):
+        for number in range(math.ceil(images / config.batch_size)):
+            batch = put_batch(next(session.batches), session.mesh)
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            logs.append(session.look(session.trained, session.frozen, batch, key))
+            if not math.isfinite(float(logs[-1]["reward"])):  # in every process at once
+                session.batches.set_state(state)
+                return Examination([_broken_in_a_step(callback)], {})
+    session.batches.set_state(state)
+    session.plan.reward.take_means()  # the first log is of training alone
+    scalars = [{k: float(v) for k, v in x.items() if v.ndim == 0} for x in logs]
+    figures = {k: float(np.mean([x[k] for x in scalars])) for k in scalars[0]}
+    figures["logp_drift"] = max(x["logp_drift"] for x in scalars)
+    words = [image for x in logs for image in rollout_words(session.plan, x)]
+    figures |= mean_over_processes(_of_words(session.plan, words))
+    return Examination(_judge(session.plan, figures), figures)
+
+
+def _broken_in_a_step(callback: RewardCallback) -> Finding:
+    try:
+        callback.raise_if_failed()
+    except Exception as error:
+        return broken_reward(error)
+    return Finding("reward", "stop", "the reward of the policy's captions is not finite")
+
+
+def _of_words(plan: Plan, rollout: Sequence[Sequence[list[str]]]) -> dict[str, float]:
+    """Figures of captions by image, the greedy one first."""
+    samples = [caption for image in rollout for caption in image[1:]]
+    figures = {
+        "bad_end_rate": health.bad_end_rate(samples),
+        "repetition_rate": health.repetition_rate(samples),
+        "distinct": float(np.mean([len(set(map(tuple, i[1:]))) / len(i[1:]) for i in rollout])),
+    }
+    df = _table(plan)
+    words = [word for image in rollout for caption in image for word in caption]
+    if df is not None:
+        figures["unknown_words"] = sum(w not in df.vocabulary for w in words) / max(1, len(words))
+    return figures
+
+
+def _table(plan: Plan) -> DocumentFrequency | None:
+    assert plan.reward is not None
+    part = plan.reward.parts.get("cider_d")
+    return part.document_frequency if isinstance(part, CiderDReward) else None
+
+
+def _judge(plan: Plan, figures: Mapping[str, float]) -> list[Finding]:
+    """Findings from the figures of the policy's captions."""
+    config, f = plan.config, figures
+    sample, greedy, idle = f["reward"], f["reward_greedy"], f["zero_advantage"]
+    nothing = abs(sample) < 1e-3 and abs(greedy) < 1e-3
+    far = greedy > 0 and sample < 0.25 * greedy
+    uniform = math.log(plan.foundation.config.lm.vocab_size)
+    exact = config.model.dtype == "float32"
+    findings = [
+        Finding(
+            "ended",
+            _at_most(1 - f["ended"], 0.1, 0.5),
+            f"{f['ended']:.1%} of the sampled captions reach EOS within {config.data.max_tokens} "
+            "tokens",
+            "was EOS dropped in the training of the MLE run, or is config.data.max_tokens too "
+            "small? A reward that counts EOS sees unfinished captions",
+        ),
+        Finding(
+            "policy",
+            "stop" if nothing else "warn" if far else "ok",
+            f"sampled captions earn {sample:.3f}, greedy ones {greedy:.3f} (gap "
+            f"{greedy - sample:+.3f})",
+            "the policy earns nothing that could be reinforced; train MLE longer"
+            if nothing
+            else "nearly every sample is worse than the greedy caption; train MLE longer, or use "
+            "config.scst.baseline='leave_one_out'",
+        ),
+        Finding(
+            "advantage",
+            _at_most(idle, 0.5, 0.95),
+            f"{idle:.1%} of the samples have no advantage, {f['zero_images']:.1%} of the images "
+            f"have none with any; {f['distinct']:.1%} of an image's {config.scst.samples} samples "
+            "differ",
+            "they earn what their baseline earns and teach nothing; raise config.scst.samples or "
+            "config.scst.temperature, or look at the reward",
+        ),
+        Finding(
+            "entropy",
+            "warn" if f["entropy"] < 0.05 or f["entropy"] > 0.7 * uniform else "ok",
+            f"entropy {f['entropy']:.2f} nats per token (a uniform policy: {uniform:.2f})",
+            "near 0 all samples are one caption; near the uniform one the MLE run has not learnt",
+        ),
+        Finding(
+            "temperature",
+            _at_most(f["logp_drift"], *((0.05, 0.05) if exact else (0.5, 1.5))),
+            f"log-probabilities of rollout and update differ by at most {f['logp_drift']:.1e}",
+            "the samples are not drawn from the policy that is updated: temperature, weights or "
+            "masks of the two differ",
+        ),
+    ]
+    if config.scst.temperature != 1:
+        text = f"samples are drawn and updated at temperature {config.scst.temperature:g}"
+        advice = "greedy captions and evaluation are those of temperature 1; set it to 1"
+        findings.append(Finding("temperature", "warn", text, advice))
+    if "unknown_words" in f:
+        findings.append(
+            Finding(
+                "vocabulary",
+                _at_most(f["unknown_words"], 0.02, 0.2),
+                f"{f['unknown_words']:.1%} of the policy's words are in no training reference",
+                "the policy's tokenizer spells other words than the references have: is it that of "
+                "the MLE run, and the document frequencies those of this dataset?",
+            )
+        )
+    return findings
+
+
+def refuse(findings: Sequence[Finding], mode: str) -> None:
+    """Logs what is not well.
+
+    Raises:
+      UserError: something has severity "stop", and `mode` is "on".
+    """
+    well = sum(finding.severity == "ok" for finding in findings)
+    log.info("doctor: %d of %d findings are ok", well, len(findings))
+    for finding in findings:
+        if finding.severity != "ok":
+            log.warning("doctor: %s", finding)
+    stops = [finding for finding in findings if finding.severity == "stop"]
+    if stops and mode == "on":
+        raise UserError(
+            "the doctor refuses to start: "
+            + " | ".join(f"{f.name}: {f.text}; {f.advice}".rstrip("; ") for f in stops)
+            + ". --config.scst.doctor=warn starts all the same"
+        )

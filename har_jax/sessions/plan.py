@@ -1,0 +1,202 @@
+"""A training session checked before it starts: every file that a configuration names is read and
+found to fit the others, and no device is touched, so a mistake costs a second and not a pod's
+start-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+from har_jax.checkpoint import resolve_step
+from har_jax.config import Config
+from har_jax.data.dataset import Split, document_frequency_path, open_split
+from har_jax.data.features.cache import FeatureCache
+from har_jax.data.overlap import Images, images_of, shared
+from har_jax.data.subset import Subset, take
+from har_jax.data.tally import tokens_needed
+from har_jax.errors import UserError
+from har_jax.evaluation.leak import trained_on
+from har_jax.loading.blueprint import Foundation, read_foundation, read_run
+from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.rewards import mix
+from har_jax.rewards.mix import MixedReward
+from har_jax.scorers.clip_reward import ClipScoreReward
+from har_jax.text import ptb
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Plan:
+    """A session whose files have been read and found to fit together."""
+
+    config: Config
+    workdir: pathlib.Path
+    foundation: Foundation
+    train_split: Split
+    val_split: Split | None
+    reward: MixedReward | None
+    parent: dict[str, Any] | None
+    features: FeatureCache | None = None  # what batches carry in the place of images
+    trained_on: list[Images] = dataclasses.field(default_factory=list)  # by it and its parents
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)  # for run.json
+
+
+def make_plan(config: Config, workdir: str | pathlib.Path) -> Plan:
+    """Checks a configuration against the files that it names; raises `UserError`."""
+    features = FeatureCache(config.data.features) if config.data.features else None
+    foundation = read_foundation(config.model, features)
+    foundation.structure(config.model)  # adapters' names are matched with those of the decoder
+    data = config.data
+    whole = open_split(data.dir, data.train_split)
+    train_split = take(whole, fraction=data.fraction, shots=data.shots, seed=data.subset_seed)
+    if not len(train_split):
+        raise UserError(f"{data.dir!r}: its split {data.train_split!r} is empty")
+    val_split = open_split(data.dir, data.val_split) if data.val_split else None
+    for split in (train_split, val_split):
+        if features is not None and split is not None:
+            features.of(split)  # refuses a cache without these images
+    if data.max_tokens == 0:
+        needed = _needed_tokens(train_split, foundation)
+        config = dataclasses.replace(config, data=dataclasses.replace(data, max_tokens=needed))
+    if config.batch_size > len(train_split):
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {len(train_split)} images of "
+            f"{data.dir!r} {data.train_split!r}; lower it"
+        )
+    parent = _check_parent(config, foundation) if config.stage == "scst" else None
+    own = images_of(train_split)
+    trained = [*_trained_before(config), own]
+    if val_split is not None:
+        _check_apart(config, trained, val_split)
+    reward = _reward(config, train_split) if config.stage == "scst" else None
+    return Plan(
+        config,
+        pathlib.Path(workdir),
+        foundation,
+        train_split,
+        val_split,
+        reward,
+        parent,
+        features,
+        trained,
+        {
+            "path": data.dir,
+            "split": data.train_split,
+            "images": len(train_split),
+            "of": len(whole),
+            "ids": own.ids_of,
+            "fingerprint": own.fingerprint,
+        },
+    )
+
+
+def _trained_before(config: Config) -> list[Images]:
+    """What the run that SCST starts from was trained on."""
+    if config.stage != "scst":
+        return []
+    before = trained_on(config.init_from)
+    if before is None:
+        log.warning(
+            "what %s was trained on is not known: overlap with it will not be found",
+            config.init_from,
+        )
+    return before or []
+
+
+def _check_apart(config: Config, trained: list[Images], val_split: Split) -> None:
+    """Checkpoints are chosen on the validation split: it must hold other images."""
+    data = config.data
+    if data.val_split == data.train_split:  # said in so many words
+        log.warning("config.data.val_split=%r is what is trained on", data.val_split)
+        return
+    both = shared(val_split, trained)
+    if both.ids:
+        source = f" or {config.init_from}" if config.init_from else ""
+        raise UserError(
+            f"{data.dir!r}: {both} of {data.val_split!r} are also in what {data.train_split!r}"
+            f"{source} trains on; prepare the dataset again (splits must not share images)"
+        )
+
+
+def _needed_tokens(split: Split, foundation: Foundation) -> int:
+    """T for 999 of 1,000 training captions, EOS included, rounded up to a multiple of four."""
+    captions = [caption for those in split.captions for caption in those]
+    lengths = [len(ids) for ids in foundation.tokenizer.encode_batch(captions)]
+    return tokens_needed(lengths)
+
+
+def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
+    """`init_from` must be a finished-enough MLE run of the same model; says where SCST starts."""
+    name = f"config.init_from={config.init_from!r}"
+    parent, info = read_run(config.init_from)
+    if parent.stage != "mle":
+        raise UserError(
+            f"{name} is a run of stage {parent.stage!r}; SCST starts from an MLE run "
+            "(configs/mle.py)"
+        )
+    before, now = parent.model, config.model
+    for key in ("projector", "prefix_tokens", "projector_hidden", "vision_layer", "prompt"):
+        _same(name, f"model.{key}", getattr(before, key), getattr(now, key))
+    if before.lora.rank or now.lora.rank:
+        for key in ("rank", "alpha", "targets"):
+            _same(name, f"model.lora.{key}", getattr(before.lora, key), getattr(now.lora, key))
+        _same(name, "model.fused", before.fused, now.fused)  # q, k and v would share one factor
+    for part, there in foundation.base.items():
+        then = info.get("base", {}).get(part, {}).get("fingerprint")
+        if then != there["fingerprint"]:
+            what = "tokenizer" if part == "tokenizer" else f"base model {part!r}"
+            raise UserError(
+                f"{name} was trained with another {what} ({str(then)[:12]}) than this "
+                f"configuration names ({there['fingerprint'][:12]}); set config.model to its own: "
+                f"clip={before.clip!r}, lm={before.lm!r}"
+            )
+    step = resolve_step(config.init_from, "best")
+    return {"run": str(config.init_from), "step": step, "stage": parent.stage}
+
+
+def _same(parent: str, key: str, then: Any, now: Any) -> None:
+    if then != now:
+        raise UserError(
+            f"{parent} was trained with {key}={then!r}, but this configuration says {now!r}; "
+            f"set --config.{key}={then}"
+        )
+
+
+def _reward(config: Config, split: Split) -> MixedReward:
+    scst = config.scst
+    clip = None
+    if "clip_score" in mix.parse(scst.reward):
+        if scst.reward_clip:
+            clip = ClipScoreReward(scst.reward_clip, split, batch_size=config.eval.batch_size)
+    elif scst.reward_clip:
+        raise UserError(
+            f"config.scst.reward_clip={scst.reward_clip!r} has no part in the reward "
+            f"{scst.reward!r}; add clip_score to it, or leave reward_clip out"
+        )
+    return mix.build(
+        scst.reward,
+        _document_frequency(config, split),
+        split.references(),
+        eos=scst.eos,
+        clip_score=clip,
+    )
+
+
+def _document_frequency(config: Config, split: Split) -> DocumentFrequency:
+    data = config.data
+    if isinstance(split, Subset):  # low-resource: the references of other images are not there
+        words = [[ptb.words(text) for text in texts] for texts in split.captions]
+        return DocumentFrequency.from_references(
+            words, name=f"{data.train_split}[{len(split)} images]"
+        )
+    path = document_frequency_path(data.dir, data.train_split)
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: CIDEr-D needs the document frequencies of the training "
+            "references; prepare the dataset again with har_jax.prepare"
+        )
+    return DocumentFrequency.load(path)

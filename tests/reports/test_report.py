@@ -1,0 +1,251 @@
+"""The report: one valid file that needs no other, from whatever a run directory holds."""
+
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from har_jax.data.builder import write
+from har_jax.data.dataset import Example
+from har_jax.errors import UserError
+from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_predictions
+from har_jax.files import write_json
+from har_jax.reports.page import write_report
+from har_jax.reports.run_view import ScoredSplit, choose_examples, data_uri, examples_of, read_view
+from har_jax.reports.svg import Line, line_chart, nice_ticks, smoothed
+from har_jax.training.loggers import MetricsWriter
+
+REFERENCES = {
+    i: [f"a {colour} {shape}", f"one {colour} {shape} <here> & there"]
+    for i, (colour, shape) in enumerate(
+        (c, s) for c in ("red", "blue", "green", "grey") for s in ("circle", "square", "star")
+    )
+}
+VOID = {"meta", "img", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and attributes, and sees that every element is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v or "") for k, v in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v or "") for k, v in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, tag, name):
+        return [v for t, k, v in self.attributes if t == tag and k == name]
+
+
+def png(i, side=24):
+    rng = np.random.default_rng(i)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A dataset and two runs, MLE and the SCST that came from it."""
+    root = tmp_path_factory.mktemp("world")
+    rows = [("test", Example(i, f"{i}.png", png(i), list(r))) for i, r in REFERENCES.items()]
+    write(root / "data", rows, name="toy", splits=["test"], description="", settings={})
+    for stage in ("mle", "scst"):
+        run = root / stage
+        config = {"stage": stage, "steps": 40, "data": {"dir": str(root / "data")}}
+        parent = {"run": str(root / "mle"), "step": 40} if stage == "scst" else None
+        write_json(run / "config.json", config)
+        write_json(
+            run / "run.json",
+            {
+                "stage": stage,
+                "parent": parent,
+                "reward_signature": "CIDEr-D[eos]<&>" if parent else None,
+                "base": {"clip": {"path": "m/clip", "fingerprint": "sha256:0123456789abcdef"}},
+            },
+        )
+        with MetricsWriter(run, enabled=True, tensorboard=False) as writer:
+            for step in range(1, 41):
+                nan = float("nan")
+                writer.write(step, {"train/loss": 1 / step, "train/reward": nan, "train/odd": 1})
+            writer.write(40, {"val/CIDEr": 1.5 if parent else 1.0})
+            writer.samples(40, "test", [{"image_id": 1, "caption": "x", "references": ["y"]}])
+        good = REFERENCES if parent else {i: ["a red circle"] for i in REFERENCES}
+        texts = {i: good[i][0] for i in REFERENCES}
+        source = {"data": str(root / "data"), "method": "greedy", "step": 40}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shutil.which", lambda name: None)  # no Java: METEOR would take seconds
+            evaluation = evaluate_captions(
+                REFERENCES, texts, control="shuffle", source=source, warnings=["beware <b>"]
+            )
+        write_predictions(run / "eval" / "test", texts)
+        write_evaluation(run / "eval" / "test", evaluation)
+    return root
+
+
+def test_the_whole_report(world, tmp_path):
+    out = tmp_path / "r.html"
+    assert write_report(world / "scst", out=out, n_images=6) == out
+    text = out.read_text()
+    page = Page(text)
+    seen = " ".join(page.text)
+    for expected in ("MLE", "SCST", "CIDEr", "BLEU-4", "CIDEr-D[eos]<&>", "beware <b>", "shuffled"):
+        assert expected in seen, expected
+    assert {"biggest gains", "biggest losses", "random"} <= set(page.text)
+    cards = page.values("article", "class")
+    for group in ("gain", "loss", "random"):
+        assert sum(group in v.split() for v in cards) == 6
+    assert page.tags.count("svg") >= 3
+    assert "<here>" in seen, "references are escaped, not lost"
+
+
+def test_what_guards_did_is_told_by_step(world, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "scst", copy)
+    with MetricsWriter(copy, enabled=True, tensorboard=False) as writer:
+        trip = {"guard": "length", "action": "rollback", "text": "31 tokens <above>", "value": 31.0}
+        writer.event(30, trip)
+        writer.event(30, {"rollback": True, "step": 30, "to": 20, "lr_scale": 0.5})
+    page = Page(write_report(copy).read_text())
+    notices = "\n".join(page.text)
+    assert "step 30: guard length: 31 tokens <above> (rollback)" in notices
+    assert "step 30: back to the checkpoint of step 20, learning rate × 0.5" in notices
+    assert "value" not in read_view(copy).series
+
+
+def test_it_is_self_contained(world, tmp_path):
+    text = write_report(world / "scst", out=tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert not re.search(r"https?://|//cdn|@import|url\(", text)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    sources = page.values("img", "src")
+    assert len(sources) >= len(REFERENCES)
+    assert all(source.startswith("data:image/") for source in sources)
+    assert all(page.values("img", "alt"))
+
+
+def test_a_run_without_parent(world, tmp_path):
+    page = Page(write_report(world / "mle", out=tmp_path / "r.html").read_text())
+    assert {"best", "worst"} <= set(page.text) and "change" not in page.text
+
+
+def test_the_default_place_is_the_run_directory(world):
+    assert write_report(world / "mle") == world / "mle" / "report.html"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["data"],
+        ["scst/config.json"],
+        ["scst/run.json"],
+        ["scst/metrics.jsonl", "scst/samples.jsonl"],
+        ["scst/eval"],
+        ["mle/eval"],
+        ["mle"],
+        ["scst/eval/test/per_image.json", "mle/eval/test/per_image.json"],
+        ["scst/eval/test/scores.json"],
+        ["scst/eval/test/per_image.json", "data"],
+        ["scst/" + name for name in ("config.json", "run.json", "metrics.jsonl", "eval")],
+    ],
+    ids=lambda names: ",".join(names),
+)
+def test_whatever_is_missing(world, tmp_path, missing):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(world, copy)
+    for path in [*copy.rglob("*.json")]:
+        path.write_text(path.read_text().replace(str(world), str(copy)))
+    for name in missing:
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    Page(write_report(copy / "scst").read_text())
+
+
+def test_broken_files_do_not_stop_a_report(world, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(world / "scst", copy)
+    (copy / "run.json").write_text("{")
+    (copy / "eval" / "test" / "scores.json").write_text("[]")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "tra')
+    Page(write_report(copy).read_text())
+
+
+def test_no_such_run(tmp_path):
+    with pytest.raises(UserError, match="no run directory"):
+        write_report(tmp_path / "absent")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="no run directory"):
+        write_report(tmp_path / "run", compare_with=tmp_path / "absent")
+
+
+def test_cider_is_computed_where_it_is_missing(world):
+    split = read_view(world / "scst").splits["test"]
+    bare = [{"image_id": i, "caption": row["caption"]} for i, row in split.rows.items()]
+    without = ScoredSplit(split.scores, {row["image_id"]: row for row in bare})
+    full = examples_of({"SCST": split}, {})
+    again = examples_of({"SCST": without}, REFERENCES)
+    assert [e.captions for e in full] == [e.captions for e in again]
+
+
+def test_examples_are_chosen_by_gain():
+    rows = {i: {"caption": "x", "CIDEr": 0.0, "references": ["r"]} for i in range(30)}
+    after = {i: {**row, "CIDEr": float(i - 10)} for i, row in rows.items()}
+    chosen = choose_examples(
+        examples_of({"A": ScoredSplit({}, rows), "B": ScoredSplit({}, after)}, {}), 3
+    )
+    assert chosen["gain"] == [29, 28, 27] and chosen["loss"] == [0, 1, 2]
+    assert len(set(chosen["random"])) == 3
+
+
+def test_large_images_are_scaled_and_small_ones_left():
+    small = png(0)
+    assert json.dumps(data_uri(small)) and data_uri(small).startswith("data:image/png")
+    large = data_uri(png(0, side=800))
+    assert large.startswith("data:image/jpeg") and len(large) < 200_000
+    assert data_uri(b"nothing") is None
+
+
+@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 5.0), (2, 5.0)], [(0, -1e-9), (10, 1e9)]])
+def test_charts_of_few_or_odd_points(points):
+    svg = line_chart([Line("a & b", points)], description="<x>", percent=True)
+    Page(svg)
+    assert "nan" not in svg and "a &amp; b" in svg
+
+
+def test_ticks_enclose_the_values():
+    for low, high in ((0, 1), (0.013, 0.0131), (-7, 1200), (3, 3)):
+        ticks = nice_ticks(low, high, 5)
+        assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+
+
+def test_smoothing_keeps_a_straight_line():
+    line = [(x, 2.0 * x) for x in range(50)]
+    assert np.allclose(smoothed(line)[10:40], line[10:40])
