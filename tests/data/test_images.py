@@ -1,6 +1,7 @@
 """Pixels equal Hugging Face's CLIPImageProcessor (PIL) bit for bit, whatever the photograph."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -83,6 +84,24 @@ def test_equals_hf_for_every_shape(hf_class, size):
     image = noise("RGB", size)
     processor = hf_class(size={"shortest_edge": 33}, crop_size={"height": 33, "width": 33})
     np.testing.assert_array_equal(Preprocessor.for_size(33)(image), hf_pixels(processor, image))
+
+
+@pytest.mark.parametrize("resample", list(Image.Resampling), ids=lambda filter: filter.name)
+def test_resizing_only_what_the_crop_keeps_is_exact(resample):
+    """Every order of Pillow's passes: all small sizes, to all small sizes, cropped to all widths."""
+    sizes = (1, 2, 3, 4, 7)
+    for width, height in itertools.product(sizes, sizes):
+        image = noise("RGB", (width, height))
+        for size in itertools.product(sizes, sizes):  # height, width
+            whole = np.asarray(image.resize(size[::-1], resample=resample))
+            for kept in range(1, size[1]):
+                ours = Preprocessor(0, size, (size[0], kept), resample=int(resample))
+                left = (size[1] - kept) // 2
+                np.testing.assert_array_equal(
+                    ours.pixels(image),
+                    whole[:, left : left + kept],
+                    err_msg=f"{width} x {height} to {size[1]} x {size[0]}, cropped to {kept}",
+                )
 
 
 @settings(deadline=None, max_examples=60)
