@@ -1,5 +1,6 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
 # make test    the test suite, in WORKERS=2 processes
+# make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
 
@@ -10,7 +11,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --durations=15
+
+fuzz: $(VENV)/.installed-test
+	$(PY) -m pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

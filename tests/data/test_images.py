@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -104,7 +104,6 @@ def test_resizing_only_what_the_crop_keeps_is_exact(resample):
                 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 130), st.integers(1, 130)),
     edge=st.integers(1, 70),
