@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 
-from har_jax import config as configs
+from har_jax import config_file
+from har_jax.command_line import new_parser, read_overrides, setup_logging
+from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.files import dumps
-from har_jax.flags import read_overrides, setup_logging
 
 DESCRIPTION = """\
 Finds out whether SCST has anything to learn from, before a day of a machine is spent on it: does
@@ -30,13 +30,7 @@ docs/doctor.md explains every finding.
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m har_jax.doctor",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser("doctor", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--config", metavar="FILE[:PRESET]", required=True, help="configuration file of SCST"
     )
@@ -50,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("har_jax").setLevel(logging.WARNING)
     if arguments.images < 2:
         raise UserError(f"--images={arguments.images}: give at least 2")
-    config = configs.load(arguments.config, overrides)
+    config = config_file.load(arguments.config, overrides)
     if config.stage != "scst":
         raise UserError(
             f"--config={arguments.config} is of stage {config.stage!r}; the doctor looks at SCST: "
@@ -59,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return examine(config, arguments.images, as_json=arguments.json)
 
 
-def examine(config: configs.Config, images: int, *, as_json: bool = False) -> int:
+def examine(config: Config, images: int, *, as_json: bool = False) -> int:
     """Prints the findings; 2 if one of them should stop a run."""
     from har_jax.sessions import doctor
     from har_jax.sessions import run as session

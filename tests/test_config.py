@@ -1,12 +1,19 @@
 """Configurations: what is accepted, and what a mistake says."""
 
+import dataclasses
+import json
+import math
 import pathlib
+import typing
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from har_jax import config as configs
-from har_jax.config import Config, check_devices, load
+from har_jax.config import Config, Range, check_devices
+from har_jax.config_file import load
 from har_jax.errors import UserError
+from har_jax.presets import scst
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,6 +29,56 @@ def test_every_shipped_config_loads(stage, preset):
     config = load(f"configs/{stage}.py:{preset}")
     assert config.stage == stage
     assert Config.from_dict(config.to_dict()) == config
+    assert load(f"{stage}:{preset}") == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_presets_of_the_package_are_found_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load("scst:tiny", {"steps": "17"}).steps == 17
+    (tmp_path / "scst").write_text("a file of that name is what is meant")
+    with pytest.raises(UserError, match="not a Python file"):
+        load("scst:tiny")
+
+
+RETURNED = {
+    "Config": "from har_jax.presets import mle\n"
+    "def get_config(preset='tiny'):\n    return mle.get_config(preset).changed(steps=77)\n",
+    "a dict": "def get_config():\n    return {'steps': 77, 'optim': {'warmup_steps': 25}, 'data': "
+    "{'dir': 'd'}, 'model': {'clip': 'c', 'lm': 'l'}}\n",
+    "a ConfigDict": "class ConfigDict(dict):\n    def to_dict(self): return dict(self)\n"
+    "def get_config():\n    return ConfigDict(steps=77, data={'dir': 'd'}, "
+    "model={'clip': 'c', 'lm': 'l', 'fused': False})\n",
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_what_a_config_file_may_return(tmp_path, kind):
+    (tmp_path / "mine.py").write_text(RETURNED[kind])
+    config = load(f"{tmp_path}/mine.py", {"data.max_tokens": "0"})
+    assert config.steps == 77 and config.data.max_tokens == 0
+
+
+def test_changed_settings():
+    config = load("mle:tiny")
+    other = config.changed(steps=600, **{"optim.lr": 1, "model.lora.rank": 4})
+    assert (other.steps, other.optim.lr, other.model.lora.rank) == (600, 1.0, 4)
+    assert config.steps == 500 and other.changed(**{"steps": 500, "optim.lr": 5e-3}) != config
+    with pytest.raises(UserError, match=r"did you mean 'config.optim.lr'\?"):
+        config.changed(**{"optim.lrr": 1})
+    with pytest.raises(UserError, match=r"config.optim.b1 is 1.0; it must be at least 0 and below"):
+        config.changed(**{"optim.b1": 1.0})
+
+
+def test_settings_of_older_versions():
+    old = load("mle:tiny").to_dict()
+    old["model"]["fused"] = False
+    assert Config.from_dict(old) == load("mle:tiny")
+    old["model"]["fused"] = True
+    with pytest.raises(UserError, match=r"config.model.fused is True: this version has no such"):
+        Config.from_dict(old)
+    with pytest.raises(UserError, match=r"unknown key config.model.fused"):
+        load("mle:tiny", {"model.fused": "false"})
 
 
 def test_stages_agree_on_the_model():
@@ -33,9 +90,9 @@ def test_stages_agree_on_the_model():
 def test_overrides_keep_their_types():
     config = load(
         "configs/scst.py:tiny",
-        {"optim.lr": "1e-5", "steps": "7", "init_from": "runs/1", "data.cache_images": "false"},
+        {"optim.lr": "1e-5", "steps": "17", "init_from": "runs/1", "data.cache_images": "false"},
     )
-    assert (config.optim.lr, config.steps, config.init_from) == (1e-5, 7, "runs/1")
+    assert (config.optim.lr, config.steps, config.init_from) == (1e-5, 17, "runs/1")
     assert config.data.cache_images is False
     assert load("configs/mle.py:tiny", {"optim.lr": "1"}).optim.lr == 1.0
 
@@ -50,7 +107,9 @@ def test_overrides_keep_their_types():
         ({"stage": "mel"}, r"did you mean 'mle'\?\); allowed: mle, scst"),
         ({"steps": "many"}, "config.steps is 'many' .str.; it must be int"),
         ({"steps": "1.5"}, "must be int"),
-        ({"steps": "0"}, "must be above 0"),
+        ({"steps": "0"}, "config.steps is 0; it must be at least 1"),
+        ({"steps": "9"}, "config.optim.warmup_steps=10 is longer than the run .config.steps=9."),
+        ({"data.max_tokens": "1"}, "config.data.max_tokens is 1; it must be 0 or at least 2"),
         ({"optim.lr": "nan"}, "config.optim.lr"),
         ({"optim.lr": "-1"}, "config.optim.lr is -1.0"),
         ({"data.dir": ""}, "config.data.dir is not set"),
@@ -61,7 +120,7 @@ def test_overrides_keep_their_types():
         ({"guards.length": "roll_back"}, r"did you mean 'rollback'\?\); allowed: off, warn, stop"),
         ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be above 0"),
         ({"guards.rollback_lr_factor": "1.5"}, "must be above 0 and at most 1"),
-        ({"guards.max_rollbacks": "-1"}, "must be 0 or more"),
+        ({"guards.max_rollbacks": "-1"}, "must be at least 0"),
         ({"scst.doctor": "maybe"}, "allowed: on, warn, off"),
     ],
 )
@@ -90,13 +149,56 @@ def test_init_from_belongs_to_scst():
 
 
 def test_a_batch_that_the_mesh_cannot_divide():
-    config = load("configs/mle.py:tiny", {"batch_size": "12"})
+    config = load("mle:tiny", {"batch_size": "12"})
     with pytest.raises(UserError, match=r"config.batch_size=12 cannot be divided over 8 devices"):
         check_devices(config, 8)
     with pytest.raises(UserError, match="does not fit 8 device"):
-        check_devices(load("configs/mle.py:tiny", {"mesh.data": "3", "mesh.fsdp": "1"}), 8)
-    check_devices(load("configs/mle.py:tiny"), 8)
+        check_devices(load("mle:tiny", {"mesh.data": "3", "mesh.fsdp": "1"}), 8)
+    # Only `data` and `fsdp` split a batch; that of evaluation is rounded up where it is used.
+    check_devices(load("mle:tiny", {"batch_size": "12", "mesh.tensor": "2"}), 8)
+    check_devices(load("mle:tiny", {"eval.batch_size": "50"}), 8)
 
 
-def test_defaults_are_the_dataclasses(tmp_path):
-    assert configs.defaults("mle").to_dict() == Config(stage="mle").to_dict()
+def numbers(cls=Config, prefix=""):
+    """(key, type, range) of every int and float of the configuration."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is typing.Annotated:
+            yield f"{prefix}{name}", *typing.get_args(hint)
+        else:
+            assert hint not in (int, float), f"{prefix}{name} does not say what it may be"
+
+
+NUMBERS = {key: (kind, allowed) for key, kind, allowed in numbers()}
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_is_held_to_its_range(key, data):
+    kind, allowed = NUMBERS[key]
+    below = allowed.at_least if allowed.at_least is not None else allowed.above
+    above = allowed.at_most if allowed.at_most is not None else allowed.below
+    limits = {"allow_nan": False, "allow_infinity": False} if kind is float else {}
+    drawn = {int: st.integers, float: st.floats}[kind]
+    wrong = [st.sampled_from([math.nan, math.inf, -math.inf])]
+    if below is not None:
+        wrong.append(drawn(max_value=kind(below), **limits))
+    if above is not None:
+        wrong.append(drawn(min_value=kind(above), **limits))
+    value = data.draw(st.one_of(wrong).filter(lambda x: not allowed.holds(x)))
+    with pytest.raises(UserError) as caught:
+        scst.TINY.changed(**{key: value})
+    text = str(caught.value)
+    assert f"config.{key} is " in text and "must be" in text and "\n" not in text
+
+
+def test_the_defaults_are_in_range():
+    config = Config().to_dict()
+    for key, (_, allowed) in NUMBERS.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        assert allowed.holds(value), key
+    assert len(NUMBERS) > 35 and Range().holds(-2) and not Range().holds(math.nan)

@@ -1,0 +1,44 @@
+"""Stage 2, self-critical training: data, model, mesh and evaluation are those of the MLE preset of
+the same name, for the model must be that of the run in `init_from`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from har_jax.config import Config, GuardsConfig, OptimConfig
+from har_jax.presets import mle, pick
+
+TINY = dataclasses.replace(
+    mle.TINY,
+    stage="scst",
+    init_from="runs/mle",
+    steps=350,
+    checkpoint_every=175,
+    optim=OptimConfig(name="muon", lr=1e-3, warmup_steps=10),
+    eval=dataclasses.replace(mle.TINY.eval, every=175),
+    # At this size a second copy of the decoder, for the KL, costs nothing.
+    guards=GuardsConfig(kl="warn", clip="warn"),
+)
+
+COCO = dataclasses.replace(
+    mle.COCO,
+    stage="scst",
+    init_from="runs/mle",
+    steps=8_850,  # 5 epochs
+    batch_size=64,
+    checkpoint_every=885,
+    optim=OptimConfig(lr=1e-6, schedule="constant", warmup_steps=200),
+    guards=GuardsConfig(
+        bad_end="rollback",
+        repetition="rollback",
+        length="rollback",
+        entropy="rollback",
+        reward="rollback",
+        clip="warn",
+    ),
+)
+
+
+def get_config(preset: str = "coco") -> Config:
+    """`tiny` or `coco`."""
+    return pick({"tiny": TINY, "coco": COCO}, preset, "scst")
