@@ -13,188 +13,19 @@ references: `metrics.cider`. A reward takes df from the training references: `Ci
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
 import math
-import os
-import pathlib
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
-from har_jax.metrics.cider_d_kernel import kernel
 from har_jax.metrics.corpus_ngrams import sorted_counts
+from har_jax.metrics.document_frequency import EOS_WORD, DocumentFrequency
 
 Words = Sequence[str]
-
-EOS_WORD = " "  # a word of its own: no tokenizer that splits at spaces can produce it
-_FORMAT = 1
-
-
-class DocumentFrequency:
-    """In how many images' references each 1..n-gram occurs. Immutable.
-
-    Every reference is counted with `EOS_WORD` at its end, so one table serves scorers with and
-    without EOS.
-
-    Attributes:
-      n_images: number of images N (not its logarithm).
-      n: longest n-gram.
-      name: what was counted ("train"), for signatures.
-      vocabulary: word ids; `EOS_WORD` is 0 and the others are sorted.
-    """
-
-    def __init__(
-        self,
-        words: Sequence[str],
-        keys: Sequence[Int64[np.ndarray, " nodes"]],
-        counts: Sequence[Int32[np.ndarray, " nodes"]],
-        *,
-        n_images: int,
-        name: str,
-    ):
-        self.n_images = n_images
-        self.n = len(counts)
-        self.name = name
-        self.vocabulary = {word: i for i, word in enumerate(words)}
-        self.keys = list(keys)
-        self.counts = list(counts)
-
-    @classmethod
-    def from_references(
-        cls, references: Iterable[Iterable[Words]], *, n: int = 4, name: str = "references"
-    ) -> DocumentFrequency:
-        """Counts the references: for each image, the words of each of its captions.
-
-        Raises:
-          UserError: there is no image.
-        """
-        ids: dict[str, int] = {EOS_WORD: 0}
-        images: list[int] = []
-        n_images = 0
-
-        def encoded() -> Iterator[list[int]]:
-            nonlocal n_images
-            for image in references:
-                for caption in image:
-                    images.append(n_images)
-                    yield [ids.setdefault(word, len(ids)) for word in (*caption, EOS_WORD)]
-                n_images += 1
-
-        flat, starts = ngrams.flatten(encoded())
-        if n_images == 0:
-            raise UserError(
-                "document frequencies need at least one image, got none; pass {image: captions}"
-            )
-        vocabulary = [EOS_WORD, *sorted(word for word in ids if word != EOS_WORD)]
-        rank = np.empty(len(ids), np.int32)
-        rank[[ids[word] for word in vocabulary]] = np.arange(len(ids), dtype=np.int32)
-        flat = rank[flat]
-        found, _ = ngrams.intern(flat, starts, n_words=len(ids), n=n)
-        image_of = np.asarray(images, np.int64)
-        counts = []
-        offset = 0
-        for keys, nodes, caption in zip(found.keys, found.levels, found.captions, strict=True):
-            # Sorted here: numpy's unique hashes integers, which takes 20 times as long on these.
-            pairs = np.sort(ngrams.pack(image_of[caption], nodes - offset))
-            _, once_per_image = ngrams.unpack(pairs[np.diff(pairs, prepend=-1) != 0])
-            counts.append(np.bincount(once_per_image, minlength=len(keys)).astype(np.int32))
-            offset += len(keys)
-        return cls(vocabulary, found.keys[1:], counts, n_images=n_images, name=name)
-
-    def get(self, ngram: Words) -> int:
-        """Document frequency of an n-gram; 0 when it was never seen (scorers take max(1, df))."""
-        if not 1 <= len(ngram) <= self.n or ngram[0] not in self.vocabulary:
-            return 0
-        node, offset = self.vocabulary[ngram[0]], 0
-        for k, word in enumerate(ngram[1:]):
-            if word not in self.vocabulary:
-                return 0
-            offset += len(self.counts[k])
-            key = (node << 32) | self.vocabulary[word]
-            i = int(np.searchsorted(self.keys[k], key))
-            if i == len(self.keys[k]) or self.keys[k][i] != key:
-                return 0
-            node = offset + i
-        return int(self.counts[len(ngram) - 1][node - offset])
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """sha256 of what was counted; the order of images and captions does not matter."""
-        digest = hashlib.sha256(f"{self.n_images},{self.n}".encode())
-        digest.update("\n".join(self.vocabulary).encode())
-        for array in (*self.keys, *self.counts):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an .npz; the final name appears only when the file is whole."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        words = "\n".join(self.vocabulary).encode()
-        arrays: dict[str, Any] = {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
-        arrays |= {f"counts{k + 1}": counts for k, counts in enumerate(self.counts)}
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                np.savez_compressed(
-                    file,
-                    format=_FORMAT,
-                    n_images=self.n_images,
-                    n=self.n,
-                    name=self.name,
-                    words=np.frombuffer(words, np.uint8),
-                    **arrays,
-                )
-                file.close()
-                os.chmod(file.name, 0o644)  # temporary files are private by default
-                os.replace(file.name, path)
-            except BaseException:
-                pathlib.Path(file.name).unlink(missing_ok=True)
-                raise
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DocumentFrequency:
-        """Reads what `save` wrote.
-
-        Raises:
-          UserError: no such file, or not such a file.
-        """
-        if not os.path.exists(path):
-            raise UserError(
-                f"no document frequencies at {os.fspath(path)}; "
-                "`python -m har_jax.prepare` writes them beside a dataset"
-            )
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if int(file["format"]) != _FORMAT:
-                    raise UserError(
-                        f"{os.fspath(path)} has format {int(file['format'])}, this version reads "
-                        f"{_FORMAT}; prepare the dataset again"
-                    )
-                n = int(file["n"])
-                return cls(
-                    file["words"].tobytes().decode().split("\n"),
-                    [file[f"keys{k}"] for k in range(2, n + 1)],
-                    [file[f"counts{k}"] for k in range(1, n + 1)],
-                    n_images=int(file["n_images"]),
-                    name=str(file["name"]),
-                )
-        except (KeyError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{os.fspath(path)} is not a document-frequency file ({error}); "
-                "prepare the dataset again"
-            ) from error
 
 
 class CiderD:
@@ -269,16 +100,16 @@ class CiderD:
             group, (repeats * self._table.values[row]) ** 2, minlength=len(lengths) * n
         )
         self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
-        self._image_nodes = self._by_image(group, row, repeats)
+        self._held = self._by_image(group, row, repeats)
 
     def _by_image(
         self,
         group: Int64[np.ndarray, " m"],
         row: Int32[np.ndarray, " m"],
         repeats: Int64[np.ndarray, " m"],
-    ) -> tuple[np.ndarray, ...]:
-        """What the kernel merges a candidate with: one sorted list of n-grams per (image, level),
-        and for each of its n-grams the references that hold it, and how often."""
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """What the kernel merges a candidate with, its `held`: one sorted list of n-grams per
+        (image, level), and for each of its n-grams the references that hold it, and how often."""
         n, n_images = self.df.n, len(self._image_refs) - 1
         ref, level = np.divmod(group, n)
         image = np.repeat(np.arange(n_images), np.diff(self._image_refs))[ref]
@@ -287,14 +118,12 @@ class CiderD:
         keys, refs = sorted_counts(keys)
         list_of, nodes = ngrams.unpack(keys)
         own = (ref - self._image_refs[image])[order]  # counted from the image's first one
+        wide = np.int32 if len(row) < 2**31 else np.int64
+        ends = np.concatenate([[0], np.cumsum(refs)]).astype(wide)
+        holders, holds = own.astype(np.int32), repeats[order].astype(np.int32)
         return (
-            nodes,
             np.searchsorted(list_of, np.arange(n_images * n + 1)),
-            np.concatenate([[0], np.cumsum(refs)]).astype(
-                np.int32 if len(row) < 2**31 else np.int64
-            ),
-            own.astype(np.int32),
-            repeats[order].astype(np.int32),
+            (nodes, ends, holders, holds),
         )
 
     def score(
@@ -362,20 +191,18 @@ class CiderD:
         starts: Int64[np.ndarray, " captions_plus_1"],
         rows: Int64[np.ndarray, " captions"],
     ) -> Float64[np.ndarray, " captions"]:
+        from har_jax.metrics.cider_d_kernel import score  # numba takes a while
+
         out = np.empty(len(rows), np.float64)
-        kernel()(
+        score(
             flat,
             starts,
             rows,
-            self._table.keys,
-            self._table.values,
-            self._table.shift,
+            (self._table.keys, self._table.values, self._table.shift),
             len(self._vocabulary),
             self._log_n,
-            self._image_refs,
-            *self._image_nodes,
-            self._ref_norms,
-            self._ref_lengths,
+            (self._image_refs, self._ref_norms, self._ref_lengths),
+            self._held,
             self.sigma,
             out,
         )
