@@ -1,34 +1,31 @@
 """Writes a dataset (see `data.dataset` for what is in it): whole, or not at all.
 
-`write` takes a stream of examples. `write_resumable` takes lists of items and a function that reads
-them, and continues where a run of the same key was broken off. Both write shards beside the final
-directory (`data.staged`), which appears at the end by one rename.
+`write` takes examples that fit into memory. `write_resumable` takes lists of items and a function
+that reads them, and continues where a run of the same key was broken off (`data.staged`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import dataclasses
+import hashlib
 import json
-import os
 import pathlib
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from har_jax.data import staged
 from har_jax.data.dataset import (
     CARD,
     Example,
     PathLike,
     captions_path,
     document_frequency_path,
-    quiet,
 )
 from har_jax.data.entries import Problems
-from har_jax.data.records import shard_name, write_description
-from har_jax.data.staged import Partial, Shard, ShardWriter, open_partial
+from har_jax.data.records import RecordFile, shard_name, write_description
+from har_jax.data.staged import Staged
 from har_jax.data.tally import Tally, token_figures
 from har_jax.errors import UserError
 from har_jax.progress import progress
@@ -36,12 +33,53 @@ from har_jax.text.tokenizer import CaptionTokenizer
 from har_jax.version import __version__
 
 T = TypeVar("T")
+
+EXAMPLES_PER_SHARD = 1024  # what a kill costs at most; 150 MB of COCO's photographs
+
+
+@dataclasses.dataclass
+class Shard:
+    """The index of a stretch of a split.
+
+    Attributes:
+      images: `id`, `file_name`, `sha256` of the encoded bytes, and `domain` where there is one.
+      annotations: `id`, `image_id`, `caption`, in the order of the images.
+      num_bytes: of the records.
+      extra: whatever its maker wants to find again (what was dropped).
+    """
+
+    split: str
+    images: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    annotations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    num_bytes: int = 0
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class ShardWriter:
+    """A shard that is being written."""
+
+    def __init__(self, shard: Shard, file: RecordFile):
+        self.shard, self._file = shard, file
+
+    def add(self, example: Example, *, domain: str = "") -> None:
+        """Adds an example, which has an id of each caption."""
+        self._file.add(example)
+        image = {
+            "id": example.image_id,
+            "file_name": example.filename,
+            "sha256": hashlib.sha256(example.image).hexdigest(),
+        }
+        self.shard.images.append(image | ({"domain": domain} if domain else {}))
+        self.shard.annotations += [
+            {"id": i, "image_id": example.image_id, "caption": caption}
+            for i, caption in zip(example.caption_ids, example.captions, strict=True)
+        ]
+        self.shard.num_bytes = self._file.num_bytes
+
+
 Reader = Callable[[str, Sequence[T], ShardWriter], Iterator[None]]
 """(split, items, shard): adds the items to the shard and yields after each; what it drops goes into
 `shard.extra`."""
-
-EXAMPLES_PER_SHARD = 1024  # what a kill costs at most; 150 MB of COCO's photographs
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def write(
@@ -52,18 +90,16 @@ def write(
     splits: Sequence[str],
     description: str,
     settings: Mapping[str, Any],
-    dropped: Mapping[str, int] | None = None,
     ids: str = "",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes a dataset from a stream; broken off, it leaves nothing.
+    """Writes a dataset of examples that fit into memory; broken off, it leaves nothing.
 
     Args:
-      examples: (split, example) in any order.
+      examples: (split, example) in any order. Captions without ids are numbered.
       name: of the dataset: a lower-case word.
       splits: all the splits, also those that may stay empty (which are then left out).
       settings: how it was made, JSON-able; goes to `dataset.json`.
-      dropped: {kind: count} of what `examples` left out, read after the last example.
       ids: the id space, see `data.entries.Reading`.
       overwrite: replace what is at `directory`.
 
@@ -74,59 +110,36 @@ def write(
       UserError: `directory` is taken, a name is malformed, ids repeat, an image is in two splits,
         the disk is full, or nothing was given.
     """
-    directory = pathlib.Path(directory)
-    _check(directory, [name, *splits], overwrite)
-    with open_partial(directory) as partial, _full_disk(directory, None):
-        check_free(directory, overwrite=overwrite)  # another may just have finished
-        try:
-            partial.begin(uuid.uuid4().hex)  # a key of no other: a stream is not continued
-            shards = _write_stream(partial, examples, splits)
-            if not shards:
-                raise UserError("there is no image to write")
-            check_contents(shards)
-            card = {"name": name, "ids": ids, "description": description}
-            card = _describe(partial, shards, splits, card, None)
-            card |= {"settings": dict(settings), "dropped": dict(dropped or {})}
-            _finish(partial, directory, shards, card, overwrite=overwrite)
-        finally:
-            partial.forget()
-    return card
 
-
-def _write_stream(
-    partial: Partial, examples: Iterable[tuple[str, Example]], splits: Sequence[str]
-) -> list[Shard]:
-    shards: list[Shard] = []
-    seen: set[int] = set()
-    next_caption_id = 1
-    with contextlib.ExitStack() as stack:
-        writers: dict[str, tuple[ShardWriter, contextlib.ExitStack]] = {}
-
-        def close(split: str) -> None:
-            writer, own = writers.pop(split)
-            own.close()
-            shards.append(writer.shard)
-
+    def collected() -> dict[str, list[Example]]:
+        items: dict[str, list[Example]] = {split: [] for split in splits}
+        seen: set[int] = set()
+        next_id = 1
         for split, example in examples:
             if example.image_id in seen:
                 raise UserError(
                     f"image id {example.image_id} occurs twice; image ids must be unique"
                 )
             seen.add(example.image_id)
-            ids = example.caption_ids
-            if len(ids) != len(example.captions):
-                ids = range(next_caption_id, next_caption_id + len(example.captions))
-                next_caption_id = ids.stop
-            if split not in writers:
-                number = sum(shard.split == split for shard in shards)
-                own = stack.enter_context(contextlib.ExitStack())
-                writers[split] = own.enter_context(partial.writing(split, number)), own
-            writers[split][0].add(example, ids)
-            if len(writers[split][0]) >= EXAMPLES_PER_SHARD:
-                close(split)
-        for split in list(writers):
-            close(split)
-    return sorted(shards, key=lambda shard: (splits.index(shard.split), shard.number))
+            if len(example.caption_ids) != len(example.captions):
+                own = range(next_id, next_id + len(example.captions))
+                example, next_id = dataclasses.replace(example, caption_ids=tuple(own)), own.stop
+            items[split].append(example)
+        return items
+
+    def read(split: str, items: Sequence[Example], shard: ShardWriter) -> Iterator[None]:
+        for example in items:
+            yield shard.add(example)
+
+    place = _open(directory, [name, *splits], overwrite, resumes=False)
+    card = {"name": name, "ids": ids, "description": description}
+    with place.locked():
+        shards = _write_shards(place, collected(), read, "", lambda shard: True, overwrite)
+        if not any(shard.images for shard in shards):
+            raise UserError("there is no image to write")
+        check_contents(shards)
+        rest = {"settings": dict(settings), "dropped": {}}
+        return _finish(place, shards, list(splits), card, rest, None, overwrite)
 
 
 def write_resumable(
@@ -140,7 +153,7 @@ def write_resumable(
     settings: Mapping[str, Any],
     problems: Problems,
     is_current: Callable[[Shard], bool] = lambda shard: True,
-    before_publishing: Callable[[list[Shard]], None] = lambda shards: None,
+    before_publishing: Callable[[], None] = lambda: None,
     ids: str = "",
     tokenizer: CaptionTokenizer | None = None,
     overwrite: bool = False,
@@ -149,11 +162,11 @@ def write_resumable(
 
     Args:
       items: {split: what `read` makes examples of, in order}. Splits are written in this order.
-      key: of all that decides what is written; another key than that of the partial directory
-        starts anew.
+      key: of all that decides what is written; with another key than that of an unfinished dataset
+        it starts anew.
       problems: receives what `read` dropped (`shard.extra["dropped"]`, `Problems.to_json`).
       is_current: whether a shard that was finished before is still what `read` would write.
-      before_publishing: a last look at all shards; it raises where something is amiss.
+      before_publishing: a last look at the problems; it raises where something is amiss.
       tokenizer: counts the lengths of captions in tokens.
 
     Returns:
@@ -162,75 +175,85 @@ def write_resumable(
     Raises:
       UserError: see `write`. Shards that were finished are kept.
     """
-    directory = pathlib.Path(directory)
-    _check(directory, [name, *items], overwrite)
-    with open_partial(directory) as partial, _full_disk(directory, partial):
-        check_free(directory, overwrite=overwrite)  # another may just have finished
-        state = partial.begin(key)
-        found = _write_items(partial, items, read, is_current, state)
-        for shard in found:
+    place = _open(directory, [name, *items], overwrite)
+    card = {"name": name, "ids": ids, "description": description}
+    with place.locked():
+        shards = _write_shards(place, items, read, key, is_current, overwrite)
+        for shard in shards:
             problems.merge(shard.extra.get("dropped", {}))
-        empty = not any(shard.images for shard in found)
+        empty = not any(shard.images for shard in shards)
         if empty:
-            partial.forget()
-        before_publishing(found)
+            place.forget()
+        before_publishing()
         if empty:
             why = " | ".join(problems.lines()) or "none is listed"
             raise UserError(f"there is no image to write: {why}")
         check_contents(
-            found, hint=": --duplicates=drop leaves out those of the split that is trained on"
+            shards, hint=": --duplicates=drop leaves out those of the split that is trained on"
         )
-        card = {"name": name, "ids": ids, "description": description}
-        card = _describe(partial, found, sorted(items, key=report_order), card, tokenizer)
-        card |= {"settings": dict(settings), "dropped": dict(problems.counts)}
-        _finish(partial, directory, found, card, overwrite=overwrite)
-        partial.forget()
-    return card
+        rest = {"settings": dict(settings), "dropped": dict(problems.counts)}
+        splits = sorted(items, key=report_order)
+        return _finish(place, shards, splits, card, rest, tokenizer, overwrite)
 
 
-def _write_items(
-    partial: Partial,
+def _open(
+    directory: PathLike, names: Sequence[str], overwrite: bool, *, resumes: bool = True
+) -> Staged:
+    check_free(directory, overwrite=overwrite)
+    for word in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
+            raise UserError(f"{word!r} cannot name a dataset or split; use lower-case letters")
+    return Staged(directory, *_KIND, resumes=resumes)
+
+
+_KIND = ("dataset", "dataset_info.json")
+
+
+def check_free(directory: PathLike, *, overwrite: bool) -> None:
+    """Raises UserError when `directory` holds something that must not be replaced."""
+    staged.check_free(directory, *_KIND, overwrite=overwrite)
+
+
+def _write_shards(
+    place: Staged,
     items: Mapping[str, Sequence[T]],
     read: Reader[T],
+    key: str,
     is_current: Callable[[Shard], bool],
-    state: str | None,
+    overwrite: bool,
 ) -> list[Shard]:
-    size = EXAMPLES_PER_SHARD
-    stretches = [
-        (split, number, those[start : start + size])
-        for split, those in items.items()
-        for number, start in enumerate(range(0, len(those), size))
-    ]
-    total = sum(map(len, items.values()))
+    place.check_free(overwrite=overwrite)  # another process may just have finished
+    state = place.begin({"captions, images or settings": key}, anew=True)
     shards: list[Shard] = []
-    done = 0
-    with progress(total, desc="reading images", unit="images") as bar:
+    with progress(sum(map(len, items.values())), desc="writing images", unit="images") as bar:
         if state == "cleared":
             bar.write(
-                f"{partial.path} was begun with other captions, images or settings: starting anew"
+                f"{place.path} was begun with other captions, images or settings: starting anew"
             )
-        for split, number, stretch in stretches:
-            shard = partial.finished(split, number)
-            # Once files move to their final names, all was read and found to be in order.
-            if shard is None or not (partial.dataset.exists() or is_current(shard)):
-                try:
-                    with partial.writing(split, number) as writer:
-                        for _ in read(split, stretch, writer):
+        for split, those in items.items():
+            for start in range(0, len(those), EXAMPLES_PER_SHARD):
+                stretch = those[start : start + EXAMPLES_PER_SHARD]
+                name = _name(split, start // EXAMPLES_PER_SHARD)
+                record = place.record(name)
+                shard = Shard(**record) if record else Shard(split)
+                # Once files move to their final names, all was read and found to be in order.
+                if record and (place.whole.exists() or is_current(shard)):
+                    if state == "continued":
+                        bar.write(f"{place.path} is there: continuing")
+                        state = ""
+                    bar.update(len(stretch))
+                else:
+                    shard = Shard(split)
+                    with place.writing(name) as (path, index), RecordFile(path) as file:
+                        for _ in read(split, stretch, ShardWriter(shard, file)):
                             bar.update()
-                except KeyboardInterrupt:
-                    raise KeyboardInterrupt(
-                        f"{done} of {total} images are kept in {partial.path}; "
-                        "the same command continues"
-                    ) from None
-                shard = writer.shard
-            else:
-                if state == "continued":
-                    bar.write(f"{partial.path} is there: continuing")
-                    state = None
-                bar.update(len(stretch))
-            shards.append(shard)
-            done += len(stretch)
+                        index |= vars(shard)
+                shards.append(shard)
     return shards
+
+
+def _name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}"
 
 
 def report_order(split: str) -> tuple[int, str]:
@@ -239,50 +262,8 @@ def report_order(split: str) -> tuple[int, str]:
     return (usual.index(split) if split in usual else len(usual)), split
 
 
-def _check(directory: pathlib.Path, names: Sequence[str], overwrite: bool) -> None:
-    check_free(directory, overwrite=overwrite)
-    for word in names:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            raise UserError(f"{word!r} cannot name a dataset or split; use lower-case letters")
-
-
-def check_free(directory: PathLike, *, overwrite: bool) -> None:
-    """Raises UserError when `directory` holds something that must not be replaced."""
-    directory = pathlib.Path(directory)
-    if directory.is_dir():
-        if any(directory.iterdir()) and not overwrite:
-            raise UserError(
-                f"{directory} exists and is not empty; choose another --out or pass --overwrite"
-            )
-        if (
-            overwrite
-            and any(directory.iterdir())
-            and not (directory / "dataset_info.json").exists()
-        ):
-            raise UserError(f"{directory} is not a dataset; --overwrite replaces datasets only")
-    elif directory.exists():
-        raise UserError(f"{directory} is a file; --out must name a directory")
-
-
-@contextlib.contextmanager
-def _full_disk(directory: pathlib.Path, kept: Partial | None) -> Iterator[None]:
-    """Says in a line that a disk is full, or broken, and what is left there."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        left = "nothing was left there"
-        if kept is not None:
-            left = (
-                f"finished shards are kept in {kept.path}: make room and give the same command "
-                "again, or delete it"
-            )
-        raise UserError(f"cannot write {directory}: {error.strerror}; {left}") from error
-
-
 def _describe(
-    partial: Partial,
+    directory: pathlib.Path,
     shards: Sequence[Shard],
     splits: Sequence[str],
     card: dict[str, Any],
@@ -293,7 +274,6 @@ def _describe(
     from har_jax.text import ptb
 
     found = [s for s in splits if any(x.images for x in shards if x.split == s)]
-    partial.dataset.mkdir(exist_ok=True)
     figures: dict[str, Any] = {}
     sizes: dict[str, list[tuple[int, int]]] = {}
     for split in found:
@@ -302,7 +282,7 @@ def _describe(
         images = [image for shard in own for image in shard.images]
         annotations = [annotation for shard in own for annotation in shard.annotations]
         index = {"images": images, "annotations": annotations}
-        captions_path(partial.dataset, split).write_text(json.dumps(index))
+        captions_path(directory, split).write_text(json.dumps(index))
         texts = [annotation["caption"] for annotation in annotations]
         by_image: dict[int, list[list[str]]] = {image["id"]: [] for image in images}
         for annotation in annotations:
@@ -324,8 +304,8 @@ def _describe(
             figures[split]["domains"] = {d: domains.count(d) for d in sorted(set(domains))}
         # Of every split, since some train on another than "train"; each costs a few hundred kB.
         frequencies = DocumentFrequency.from_references(list(by_image.values()), name=split)
-        frequencies.save(document_frequency_path(partial.dataset, split))
-    write_description(partial.dataset, card["name"], card["description"], sizes)
+        frequencies.save(document_frequency_path(directory, split))
+    write_description(directory, card["name"], card["description"], sizes)
     return {**card, "made_by": f"har_jax {__version__}", "splits": figures}
 
 
@@ -350,38 +330,26 @@ def check_contents(shards: Iterable[Shard], hint: str = "") -> None:
 
 
 def _finish(
-    partial: Partial,
-    directory: pathlib.Path,
+    place: Staged,
     shards: Sequence[Shard],
-    card: Mapping[str, Any],
-    *,
+    splits: Sequence[str],
+    card: dict[str, Any],
+    rest: Mapping[str, Any],
+    tokenizer: CaptionTokenizer | None,
     overwrite: bool,
-) -> None:
-    """Moves everything under its final name; what was there goes away last."""
-    (partial.dataset / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    numbers: dict[str, int] = {}
-    for shard in shards:
-        if shard.images:
-            number = numbers.setdefault(shard.split, 0)
-            final = partial.dataset / shard_name(card["name"], shard.split, number)
-            if not final.exists():  # where a kill broke this off, it is there already
-                os.replace(partial.file(shard), final)
-            numbers[shard.split] += 1
-    with quiet():
-        _publish(partial, directory, overwrite=overwrite)
+) -> dict[str, Any]:
+    """Publishes; returns `dataset.json`, which is `card`, the figures of the splits, and `rest`."""
 
+    def arrange() -> None:
+        nonlocal card
+        place.whole.mkdir(exist_ok=True)
+        card = _describe(place.whole, shards, splits, card, tokenizer) | dict(rest)
+        (place.whole / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        for split in splits:
+            own = [shard for shard in shards if shard.split == split]
+            full = [number for number, shard in enumerate(own) if shard.images]
+            for final, number in enumerate(full):
+                place.move(_name(split, number), shard_name(card["name"], split, final))
 
-def _publish(partial: Partial, directory: pathlib.Path, *, overwrite: bool) -> None:
-    check_free(directory, overwrite=overwrite)  # something may have come there meanwhile
-    replaced = directory.exists() and any(directory.iterdir())
-    if replaced:
-        os.rename(directory, partial.old)
-    try:
-        os.rename(partial.dataset, directory)
-    except OSError as error:
-        if replaced and not directory.exists():
-            os.rename(partial.old, directory)
-        raise UserError(
-            f"{directory} came into being while the dataset was written ({error.strerror}); "
-            "is something else writing there?"
-        ) from error
+    place.finish(arrange, overwrite=overwrite)
+    return card

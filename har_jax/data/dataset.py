@@ -237,6 +237,15 @@ class Split(Sequence):
         return self.listing.image_ids
 
     @property
+    def ids(self) -> list[int]:
+        """`image_ids`, as `data.protocols.Images` calls them."""
+        return self.image_ids
+
+    def read(self, i: int) -> bytes:
+        """The encoded bytes of an example's image."""
+        return self[i].image
+
+    @property
     def filenames(self) -> list[str]:
         return self.listing.filenames
 

@@ -16,12 +16,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from har_jax.data import builder as writer
+from har_jax.data import builder
+from har_jax.data.builder import Shard, ShardWriter
 from har_jax.data.dataset import Example, PathLike
 from har_jax.data.entries import Entry, Problems, Reading, check_unique
 from har_jax.data.images import decode
 from har_jax.data.overlap import Images, content_key, read_images
-from har_jax.data.staged import Shard, ShardWriter
 from har_jax.errors import UserError
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer
@@ -71,11 +71,11 @@ def prepare(
 
     Raises:
       UserError: bad captions files, a missing folder, an image in two splits, `strict` and
-        something to drop, and see `writer.write_resumable`.
+        something to drop, and see `builder.write_resumable`.
     """
     if options.duplicates not in DUPLICATES:
         raise UserError(f"duplicates is {options.duplicates!r}; allowed are refuse, drop")
-    writer.check_free(out, overwrite=options.overwrite)
+    builder.check_free(out, overwrite=options.overwrite)
     roots = [pathlib.Path(folder) for folder in folders]
     for root in roots:
         if not root.is_dir():
@@ -99,11 +99,11 @@ def prepare(
     splits = sorted({entry.split for entry in entries}, key=_held_out_first)
     source = _Source(roots, excluded, options.duplicates)
 
-    def before_publishing(shards: list[Shard]) -> None:
+    def before_publishing() -> None:
         if options.strict:
             problems.refuse("; mend them and give the same command again")
 
-    card = writer.write_resumable(
+    card = builder.write_resumable(
         out,
         {split: [entry for entry in entries if entry.split == split] for split in splits},
         source.read,
@@ -157,7 +157,7 @@ def _key(
     rest = [
         *(os.fspath(root.absolute()) for root in roots),
         *(images.fingerprint for _, images in excluded),
-        str(writer.EXAMPLES_PER_SHARD),
+        str(builder.EXAMPLES_PER_SHARD),
     ]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()
@@ -205,7 +205,7 @@ class _Source:
                         ids = tuple(caption_id for caption_id, _ in entry.captions)
                         texts = [text for _, text in entry.captions]
                         example = Example(entry.image_id, entry.filename, got.data, texts, ids)
-                        shard.add(example, ids, domain=entry.domain)
+                        shard.add(example, domain=entry.domain)
                     yield
         shard.shard.extra = {"dropped": problems.to_json(), "unread": unread}
         self._remember(shard.shard)

@@ -6,7 +6,6 @@ A shard is written by itself, so that a dataset can be continued where it was le
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pathlib
@@ -40,7 +39,7 @@ def features() -> Any:
 
 
 class RecordFile:
-    """One ArrayRecord file being written.
+    """One ArrayRecord file being written, in a `with`.
 
     Attributes:
       num_bytes: of the records so far, as TFDS counts them.
@@ -63,7 +62,10 @@ class RecordFile:
         except RuntimeError as error:
             raise _os_error(error) from error
 
-    def add(self, example: Example, caption_ids: Sequence[int]) -> None:
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def add(self, example: Example) -> None:
         encoded = self._features.encode_example(
             {
                 "image": example.image,
@@ -71,7 +73,7 @@ class RecordFile:
                 "image/id": example.image_id,
                 "captions": [
                     {"id": i, "text": text}
-                    for i, text in zip(caption_ids, example.captions, strict=True)
+                    for i, text in zip(example.caption_ids, example.captions, strict=True)
                 ],
             }
         )
@@ -84,23 +86,13 @@ class RecordFile:
         except RuntimeError as error:
             raise _os_error(error) from error
 
-    def close(self) -> None:
-        """Finishes the file; when this returns it is on the disk."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finishes the file. Where writing has failed, how closing fails is of no interest."""
         try:
             self._writer.close()
         except RuntimeError as error:
-            raise _os_error(error) from error
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def abandon(self) -> None:
-        """Closes and removes the file."""
-        with contextlib.suppress(RuntimeError):  # the reason why it is abandoned
-            self._writer.close()
-        self.path.unlink(missing_ok=True)
+            if kind is None:
+                raise _os_error(error) from error
 
 
 def _os_error(error: RuntimeError) -> Exception:

@@ -1,217 +1,271 @@
-"""The directory in which a dataset is made, kept when its making is broken off.
+"""What is made in long work: locked, written shard by shard, continued, published by one rename.
 
-    .NAME.partial/lock                 held (fcntl) by the process that writes here
-    .NAME.partial/key                  what it was begun with; another key starts anew
-    .NAME.partial/shards/SPLIT-00003   ArrayRecord file
-    .NAME.partial/shards/SPLIT-00003.json   its index, written after it: where that is, it is whole
-    .NAME.partial/dataset/             the files under their final names, just before it is renamed
-    .NAME.partial/old/                 the dataset that it replaces, while it does
+    .NAME.partial/lock-0-of-1       held (fcntl) by the process that writes part 0 of 1
+    .NAME.partial/key.json          what it was begun with
+    .NAME.partial/shards/SHARD      a finished shard
+    .NAME.partial/shards/SHARD.json its record, written after it: where that is, the shard is whole
+    .NAME.partial/whole             the result under its final names, just before it is renamed
+    .NAME.partial/old               what it replaces, while it does
 
-A shard is a stretch of the list of images that is known beforehand, so what a continued run writes
-equals, byte for byte, what an unbroken one writes.
+Datasets (`data.builder`) and feature caches (`data.features.build`) are made so. The shards are
+known beforehand and each depends on nothing but itself, so what a continued run makes equals, byte
+for byte, what an unbroken one makes; and of several processes on one file system each can write
+some of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import errno
 import fcntl
-import hashlib
-import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from har_jax.data.dataset import Example
-from har_jax.data.records import RecordFile
 from har_jax.errors import UserError
-from har_jax.files import write_bytes
+from har_jax.files import plain, read_json, write_json
+
+_KEY, _FINISHING = "key.json", "lock-finish"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-@dataclasses.dataclass
-class Shard:
-    """The index of a finished shard.
+class _Finished(UserError):
+    """Another process has published the result."""
+
+
+class Staged:
+    """The place beside `out` where it is made.
 
     Attributes:
-      images: `id`, `file_name`, `sha256` of the encoded bytes, and `domain` where there is one.
-      annotations: `id`, `image_id`, `caption`, in the order of the images.
-      num_bytes: of the records.
-      file_bytes: of the file.
-      extra: whatever its maker wants to find again (what was dropped).
+      out: the final directory, or file.
+      what: such as "dataset", for errors.
+      mark: a file that every directory of this kind holds; "" where `out` is a file.
+      resumes: whether what is finished is kept when the work is broken off.
+      path: of the place.
+      whole: where `finish` expects the result, under its final names.
     """
 
-    split: str
-    number: int
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    num_bytes: int = 0
-    file_bytes: int = 0
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    def __init__(self, out: str | os.PathLike[str], what: str, mark: str, *, resumes: bool = True):
+        self.out, self.what, self.mark, self.resumes = pathlib.Path(out), what, mark, resumes
+        final = self.out.absolute()
+        self.path = final.with_name(f".{final.name}.partial")
+        self.whole = self.path / "whole"
+        self._old, self._shards = self.path / "old", self.path / "shards"
 
+    def check_free(self, *, overwrite: bool) -> None:
+        """
+        Raises:
+          UserError: something is at `out` that must not be replaced.
+        """
+        check_free(self.out, self.what, self.mark, overwrite=overwrite)
 
-class Partial:
-    """An open, locked `.NAME.partial`; made by `open_partial`."""
+    @contextlib.contextmanager
+    def locked(self, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
+        """Held while part i of n is written; what breaks it off is told in a line.
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.dataset, self.old = path / "dataset", path / "old"
-        self._shards = path / "shards"
+        Raises:
+          UserError: another process writes this part, nothing can be written there, or the disk is
+            full or broken.
+        """
+        name = "lock-{}-of-{}".format(*part)
+        try:
+            lock = self._lock(name)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing {self.out} (it holds {self.path}); wait for it, or "
+                "choose another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.out}: {error.strerror}; choose another --out"
+            ) from error
+        kept = f"what is finished is kept in {self.path}" if self.resumes else "nothing is kept"
+        try:
+            with self._finishing():
+                self._put_back()
+            yield
+        except KeyboardInterrupt:
+            again = "; the same command continues" if self.resumes else ""
+            raise KeyboardInterrupt(kept + again) from None
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            raise UserError(
+                f"cannot write {self.out}: {error.strerror}; {kept}: make room and give the same "
+                "command again"
+            ) from error
+        finally:
+            own = _same(lock, self.path / name)  # not one that was begun after this was published
+            if own and not (self.resumes and (self.path / _KEY).exists()):
+                self.forget()
+            os.close(lock)
 
-    def file(self, shard: Shard) -> pathlib.Path:
-        """The ArrayRecord file of a shard that is not yet under its final name."""
-        return self._shards / f"{shard.split}-{shard.number:05d}"
+    def begin(self, key: Mapping[str, Any], *, anew: bool) -> str:
+        """Keeps the shards that were begun with the same key.
 
-    def begin(self, key: str) -> str | None:
-        """Keeps what is there if it was begun with the same key, else clears it.
+        Args:
+          key: {name: value} of all that decides what is written.
+          anew: start anew where another key is found.
 
         Returns:
-          "continued" or "cleared", or None where nothing was there.
+          "begun", "continued", or "cleared" where there was another key.
+
+        Raises:
+          UserError: there is another key, and not `anew`.
         """
-        found = None
-        with contextlib.suppress(FileNotFoundError):
-            found = (self.path / "key").read_text()
-        if found == key:
-            return "continued"
-        # Without a key, a kill from here on leaves nothing to continue.
-        (self.path / "key").unlink(missing_ok=True)
-        for place in (self._shards, self.dataset):
-            if place.exists():
-                shutil.rmtree(place)
-        self._shards.mkdir()
-        write_bytes(self.path / "key", key.encode())
-        return None if found is None else "cleared"
+        key, found = plain(key), None
+        with self._finishing():
+            if (self.path / _KEY).exists():
+                found = read_json(self.path / _KEY, f"the key of an unfinished {self.what}")
+                if found == key and self.resumes:
+                    return "continued"
+                if not anew:
+                    other = [name for name in key if found.get(name) != key[name]]
+                    raise UserError(
+                        f"{self.path} is an unfinished {self.what} with another "
+                        f"{' and '.join(other)}; remove it, pass --overwrite, or choose another "
+                        "--out"
+                    )
+            # Without a key, a kill from here on leaves nothing to continue.
+            (self.path / _KEY).unlink(missing_ok=True)
+            for place in (self._shards, self.whole):
+                _remove(place)
+            self._shards.mkdir()
+            write_json(self.path / _KEY, key)
+        return "begun" if found is None else "cleared"
 
-    def put_back(self, directory: pathlib.Path) -> None:
-        """Undoes a replacement that a kill broke off between its two renames."""
-        if self.old.exists():
-            if directory.exists():
-                shutil.rmtree(self.old, ignore_errors=True)
-            else:
-                os.rename(self.old, directory)
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+        """Yields where to write a shard, and its record, to be filled (JSON-able).
 
-    def finished(self, split: str, number: int) -> Shard | None:
-        """A shard that was written whole before, or None."""
-        path = self._shards / f"{split}-{number:05d}.json"
+        Nothing is left of the shard if the block raises.
+        """
+        path, record = self._shards / f"{name}.{os.getpid()}.partial", {}
         try:
-            shard = Shard(**json.loads(path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            yield path, record
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+            index = self._shards / f"{name}.json"
+            index.unlink(missing_ok=True)
+            os.replace(path, self._shards / name)
+            write_json(index, {"bytes": size, "record": record}, None)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished shard, or None."""
+        file = self._shards / name
+        try:
+            index = read_json(self._shards / f"{name}.json", "the record of a shard")
+        except UserError:
             return None
-        # While files move to their final names all shards are finished, wherever they are.
-        file = self.file(shard)
-        moving = self.dataset.exists()
-        whole = file.exists() and file.stat().st_size == shard.file_bytes
-        return shard if whole or moving else None
+        # While shards move to their final names all are finished, wherever they are.
+        whole = file.exists() and file.stat().st_size == index["bytes"]
+        return index["record"] if whole or self.whole.exists() else None
+
+    def move(self, name: str, final: str) -> None:
+        """Gives a shard its name in `whole`, unless a kill broke this off and it has it."""
+        if not (self.whole / final).exists():
+            os.replace(self._shards / name, self.whole / final)
+
+    def finish(self, arrange: Callable[[], None], *, overwrite: bool) -> None:
+        """Publishes the result, unless another process has just done so.
+
+        Args:
+          arrange: makes `whole`, or what is lacking of it, of the shards.
+
+        Raises:
+          UserError: something has come to be at `out` meanwhile.
+        """
+        with contextlib.suppress(_Finished), self._finishing():
+            arrange()
+            self.check_free(overwrite=overwrite)
+            replaced = self.out.exists() and not _empty(self.out)
+            if replaced:
+                os.rename(self.out, self._old)
+            try:
+                os.rename(self.whole, self.out)
+            except OSError as error:
+                self._put_back()
+                raise UserError(
+                    f"{self.out} came into being while the {self.what} was written "
+                    f"({error.strerror}); is something else writing there?"
+                ) from error
+            self.forget()
 
     def forget(self) -> None:
-        """Removes all of it."""
+        """Removes all that is not published."""
         # Under another name, since the next process may begin here as soon as the lock is gone.
         gone = self.path.with_name(f"{self.path.name}-{os.getpid()}")
         with contextlib.suppress(OSError):
             os.rename(self.path, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
+    def _put_back(self) -> None:
+        """Undoes a replacement that a kill broke off between its two renames."""
+        if self._old.exists():
+            if self.out.exists():
+                _remove(self._old)
+            else:
+                os.rename(self._old, self.out)
+
     @contextlib.contextmanager
-    def writing(self, split: str, number: int) -> Iterator[ShardWriter]:
-        """Writes a shard; nothing is left of it if the block raises."""
-        writer = ShardWriter(self, split, number)
+    def _finishing(self) -> Iterator[None]:
+        """Held by one of the processes that write parts, while it begins or finishes."""
+        lock = self._lock(_FINISHING, wait=True)
         try:
-            yield writer
-            writer.finish()
-        except BaseException:
-            writer.abandon()
-            raise
+            yield
+        finally:
+            os.close(lock)
 
-
-class ShardWriter:
-    """One shard being written."""
-
-    def __init__(self, partial: Partial, split: str, number: int):
-        self.shard = Shard(split, number, [], [])
-        self._path = partial.file(self.shard)
-        self._index = self._path.with_name(self._path.name + ".json")
-        self._index.unlink(missing_ok=True)
-        self._file = RecordFile(self._path)
-
-    def __len__(self) -> int:
-        return len(self.shard.images)
-
-    def add(self, example: Example, caption_ids: Sequence[int], *, domain: str = "") -> None:
-        self._file.add(example, caption_ids)
-        image = {
-            "id": example.image_id,
-            "file_name": example.filename,
-            "sha256": hashlib.sha256(example.image).hexdigest(),
-        }
-        self.shard.images.append(image | ({"domain": domain} if domain else {}))
-        self.shard.annotations += [
-            {"id": i, "image_id": example.image_id, "caption": caption}
-            for i, caption in zip(caption_ids, example.captions, strict=True)
-        ]
-
-    def finish(self) -> Shard:
-        self._file.close()
-        self.shard.num_bytes = self._file.num_bytes
-        self.shard.file_bytes = self._path.stat().st_size
-        write_bytes(self._index, json.dumps(vars(self.shard)).encode())
-        return self.shard
-
-    def abandon(self) -> None:
-        self._index.unlink(missing_ok=True)
-        self._file.abandon()
-
-
-def partial_path(directory: pathlib.Path) -> pathlib.Path:
-    directory = directory.absolute()
-    return directory.parent / f".{directory.name}.partial"
-
-
-@contextlib.contextmanager
-def open_partial(directory: pathlib.Path) -> Iterator[Partial]:
-    """Locks the place where `directory` is made; a second process is refused at once.
-
-    Raises:
-      UserError: another process writes there, or nothing can be written there.
-    """
-    path = partial_path(directory)
-    try:
-        lock = _lock(path)
-    except BlockingIOError:
-        raise UserError(
-            f"another `prepare` is writing {directory} (it holds {path}); wait for it, or choose "
-            "another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {directory}: {error.strerror}; choose another --out"
-        ) from error
-    partial = Partial(path)
-    try:
-        partial.put_back(directory)
-        yield partial
-    finally:
-        if not (path / "key").exists():
-            partial.forget()
-        os.close(lock)
-
-
-def _lock(path: pathlib.Path) -> int:
-    while True:
-        path.mkdir(parents=True, exist_ok=True)
-        file = path / "lock"
-        try:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the holder has just finished and removed the directory
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(handle, file):
-                return handle
-        except BaseException:
+    def _lock(self, name: str, *, wait: bool = False) -> int:
+        """A locked handle; the system lets it go if the process dies."""
+        while True:
+            if not wait:
+                self.path.mkdir(parents=True, exist_ok=True)
+            file = self.path / name
+            try:
+                handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # the holder has just finished and removed the directory
+                if wait:
+                    raise _Finished(f"another process has just finished {self.out}") from None
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if _same(handle, file):
+                    return handle
+            except BaseException:
+                os.close(handle)
+                raise
             os.close(handle)
-            raise
-        os.close(handle)
+
+
+def check_free(out: str | os.PathLike[str], what: str, mark: str, *, overwrite: bool) -> None:
+    """Raises UserError where something is at `out` that must not be replaced; see `Staged`."""
+    out = pathlib.Path(out)
+    if not out.exists() or _empty(out):
+        return
+    if mark and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must name a directory")
+    if not overwrite:
+        there = "exists and is not empty" if mark else "exists"
+        raise UserError(f"{out} {there}; choose another --out or pass --overwrite")
+    if mark and not (out / mark).exists():
+        raise UserError(f"{out} is not a {what}; --overwrite replaces {what}s only")
+
+
+def _empty(path: pathlib.Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _same(handle: int, path: pathlib.Path) -> bool:

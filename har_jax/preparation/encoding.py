@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,11 +18,10 @@ from har_jax.data.features.cache import FeatureKind, Origin
 from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import Batch, image_batches
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import load_vision, read_vision_config
+from har_jax.interchange.families.encoders import load_encoder, read_encoder
 from har_jax.models.captioner import vision_features
-from har_jax.models.encoders.clip import VisionTower
-from har_jax.models.functional import split as split_module
-from har_jax.models.functional import structure_of
+from har_jax.models.encoders.protocol import EncoderConfig
+from har_jax.models.functional import Params, Structure, structure_of
 from har_jax.sharding import batch_sharding, make_mesh, replicated
 
 
@@ -34,6 +34,7 @@ def plan_build(
     layer: int,
     dtype: str,
     dataset: str,
+    compute_dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> Build:
     """What is to be made, after checking all that needs no device.
@@ -41,61 +42,84 @@ def plan_build(
     Args:
       clip: HF directory of the encoder.
       layer: whose patch tokens; of no meaning for `pooled`.
+      dtype: of the stored features.
+      compute_dtype: of the encoder's activations.
 
     Raises:
       UserError: no CLIP there, or a layer that it does not have.
     """
     directory = hf_dir.resolve(clip)
-    config = read_vision_config(directory)
-    preprocessor = Preprocessor.from_hf(directory)
-    structure = structure_of(lambda: VisionTower(config, rngs=nnx.Rngs(0)))
-    size = config.image_size
+    config, structure = _encoder(directory)
     shape = jax.eval_shape(
         lambda params, images: vision_features(structure.merge(params), images, kind, layer),
         structure.shapes,
-        jax.ShapeDtypeStruct((1, size, size, config.num_channels), jnp.float32),
+        jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.num_channels), "f4"),
     ).shape
     origin = Origin(
         str(clip),
         hf_dir.weights_fingerprint(directory),
         kind,
         layer if kind == "patch" else None,
-        preprocessor.identity,
+        Preprocessor.from_hf(directory).identity,
+        compute_dtype,
     )
     return Build(pathlib.Path(out), origin, shape[1:], dtype, splits, dataset, shard_bytes)
 
 
-def encoder_rows(build: Build, *, batch_size: int) -> Rows:
-    """Loads the encoder onto all devices of this process; features are computed in float32.
+def _encoder(directory: pathlib.Path) -> tuple[EncoderConfig, Structure[Any]]:
+    """The configuration of an encoder, and its shapes in float32."""
+    config = read_encoder(directory)
 
-    `batch_size` images, rounded up to the number of devices, go through it at a time. Batches begin
-    anew with every shard, so a shard does not depend on what was written before it.
+    def build() -> Any:  # an `Encoder`, and a module
+        return config.build(rngs=nnx.Rngs(0), dtype="float32")
+
+    return config, structure_of(build)
+
+
+def encoder_rows(build: Build, *, batch_size: int) -> Rows:
+    """Encodes on all devices of this process, in `build.origin.compute_dtype`.
+
+    The encoder is loaded when it is first needed. `batch_size` images, rounded up to the number of
+    devices, go through it at a time. Batches begin anew with every shard, so a shard does not
+    depend on what was written before it.
     """
-    clip, kind, layer = build.origin.encoder, build.origin.kind, build.origin.layer or 0
-    preprocessor = Preprocessor.from_hf(hf_dir.resolve(clip))
+    origin = build.origin
+    directory = hf_dir.resolve(origin.encoder)
     mesh = make_mesh(data=jax.device_count(), fsdp=1)
-    structure, params = split_module(load_vision(clip, mesh=mesh))
     size = -(-batch_size // mesh.size) * mesh.size
-    encode = jax.jit(
-        lambda params, images: vision_features(structure.merge(params), images, kind, layer),
-        out_shardings=replicated(mesh),
-    )
+
+    @functools.cache
+    def encoder() -> Callable[[np.ndarray], jax.Array]:
+        config, structure = _encoder(directory)
+        params = load_encoder(
+            structure.shapes, structure.logical_axes, config, directory, mesh=mesh
+        )
+
+        @functools.partial(jax.jit, out_shardings=replicated(mesh))
+        def encode(params: Params, images: jax.Array) -> jax.Array:
+            pixels = images.astype(origin.compute_dtype)
+            tower = structure.merge(params)
+            return vision_features(tower, pixels, origin.kind, origin.layer or 0)
+
+        def encode_on_mesh(images: np.ndarray) -> jax.Array:
+            with jax.set_mesh(mesh):
+                return encode(params, jax.device_put(images, batch_sharding(mesh)))
+
+        return encode_on_mesh
 
     def rows(split: Split, first: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        def on_device(batch: Batch) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-            with jax.set_mesh(mesh):
-                images = jax.device_put(batch["image"], batch_sharding(mesh))
-                features = encode(params, images)
+        def finished(batch: Batch, features: jax.Array) -> tuple[np.ndarray, np.ndarray]:
             valid = batch["valid"]
-            return lambda: (np.asarray(features)[valid], batch["digest"][valid])
+            return np.asarray(features)[valid], batch["digest"][valid]
 
+        preprocessor = Preprocessor.from_hf(directory)
         pending = None  # the device computes one batch while the one before is written
         for batch in image_batches(split, preprocessor, first, stop, batch_size=size):
-            ahead = on_device(batch)
+            ahead = batch, encoder()(batch["image"])
             if pending is not None:
-                yield pending()
+                yield finished(*pending)
             pending = ahead
         if pending is not None:
-            yield pending()
+            yield finished(*pending)
 
     return rows

@@ -46,6 +46,13 @@ def add(commands: Any) -> None:
         choices=["float32", "bfloat16", "float16"],
         help="of the stored features (default: float32; of --import: its own)",
     )
+    parser.add_argument(
+        "--compute-dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="what the encoder computes in: config.model.dtype of the runs that read the features, "
+        "to give them their own encoder's (default: float32)",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--part", default="0/1", metavar="I/N", help="write the I-th of N parts, counted from 0"
@@ -70,24 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.clip) == bool(arguments.array):
         raise UserError("give either --clip=HF_DIR, to encode images, or --import=FILE --ids=FILE")
     splits = _splits(arguments.data, arguments.split)
-    from har_jax.data.features import build as feature_writer
+    from har_jax.data.features.build import is_complete, write
 
     build, rows = (_imported if arguments.array else _encoded)(arguments, splits)
-    if not arguments.overwrite and feature_writer.is_complete(build):
+    if not arguments.overwrite and is_complete(build):
         print(f"{arguments.out} is complete already: {build.describe()}")
         return 0
     print(f"{arguments.out}: {build.describe()}", flush=True)
-    feature_writer.begin(build, overwrite=arguments.overwrite)
-    from har_jax.progress import progress
-
-    mine = [s for s in build.missing() if s in build.shards[part[0] :: part[1]]]
-    if mine:
-        total = sum(shard.stop - shard.first for shard in mine)
-        with progress(total=total, desc="features", unit="images") as bar:
-            complete = feature_writer.write(build, rows(), part=part, wrote=bar.update)
-    else:
-        complete = feature_writer.write(build, _nothing_left, part=part)
-    if not complete:
+    if not write(build, rows, part=part, overwrite=arguments.overwrite):
         left, of = len(build.missing()), len(build.shards)
         print(f"part {part[0]} of {part[1]} is done; {left} of {of} shards are left to the others")
         return 0
@@ -105,9 +102,10 @@ def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[B
         kind="pooled" if arguments.pooled else "patch",
         layer=arguments.layer,
         dtype=arguments.dtype or "float32",
+        compute_dtype=arguments.compute_dtype,
         dataset=arguments.data,
     )
-    return build, lambda: features.encoder_rows(build, batch_size=arguments.batch_size)
+    return build, features.encoder_rows(build, batch_size=arguments.batch_size)
 
 
 def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
@@ -131,11 +129,7 @@ def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[
         splits,
         arguments.data,
     )
-    return build, lambda: found.rows
-
-
-def _nothing_left(split: Split, first: int, stop: int) -> Any:
-    raise AssertionError(f"shard {split.name} {first}:{stop} was to be there")
+    return build, found.rows
 
 
 def _splits(data: str, names: list[str] | None) -> dict[str, Split]:

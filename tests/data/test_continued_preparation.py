@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from har_jax.data import builder as writer
-from har_jax.data import photographs
+from har_jax.data import photographs, staged
 from har_jax.data.dataset import open_split, read_card
 from har_jax.prepare import main
 
@@ -88,7 +88,7 @@ def test_a_killed_prepare_continues_and_gives_the_same_bytes(arguments, tmp_path
         capsys.readouterr()
         assert main([*arguments, f"--out={tmp_path / 'd'}"]) == 2
         said = capsys.readouterr().err
-        assert "another `prepare` is writing" in said and said.count("\n") == 1
+        assert "another process is writing" in said and said.count("\n") == 1
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -154,7 +154,7 @@ def test_a_kill_while_files_get_their_final_names(arguments, tmp_path, monkeypat
         if where == "dataset":
             patch.setattr(os, "rename", killed_rename)
         else:
-            patch.setattr(writer.os, "replace", lambda s, t: _only_shards(s, t, killed))
+            patch.setattr(staged.os, "replace", lambda s, t: _only_shards(s, t, killed))
         main([*arguments, f"--out={tmp_path / 'd'}"])
     assert not (tmp_path / "d").exists()
     with monkeypatch.context() as patch:
@@ -218,15 +218,16 @@ def test_scenes_after_a_kill_start_anew(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def killed(*_, **__):
+    def killed_at_the_end(self, arrange, **_):
+        arrange()
         raise Killed
 
     sizes = ["--train=2", "--val=1", "--test=1"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(writer, "_publish", killed)
-        patch.setattr(writer.Partial, "forget", lambda self: None)  # a kill does not tidy up
+        patch.setattr(staged.Staged, "finish", killed_at_the_end)
+        patch.setattr(staged.Staged, "forget", lambda self: None)  # a kill does not tidy up
         main(["scenes", f"--out={tmp_path / 'd'}", "--seed=1", *sizes])
-    assert (tmp_path / ".d.partial" / "dataset" / "dataset.json").exists()
+    assert (tmp_path / ".d.partial" / "whole" / "dataset.json").exists()
     for name in "de":
         assert main(["scenes", f"--out={tmp_path / name}", "--seed=2", *sizes]) == 0
     assert contents(tmp_path / "d") == contents(tmp_path / "e")
@@ -238,7 +239,7 @@ def test_control_c_says_how_to_go_on(arguments, tmp_path, monkeypatch, capsys):
         interrupt_after(patch, 9)
         assert main([*arguments, f"--out={tmp_path / 'd'}"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "images are kept in" in last and "the same command continues" in last
+    assert "what is finished is kept in" in last and "the same command continues" in last
     assert finished(tmp_path) >= 1 and not (tmp_path / "d").exists()
 
 

@@ -15,8 +15,7 @@ import pytest
 
 from har_jax.data import builder as writer
 from har_jax.data.dataset import open_split
-from har_jax.data.features import build as feature_writer
-from har_jax.data.features.build import Build, begin, is_complete, write
+from har_jax.data.features.build import Build, is_complete, write
 from har_jax.data.features.cache import MANIFEST, FeatureCache, Origin, digest_of
 from har_jax.data.features.imported import open_import
 from har_jax.data.images import Preprocessor
@@ -50,7 +49,6 @@ def planned(directory, out, *, dtype="float32", names=("train", "val"), origin=O
 
 def make(directory, out, **options):
     build = planned(directory, out, **options)
-    begin(build)
     assert write(build, rows)
     return FeatureCache(out)
 
@@ -132,7 +130,6 @@ def rows(split, first, stop):
             os.kill(os.getpid(), signal.SIGKILL)
         yield batch
 build = t.planned({str(scenes_dir)!r}, pathlib.Path({str(tmp_path / "cache")!r}))
-t.begin(build)
 t.write(build, rows)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
@@ -140,34 +137,36 @@ t.write(build, rows)
     assert not (tmp_path / "cache").exists()
     build = planned(scenes_dir, tmp_path / "cache")
     assert [shard.name for shard in build.missing()] == ["train-00002", "train-00003", "val-00000"]
-    (build.partial / ".train-00002.npy.x.partial").write_bytes(b"half")
+    (build.staged.path / "shards" / "train-00002.7.partial").write_bytes(b"half")
     asked = []
 
     def counted(split, first, stop):
         asked.append((split.name, first))
         return rows(split, first, stop)
 
-    begin(build)
     assert write(build, counted)
     assert asked == [("train", 16), ("train", 24), ("val", 0)]
     assert contents(build.out) == contents(cache.directory)
-    assert not build.partial.exists() and is_complete(build)
+    assert not build.staged.path.exists() and is_complete(build)
 
 
 def test_parts_make_the_same_cache(cache, scenes_dir, tmp_path):
     build = planned(scenes_dir, tmp_path / "cache")
-    seen = collections.Counter()
+    seen = []
+
+    def counted(split, first, stop):
+        seen.extend((split.name, i) for i in range(first, stop))
+        return rows(split, first, stop)
+
     for index in (2, 0, 1):
-        begin(build)
-        complete = write(build, rows, part=(index, 3), wrote=lambda n: seen.update([n]))
+        complete = write(build, counted, part=(index, 3))
         assert complete == (index == 1)
-    assert sum(n * times for n, times in seen.items()) == 37
+    assert len(seen) == len(set(seen)) == 37
     assert contents(build.out) == contents(cache.directory)
 
 
 def test_two_at_once_are_refused(scenes_dir, tmp_path):
     build = planned(scenes_dir, tmp_path / "cache")
-    begin(build)
 
     def meanwhile(split, first, stop):
         with pytest.raises(UserError, match="another process is writing"):
@@ -182,25 +181,24 @@ def test_an_unfinished_build_of_something_else(scenes_dir, tmp_path):
         raise KeyboardInterrupt
 
     build = planned(scenes_dir, tmp_path / "cache")
-    begin(build)
     with pytest.raises(KeyboardInterrupt):
         write(build, broken)
     other = planned(scenes_dir, tmp_path / "cache", dtype="float16")
     with pytest.raises(UserError, match=r"unfinished feature cache with another dtype"):
-        begin(other)
-    begin(other, overwrite=True)
-    assert write(other, rows)
+        write(other, rows)
+    assert write(other, rows, overwrite=True)
     with pytest.raises(UserError, match="dtype float16 there, float32 asked for"):
         is_complete(build)
-    begin(build, overwrite=True)
-    assert write(build, rows) and FeatureCache(build.out).dtype == np.float32
+    with pytest.raises(UserError, match="not empty"):
+        write(build, rows)
+    assert write(build, rows, overwrite=True) and FeatureCache(build.out).dtype == np.float32
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("")
     mine = dataclasses.replace(build, out=tmp_path / "mine")
     with pytest.raises(UserError, match="is no feature cache; choose another"):
         is_complete(mine)
-    with pytest.raises(UserError, match="--overwrite replaces those only"):
-        begin(mine, overwrite=True)
+    with pytest.raises(UserError, match="--overwrite replaces feature caches only"):
+        write(mine, rows, overwrite=True)
 
 
 def test_a_disk_that_is_too_small_or_fills_up(scenes_dir, tmp_path, monkeypatch):
@@ -208,14 +206,13 @@ def test_a_disk_that_is_too_small_or_fills_up(scenes_dir, tmp_path, monkeypatch)
     free = collections.namedtuple("Usage", "total used free")(1, 1, 2219)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=r"needs 0\.0 GB"):
-        begin(build)
+        write(build, rows)
     monkeypatch.undo()
-    begin(build)
 
-    def full(path, data):
+    def full(file, values):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_writer, "write_bytes", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.raises(UserError, match=r"No space left on device; what is finished is kept"):
         write(build, rows)
     assert not build.out.exists()
@@ -232,7 +229,6 @@ def test_what_is_not_finite_is_named(scenes_dir, tmp_path, value, dtype):
                 features[1, 2, 3] = value
             yield features, digests
 
-    begin(build)
     with pytest.raises(UserError, match=rf"image {image_id} of 'train' are not finite as {dtype}"):
         write(build, spoilt)
 
@@ -353,7 +349,6 @@ def test_an_array_and_ids_become_a_cache(scenes_dir, tmp_path, kind):
         found.check_covers(open_split(scenes_dir, "train"))
     origin = Origin("imported:mine", "sha256:1", found.kind, None, {})
     build = Build(tmp_path / "cache", origin, found.shape, "float32", {"val": val}, "scenes")
-    begin(build)
     assert write(build, found.rows)
     features = FeatureCache(build.out).of(val).take(np.arange(7))
     np.testing.assert_array_equal(features, [feature_of(i) for i in val.image_ids])

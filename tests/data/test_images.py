@@ -88,7 +88,7 @@ def test_equals_hf_for_every_shape(hf_class, size):
 
 @pytest.mark.parametrize("resample", list(Image.Resampling), ids=lambda filter: filter.name)
 def test_resizing_only_what_the_crop_keeps_is_exact(resample):
-    """Every order of Pillow's passes: all small sizes, to all small sizes, cropped to all widths."""
+    """Every order of Pillow's passes: all small sizes to all others, cropped to every width."""
     sizes = (1, 2, 3, 4, 7)
     for width, height in itertools.product(sizes, sizes):
         image = noise("RGB", (width, height))

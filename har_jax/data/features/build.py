@@ -1,23 +1,15 @@
-"""Builds a feature cache (`data.features`) shard by shard: resumable, in one or several processes.
+"""Builds a feature cache (`data.features.cache`) shard by shard: resumable, in several processes.
 
-Everything is written into a hidden directory beside the final one, which is renamed when all shards
-are there. A shard counts as done once its record (`SPLIT-00000.json`: rows, bytes, sha256, digests)
-stands beside it, so a killed build loses at most one shard, and the same command continues. Of
-several processes on one file system, process i of n writes the shards i, i+n, ...; the one that
-finds the last shard in place finishes the cache.
+Of several processes on one file system, process i of n writes the shards i, i+n, ...; the one that
+finds the last shard in place finishes the cache (`data.staged`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
-import io
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -37,11 +29,12 @@ from har_jax.data.features.cache import (
     file_digest,
     known_digests,
 )
+from har_jax.data.staged import Staged
 from har_jax.errors import UserError
-from har_jax.files import read_json, write_bytes, write_json
+from har_jax.files import write_json
+from har_jax.progress import progress
 
 SHARD_BYTES = 256 << 20
-_PLAN, _FINISHING = "build.json", "lock-finish"
 
 Rows = Callable[
     [Split, int, int], Iterator[tuple[Float[np.ndarray, "B S Dv"], UInt64[np.ndarray, " B"]]]
@@ -82,10 +75,10 @@ class Build:
     dataset: str
     shard_bytes: int = SHARD_BYTES
 
-    @property
-    def partial(self) -> pathlib.Path:
-        """Where it grows."""
-        return self.out.with_name(f".{self.out.name}.partial")
+    @functools.cached_property
+    def staged(self) -> Staged:
+        """Where it is made."""
+        return Staged(self.out, "feature cache", MANIFEST)
 
     @property
     def shards(self) -> list[Shard]:
@@ -119,7 +112,7 @@ class Build:
         return f"{n:,} images x {s} x {dv} {self.dtype} = {number} {unit}, {shards}"
 
     @functools.cached_property
-    def plan(self) -> dict[str, Any]:
+    def key(self) -> dict[str, Any]:
         """What a continued build must share with the one that began."""
         return {
             **_described(self),
@@ -129,14 +122,7 @@ class Build:
 
     def missing(self) -> list[Shard]:
         """Shards that nobody has finished yet."""
-        return [shard for shard in self.shards if not self.done(shard)]
-
-    def done(self, shard: Shard) -> bool:
-        """Whether a shard and its record stand there whole."""
-        record, file = self.partial / f"{shard.name}.json", self.partial / f"{shard.name}.npy"
-        if not (record.exists() and file.exists()):
-            return False
-        return file.stat().st_size == read_json(record, "the record of a shard")["bytes"]
+        return [shard for shard in self.shards if self.staged.record(shard.name) is None]
 
 
 def is_complete(build: Build) -> bool:
@@ -153,6 +139,9 @@ def is_complete(build: Build) -> bool:
     differences = there.origin.differences(build.origin)
     if there.dtype.name != build.dtype:
         differences.append(f"dtype {there.dtype.name} there, {build.dtype} asked for")
+    then, now = there.origin.compute_dtype, build.origin.compute_dtype
+    if then != now:
+        differences.append(f"computed in {then} there, {now} asked for")
     sizes = {name: len(split) for name, split in build.splits.items()}
     if there.splits != sizes:
         differences.append(f"splits {there.splits} there, {sizes} asked for")
@@ -166,69 +155,43 @@ def is_complete(build: Build) -> bool:
     return True
 
 
-def begin(build: Build, *, overwrite: bool = False) -> None:
-    """Makes (or finds) the partial directory, after checking that all of it will fit.
-
-    Raises:
-      UserError: an unfinished build of something else is there, or the disk is too small.
-    """
-    partial = build.partial
-    if overwrite:
-        if build.out.exists() and not (build.out / MANIFEST).is_file():
-            raise UserError(f"{build.out} is no feature cache; --overwrite replaces those only")
-        if (partial / _PLAN).exists() and read_json(partial / _PLAN, "a plan") != build.plan:
-            shutil.rmtree(partial)
-    with _disk_errors(build.out):
-        partial.mkdir(parents=True, exist_ok=True)
-        if (partial / _PLAN).exists():
-            plan = read_json(partial / _PLAN, "the plan of an unfinished feature cache")
-            if plan != build.plan:
-                keys = [key for key in build.plan if plan.get(key) != build.plan[key]]
-                raise UserError(
-                    f"{partial} is an unfinished feature cache with another {' and '.join(keys)}; "
-                    "remove it, pass --overwrite, or choose another --out"
-                )
-        else:
-            write_json(partial / _PLAN, build.plan)
-    todo = sum(shard.stop - shard.first for shard in build.missing()) * build.row_bytes
-    free = shutil.disk_usage(partial).free
-    if todo > free:
-        raise UserError(
-            f"the feature cache needs {todo / 1e9:,.1f} GB and {partial.parent} has "
-            f"{free / 1e9:,.1f} GB free; choose another --out, --dtype=bfloat16, or --pooled"
-        )
-
-
 def write(
-    build: Build,
-    rows: Rows,
-    *,
-    part: tuple[int, int] = (0, 1),
-    wrote: Callable[[int], None] = lambda images: None,
+    build: Build, rows: Rows, *, part: tuple[int, int] = (0, 1), overwrite: bool = False
 ) -> bool:
     """Writes this part's missing shards, then finishes if no other part has to; True if complete.
 
     Args:
       rows: computes features.
       part: (i, n): shards i, i+n, ... of all.
-      wrote: told the number of images after every batch.
+      overwrite: replace the cache that is there, and what was begun of another.
 
     Raises:
-      UserError: another process writes this part, the disk is full, or features are not finite.
+      UserError: another process writes this part, an unfinished build of something else is there,
+        the disk is too small or full, or features are not finite.
     """
     index, count = part
-    partial = build.partial
-    with _disk_errors(build.out), _lock(partial / f"lock-{index}-of-{count}"):
-        for shard in build.shards[index::count]:
-            if not build.done(shard):
-                _write_shard(build, shard, rows, wrote)
-    # From here another part may finish, and rename the directory, at any moment.
-    if build.missing():
-        return not partial.exists()
-    with contextlib.suppress(FileNotFoundError), _lock(partial / _FINISHING, wait=True):
-        if partial.exists():
-            with _disk_errors(build.out):
-                _finish(build)
+    staged = build.staged
+    staged.check_free(overwrite=overwrite)
+    with staged.locked(part):
+        staged.begin(build.key, anew=overwrite)
+        missing = build.missing()
+        todo = sum(shard.stop - shard.first for shard in missing) * build.row_bytes
+        free = shutil.disk_usage(staged.path).free
+        if todo > free:
+            raise UserError(
+                f"the feature cache needs {todo / 1e9:,.1f} GB and {staged.path.parent} has "
+                f"{free / 1e9:,.1f} GB free; choose another --out, --dtype=bfloat16, or --pooled"
+            )
+        mine = [shard for shard in build.shards[index::count] if shard in missing]
+        if mine:
+            total = sum(shard.stop - shard.first for shard in mine)
+            with progress(total, desc="features", unit="images") as bar:
+                for shard in mine:
+                    _write_shard(build, shard, rows, bar.update)
+        # From here another part may finish, and rename the directory, at any moment.
+        if build.missing():
+            return not staged.path.exists()
+        staged.finish(lambda: _arrange(build), overwrite=overwrite)
     return True
 
 
@@ -255,63 +218,38 @@ def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], 
         done += len(some)
         wrote(len(some))
     assert done == n, f"{done} rows for a shard of {n}"
-    buffer = io.BytesIO()
-    np.save(buffer, values.view(np.uint16) if build.dtype == "bfloat16" else values)
-    file = build.partial / f"{shard.name}.npy"
-    write_bytes(file, buffer.getvalue())
-    record = {
-        "file": file.name,
-        "rows": n,
-        "bytes": file.stat().st_size,
-        "sha256": file_digest(file),
-    }
-    write_json(build.partial / f"{shard.name}.json", {**record, "digests": digests.tolist()}, None)
+    with build.staged.writing(shard.name) as (path, record):
+        with path.open("wb") as file:
+            np.save(file, values.view(np.uint16) if build.dtype == "bfloat16" else values)
+        record |= _file(path, f"{shard.name}.npy", rows=n) | {"digests": digests.tolist()}
 
 
-def _finish(build: Build) -> None:
-    """Index and manifest from the shards' records; then the final name."""
-    partial = build.partial
-    if not (partial / MANIFEST).exists():
-        splits: dict[str, Any] = {}
-        for name, split in build.splits.items():
-            records = [
-                read_json(partial / f"{shard.name}.json", "the record of a shard")
-                for shard in build.shards
-                if shard.split == name
-            ]
-            index = np.empty(len(split), INDEX_DTYPE)
-            index["image_id"] = split.image_ids
-            index["digest"] = np.concatenate([np.array(r.pop("digests"), "<u8") for r in records])
-            buffer = io.BytesIO()
-            np.save(buffer, index)
-            file = partial / f"{name}.index.npy"
-            write_bytes(file, buffer.getvalue())
-            splits[name] = {
-                "images": len(split),
-                "index": {
-                    "file": file.name,
-                    "bytes": file.stat().st_size,
-                    "sha256": file_digest(file),
-                },
-                "shards": records,
-            }
-        write_json(partial / MANIFEST, {**_described(build), "splits": splits})
+def _arrange(build: Build) -> None:
+    """Index and manifest from the shards' records, and the shards under their final names."""
+    staged = build.staged
+    staged.whole.mkdir(exist_ok=True)
+    splits: dict[str, Any] = {}
+    for name, split in build.splits.items():
+        records = [staged.record(shard.name) or {} for shard in build.shards if shard.split == name]
+        index = np.empty(len(split), INDEX_DTYPE)
+        index["image_id"] = split.image_ids
+        index["digest"] = np.concatenate([np.array(r.pop("digests"), "<u8") for r in records])
+        file = staged.whole / f"{name}.index.npy"
+        np.save(file, index)
+        splits[name] = {"images": len(split), "index": _file(file, file.name), "shards": records}
+    write_json(staged.whole / MANIFEST, {**_described(build), "splits": splits})
     for shard in build.shards:
-        (partial / f"{shard.name}.json").unlink(missing_ok=True)
-    for file in (partial / _PLAN, *partial.glob("lock-*-of-*"), *partial.glob(".*.partial")):
-        file.unlink(missing_ok=True)
-    old = build.out.with_name(f".{build.out.name}.old")
-    if build.out.exists():
-        os.rename(build.out, old)
-    os.rename(partial, build.out)
-    (build.out / _FINISHING).unlink()
-    shutil.rmtree(old, ignore_errors=True)
+        staged.move(shard.name, f"{shard.name}.npy")
+
+
+def _file(path: pathlib.Path, name: str, **more: int) -> dict[str, Any]:
+    return {"file": name, **more, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _described(build: Build) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "origin": dataclasses.asdict(build.origin),
+        "origin": build.origin.to_json(),
         "shape": list(build.shape),
         "dtype": build.dtype,
         "dataset": build.dataset,
@@ -323,30 +261,3 @@ def _images_digest(split: Split) -> str:
     digest = hashlib.sha256(np.asarray(split.image_ids, np.int64).tobytes())
     digest.update(np.array(list(known_digests(split).values()), np.uint64).tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
-    """Held by one process at a time; the system lets it go if that dies."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing the feature cache {path.parent}; wait for it, or "
-                "share the work with --part=I/N"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _disk_errors(out: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise
-        raise UserError(
-            f"cannot write the feature cache {out}: {error.strerror}; what is finished is kept, "
-            "and the same command continues"
-        ) from error

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -27,6 +28,8 @@ from jaxtyping import Float, Int64
 from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import read_json
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "feature_cache.json"
 FORMAT = 1
@@ -51,6 +54,8 @@ class Origin:
       kind: patch tokens, or one pooled vector per image (S = 1).
       layer: whose patch tokens; None for pooled and for imported features.
       preprocessing: `Preprocessor.identity`; empty for imported features.
+      compute_dtype: what the encoder computed in. Features of another differ by rounding, which is
+        told where they are used, and is no reason to refuse them.
     """
 
     encoder: str
@@ -58,6 +63,7 @@ class Origin:
     kind: FeatureKind
     layer: int | None
     preprocessing: Mapping[str, Any]
+    compute_dtype: str = "float32"
 
     @property
     def imported(self) -> bool:
@@ -83,6 +89,13 @@ class Origin:
             if then_keys.get(key) != now_keys.get(key)
         ]
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; `compute_dtype` is left out where it is float32, as in older caches."""
+        fields = dataclasses.asdict(self)
+        if self.compute_dtype == "float32":
+            del fields["compute_dtype"]
+        return fields
 
     def _what(self) -> str:
         layer = "" if self.layer is None else f" of layer {self.layer}"
@@ -176,6 +189,16 @@ class FeatureCache:
                 f"feature cache {self.directory} is stale: {'; '.join(differences)}. Make it anew "
                 f"(`python -m har_jax.prepare features ... --out={self.directory} --overwrite`), "
                 "or train without --config.data.features"
+            )
+        if self.origin.compute_dtype != now.compute_dtype and not now.imported:
+            log.warning(
+                "the features of %s were computed in %s and this run computes in %s: they differ "
+                "by rounding from what the run's own encoder would give (prepare features "
+                "--compute-dtype=%s makes the same)",
+                self.directory,
+                self.origin.compute_dtype,
+                now.compute_dtype,
+                now.compute_dtype,
             )
 
     def of(self, split: Split) -> SplitFeatures:
