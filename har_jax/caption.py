@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser
 from har_jax.errors import UserError, command
 
 DESCRIPTION = """\
@@ -22,22 +23,11 @@ examples:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m har_jax.caption",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser("caption", DESCRIPTION, EXAMPLES)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    parser.add_argument(
-        "--checkpoint", metavar="RUN", required=True, help="run directory of har_jax.train"
-    )
-    parser.add_argument("--step", default="best", help="best (default), latest, or a number")
-    parser.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
-    parser.add_argument("--beams", type=int, default=5, help="of --method=beam (default: 5)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of --method=sample")
-    parser.add_argument("--seed", type=int, default=0, help="of --method=sample")
+    add_run(parser)
+    add_decoding(parser)
+    add_seed(parser)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="default: as in training")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
@@ -65,17 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = [read_image(path) for path in args.images]
 
     from har_jax.files import dumps
-    from har_jax.loading.writer import load_captioner
+    from har_jax.loading.captioner import load_captioner
 
     captioner = load_captioner(args.checkpoint, step=args.step)
-    captions = captioner.generate(
-        images,
-        method=args.method,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-        temperature=args.temperature,
-        beams=args.beams,
-    )
+    captions = captioner.generate(images, max_tokens=args.max_tokens, **decoding(args))
     pairs = zip(args.images, captions, strict=True)
     if args.json:
         print(dumps([{"image": path, "caption": text} for path, text in pairs], indent=1))

@@ -8,31 +8,20 @@ is evaluated on the test split. What exists already is not made again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from har_jax.errors import UserError
+from har_jax.experiments.runs import SCENES, World, prepare, read_scores, train_and_score
 from har_jax.files import write_bytes, write_json
+from har_jax.reports.tables import Measure, contrast, markdown_table
 
 SKEW = 0.8
 """Share of the training pictures in which the skewed captions follow the stereotype."""
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """A dataset and the miniature models trained on it."""
-
-    name: str
-    data: str
-    models: str
-    arguments: tuple[str, ...] = ()  # of `prepare scenes`
-
-
-SCENES = World("scenes", "data/scenes", "models/scenes")
 SKEWED = World("skewed", "data/skewed", "models/skewed", (f"--skew={SKEW}",))
 
 
@@ -45,6 +34,10 @@ class System:
     world: World
     reward: str = ""
     baseline: str = "greedy"
+
+    @property
+    def config(self) -> str:
+        return "scst:tiny" if self.reward else "mle:tiny"
 
 
 SYSTEMS = (
@@ -61,7 +54,11 @@ SYSTEMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much of it: `mle_steps` and `scst_steps` None for the presets'."""
+    """How much of it: `mle_steps` and `scst_steps` None for the presets'.
+
+    Raises:
+      UserError: numbers that cannot be.
+    """
 
     out: pathlib.Path
     seeds: Sequence[int]
@@ -69,6 +66,15 @@ class Settings:
     scst_steps: int | None = 150
     skewed_seeds: int | None = None  # of the skewed variant: the first so many; None: all
     dry_run: bool = False  # print the commands only
+
+    def __post_init__(self):
+        for name in ("mle_steps", "scst_steps", "skewed_seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')}={value}: give at least 1")
+
+    def run_of(self, system: System, seed: int) -> pathlib.Path:
+        return self.out / f"{system.name}-{seed}"
 
     def seeds_of(self, system: System) -> Sequence[int]:
         return self.seeds[: self.skewed_seeds] if system.world == SKEWED else self.seeds
@@ -82,7 +88,13 @@ def run(settings: Settings) -> None:
     for seed in settings.seeds:
         for system in SYSTEMS:
             if seed in settings.seeds_of(system):
-                _make(system, seed, settings)
+                train_and_score(
+                    settings.run_of(system, seed),
+                    system.config,
+                    changes(system, seed, settings),
+                    evaluate=["--step=latest"],
+                    dry_run=settings.dry_run,
+                )
     if settings.dry_run:
         return
     text = report(settings)
@@ -90,44 +102,11 @@ def run(settings: Settings) -> None:
     print(f"\n{text}\n{minutes:.1f} minutes; written to {settings.out / 'rewards.md'}")
 
 
-def prepare(world: World, *, dry_run: bool = False) -> None:
-    """The dataset and the miniature models of a world, if they are not there."""
-    from har_jax import prepare as command
-
-    if not pathlib.Path(world.data, "dataset.json").exists():
-        arguments = ["scenes", f"--out={world.data}", *world.arguments]
-        run_command(command.main, "har_jax.prepare", *arguments, dry_run=dry_run)
-    if not pathlib.Path(world.models, "mistral", "config.json").exists():
-        arguments = ["foundation", f"--data={world.data}", f"--out={world.models}"]
-        run_command(command.main, "har_jax.prepare", *arguments, dry_run=dry_run)
-
-
-def _make(system: System, seed: int, settings: Settings) -> None:
-    from har_jax import evaluate, train
-
-    directory = settings.out / f"{system.name}-{seed}"
-    scored = directory / "eval" / "test"
-    if (scored / "scores.json").exists():
-        return
-    run_command(
-        train.main, "har_jax.train", *_training(system, seed, settings), dry_run=settings.dry_run
-    )
-    run_command(
-        evaluate.main,
-        "har_jax.evaluate",
-        f"--checkpoint={directory}",
-        "--split=test",
-        "--step=latest",
-        f"--out={scored}",
-        dry_run=settings.dry_run,
-    )
-
-
-def _training(system: System, seed: int, settings: Settings) -> list[str]:
-    """Arguments of `har_jax.train`. No validation on the way: every run is taken at its end."""
-    world, stage = system.world, "scst" if system.reward else "mle"
+def changes(system: System, seed: int, settings: Settings) -> dict[str, Any]:
+    """Settings of a run. No validation on the way: every run is taken at its end."""
+    world = system.world
     steps = settings.scst_steps if system.reward else settings.mle_steps
-    changes: dict[str, Any] = {
+    found: dict[str, Any] = {
         "seed": seed,
         "data.dir": world.data,
         "model.clip": f"{world.models}/clip-l",
@@ -138,56 +117,72 @@ def _training(system: System, seed: int, settings: Settings) -> list[str]:
     }
     if system.reward:
         parent = next(s for s in SYSTEMS if s.world == world and not s.reward)
-        changes |= {
-            "init_from": settings.out / f"{parent.name}-{seed}",
+        found |= {
+            "init_from": settings.run_of(parent, seed),
             "scst.reward": system.reward,
             "scst.baseline": system.baseline,
         }
         if "clip_score" in system.reward:
             # The encoder's own CLIP rewards; the one that scores had no part in it.
-            changes["scst.reward_clip"] = f"{world.models}/clip-l"
-    return [
-        f"--config=configs/{stage}.py:tiny",
-        f"--workdir={settings.out / f'{system.name}-{seed}'}",
-        *(f"--config.{key}={value}" for key, value in changes.items()),
-    ]
+            found["scst.reward_clip"] = f"{world.models}/clip-l"
+    return found
 
 
-_SKEWED_CONTRASTS = (
-    ("skewed-cider", "skewed-mle"),
-    ("skewed-bias-2", "skewed-cider"),
-    ("skewed-bias-5", "skewed-cider"),
+_QUALITY = (
+    Measure("CIDEr", "CIDEr"),
+    Measure("Bleu_4", "BLEU-4"),
+    Measure("CLIPScore", "CLIPScore"),
+    Measure("health/mean_length", "words", "words", "neither"),
+    Measure("health/bad_end_rate", "bad endings", "rate", "lower"),
+    Measure("health/repetition_rate", "repeated bigrams", "rate", "lower"),
+)
+_GENDER = (
+    Measure("CIDEr", "CIDEr"),
+    Measure("CLIPScore", "CLIPScore"),
+    Measure("bias/unsupported_rate", "unsupported words", "rate", "lower"),
+    Measure("bias/contradiction_rate", "contradicting words", "rate", "lower"),
+    Measure("bias/neutral_rate", "neutral captions", "rate", "neither"),
+    Measure("bias/recall_male", "men called so", "rate", "higher"),
+    Measure("bias/recall_female", "women called so", "rate", "higher"),
+)
+_TABLES = (  # world, columns, and which rows are compared seed by seed
+    (SCENES, _QUALITY, (("greedy", "mle"), ("loo", "greedy"), ("clip", "mle"))),
+    (
+        SKEWED,
+        _GENDER,
+        (
+            ("skewed-cider", "skewed-mle"),
+            ("skewed-bias-2", "skewed-cider"),
+            ("skewed-bias-5", "skewed-cider"),
+        ),
+    ),
 )
 
 
 def report(settings: Settings) -> str:
     """Writes the table and the scores behind it; returns the table."""
-    from har_jax.reports.rewards_table import GENDER, QUALITY, markdown, sentence
-
-    def scores_of(system: System) -> list[dict[str, Any]]:
-        return [
-            json.loads((settings.out / f"{system.name}-{seed}/eval/test/scores.json").read_text())
-            for seed in settings.seeds_of(system)
+    scores = {
+        system.name: [
+            read_scores(settings.run_of(system, seed)) for seed in settings.seeds_of(system)
         ]
-
-    scores = {system.name: scores_of(system) for system in SYSTEMS}
+        for system in SYSTEMS
+    }
+    labels = {system.name: system.label for system in SYSTEMS}
     n = scores[SYSTEMS[0].name][0]["n_images"]
     parts = [
         f"Test splits of {n} images, mean ± std over the seeds; made by `{command_line(settings)}`."
     ]
-    for world, measures, contrasts in (
-        (SCENES, QUALITY, (("greedy", "mle"), ("loo", "greedy"), ("clip", "mle"))),
-        (SKEWED, GENDER, _SKEWED_CONTRASTS),
-    ):
+    for world, measures, contrasts in _TABLES:
         rows = {s.label: scores[s.name] for s in SYSTEMS if s.world == world}
-        labels = {s.name: s.label for s in SYSTEMS}
         n_seeds = len(next(iter(rows.values())))
-        parts.append(f"### {world.name}, {n_seeds} seed(s)\n\n{markdown(rows, measures)}")
-        parts += [
-            "- " + sentence(rows, labels[name], labels[other], measures[:4])
-            for name, other in contrasts
-        ]
-    text = "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
+        parts.append(f"### {world.name}, {n_seeds} seed(s)\n\n{markdown_table(rows, measures)}")
+        parts.append(
+            "\n".join(
+                "- " + contrast(rows, labels[name], labels[other], measures[:4])
+                for name, other in contrasts
+            )
+        )
+    text = "\n\n".join(parts) + "\n"
     write_bytes(settings.out / "rewards.md", text.encode())
     write_json(
         settings.out / "rewards.json",
@@ -216,26 +211,3 @@ def command_line(settings: Settings) -> str:
     words += [f"--scst-steps={settings.scst_steps}"] if settings.scst_steps is not None else []
     words += [f"--skewed-seeds={settings.skewed_seeds}"] if settings.skewed_seeds else []
     return " ".join(words)
-
-
-def run_command(
-    main: Callable[[Sequence[str]], int], module: str, *args: str, dry_run: bool = False
-) -> None:
-    """Runs one command in this process, as it would be typed; stops at the first that fails."""
-    print(f"\n$ python -m {module} {shlex.join(args)}", flush=True)
-    if dry_run:
-        return
-    code = main(list(args))
-    if code:
-        raise SystemExit(code)
-
-
-def check(settings: Settings) -> None:
-    """Raises `UserError` for numbers of steps that cannot be."""
-    for name, value in (
-        ("--mle-steps", settings.mle_steps),
-        ("--scst-steps", settings.scst_steps),
-        ("--skewed-seeds", settings.skewed_seeds),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value}: give at least 1")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from html import escape
 
+from har_jax.reports.plot import Line, Plot, make_plot
 from har_jax.reports.run_view import Series
-from har_jax.reports.svg import Line, line_chart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +17,16 @@ class Chart:
     lines: tuple[tuple[str, str], ...]
     percent: bool = False
     from_zero: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A chart with data, as the template takes it; a single line needs no legend."""
+
+    title: str
+    unit: str
+    legend: bool
+    plot: Plot
 
 
 CHARTS = (
@@ -53,53 +62,41 @@ CHARTS = (
 )
 
 
-def main_charts(series: Series, parent: Series, parent_name: str) -> list[str]:
+def main_charts(series: Series, parent: Series, parent_name: str) -> list[Panel]:
     """The panels of `CHARTS` that have data; validation CIDEr next to the parent's best."""
-    found = []
-    for chart in CHARTS:
-        reference = None
-        if chart.lines[0][0] == "val/CIDEr" and parent.get("val/CIDEr"):
-            best = max(value for _, value in parent["val/CIDEr"])
-            reference = (f"best of {parent_name}", best)
-        html = _panel(chart, series, reference)
-        if html:
-            found.append(html)
-    return found
+    best = max((value for _, value in parent.get("val/CIDEr", [])), default=None)
+    reference = None if best is None else (f"best of {parent_name}", best)
+    panels = [
+        _panel(chart, series, reference if chart.lines[0][0] == "val/CIDEr" else None)
+        for chart in CHARTS
+    ]
+    return [panel for panel in panels if panel]
 
 
-def other_charts(series: Series) -> list[str]:
+def other_charts(series: Series) -> list[Panel]:
     """Everything else that was logged, one panel each."""
     shown = {name for chart in CHARTS for name, _ in chart.lines}
-    return [
+    panels = [
         _panel(Chart(name, "", ((name, name),)), series, None)
         for name in sorted(series)
         if name not in shown
     ]
+    return [panel for panel in panels if panel]
 
 
-def _panel(chart: Chart, series: Series, reference: tuple[str, float] | None) -> str:
+def _panel(chart: Chart, series: Series, reference: tuple[str, float] | None) -> Panel | None:
     lines = [
         Line(label, series[name], colour=i, smooth=len(series[name]) > 24)
         for i, (name, label) in enumerate(chart.lines)
         if series.get(name)
     ]
     if not lines:
-        return ""
-    svg = line_chart(
+        return None
+    plot = make_plot(
         lines,
         description=f"{chart.title} over training steps",
         percent=chart.percent,
         reference=reference,
         from_zero=chart.from_zero,
     )
-    legend = ""
-    if len(chart.lines) > 1:
-        legend = "".join(
-            f'<span><i style="background:var(--s{line.colour})"></i>{escape(line.label)}</span>'
-            for line in lines
-        )
-    unit = f' <span class="soft small">{escape(chart.unit)}</span>' if chart.unit else ""
-    return (
-        f'<div class="panel"><h3>{escape(chart.title)}{unit}</h3>'
-        f'<div class="legend">{legend}</div>{svg}</div>'
-    )
+    return Panel(chart.title, chart.unit, len(chart.lines) > 1, plot)

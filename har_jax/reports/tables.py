@@ -1,8 +1,9 @@
-"""The comparison that a reader looks for first: MLE | SCST and the change, over one or more seeds.
+"""Tables of scores over one or more seeds, as text and as Markdown.
 
-    table = comparison_table({"MLE": [scores, ...], "SCST": [scores, ...]})
+    comparison_table({"MLE": [scores, ...], "SCST": [scores, ...]})  # a column each, and the change
+    markdown_table({"MLE": [scores, ...], "SCST": [scores, ...]}, MEASURES)  # a row each
 
-`scores` are the contents of `scores.json`. The report and the reproduction print the same rows.
+`scores` are the contents of `scores.json`. The report and the experiments print the same cells.
 """
 
 from __future__ import annotations
@@ -78,6 +79,20 @@ class Row:
             return "same"
         return "better" if (change > 0) == (self.measure.better == "higher") else "worse"
 
+    @property
+    def texts(self) -> list[str]:
+        """The cells as they are printed."""
+        return [format_cell(cell, self.measure.kind) for cell in self.cells]
+
+    @property
+    def change_text(self) -> str:
+        """`+18.9 %`; of a rate the difference, in percentage points: `-0.2 pt`."""
+        if self.change is None:
+            return "–" if len(self.cells) > 1 else ""
+        text = f"{100 * self.change:+.1f}"
+        text = text.replace("-0.0", "+0.0").replace("+0.0", "0.0")
+        return f"{text} {'pt' if self.measure.kind == 'rate' else '%'}"
+
 
 def lookup(scores: Mapping[str, Any], key: str) -> float | None:
     """`scores["a"]["b"]` for "a/b"; None if it is missing, null or not finite."""
@@ -130,15 +145,6 @@ def format_cell(cell: Cell, kind: Kind) -> str:
     return f"{format_value(cell.mean, kind)} ± {format_value(cell.std, kind)}"
 
 
-def format_change(row: Row) -> str:
-    """`+18.9 %`; of a rate the difference, in percentage points: `-0.2 pt`."""
-    if row.change is None:
-        return "–" if len(row.cells) > 1 else ""
-    text = f"{100 * row.change:+.1f}"
-    text = text.replace("-0.0", "+0.0").replace("+0.0", "0.0")
-    return f"{text} {'pt' if row.measure.kind == 'rate' else '%'}"
-
-
 def comparison_table(
     columns: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -157,11 +163,9 @@ def comparison_table(
     header = ["", *columns, *(["change"] if len(columns) > 1 else []), *extra]
     lines = [header]
     for row in rows:
-        cells = [format_cell(cell, row.measure.kind) for cell in row.cells]
-        lines.append([row.measure.label, *cells])
-        if len(columns) > 1:
-            lines[-1].append(format_change(row))
-        lines[-1] += [texts.get(row.measure.key, "") for texts in extra.values()]
+        change = [row.change_text] if len(columns) > 1 else []
+        others = [texts.get(row.measure.key, "") for texts in extra.values()]
+        lines.append([row.measure.label, *row.texts, *change, *others])
     return _framed(title or _title(columns), lines)
 
 
@@ -176,6 +180,47 @@ def _framed(title: str, lines: Sequence[Sequence[str]]) -> str:
 
     rule = "─" * max(len(text(line)) for line in lines)
     return "\n".join([title, rule, text(lines[0]), *map(text, lines[1:]), rule])
+
+
+def markdown_table(
+    systems: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[Measure]
+) -> str:
+    """A row for each system, a column for each measure that at least one of them has."""
+    rows = comparison_rows(systems, measures)
+    lines = [["", *(row.measure.label for row in rows)]]
+    lines += [[name, *(row.texts[i] for row in rows)] for i, name in enumerate(systems)]
+    header, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([header.replace("|  |", "| |", 1), "|---|" + "---:|" * len(rows), *body])
+
+
+def differences(
+    scores: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], key: str
+) -> list[float] | None:
+    """A measure of `scores` minus that of `others`, seed by seed; None where a value is missing."""
+    pairs = [(lookup(a, key), lookup(b, key)) for a, b in zip(scores, others, strict=True)]
+    found = [a - b for a, b in pairs if a is not None and b is not None]
+    return found if len(found) == len(pairs) else None
+
+
+def contrast(
+    systems: Mapping[str, Sequence[Mapping[str, Any]]],
+    name: str,
+    other: str,
+    measures: Sequence[Measure],
+) -> str:
+    """`A against B: CIDEr +0.103 (+0.080 to +0.120), ...`: means and ranges over the seeds."""
+    parts = []
+    for measure in measures:
+        values = differences(systems[name], systems[other], measure.key)
+        if not values:
+            continue
+        scale, form, unit = (100, "+.1f", " pt") if measure.kind == "rate" else (1, "+.3f", "")
+        mean, low, high = (
+            format(scale * x, form) for x in (sum(values) / len(values), min(values), max(values))
+        )
+        spread = f" ({low}{unit} to {high}{unit})" if len(values) > 1 else ""
+        parts.append(f"{measure.label} {mean}{unit}{spread}")
+    return f"{name} against {other}: " + ", ".join(parts)
 
 
 def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

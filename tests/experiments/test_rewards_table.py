@@ -5,17 +5,12 @@ import pathlib
 
 import pytest
 
-from har_jax import config as configs
-from har_jax import reproduce, train
+from har_jax import config_file, reproduce, train
 from har_jax.experiments import rewards as experiments
-from har_jax.reports.rewards_table import QUALITY, differences, markdown, sentence
+from har_jax.experiments import runs
+from har_jax.experiments.rewards import _QUALITY as QUALITY
+from har_jax.reports.tables import contrast, differences, markdown_table
 from har_jax.rewards import mix
-from tests.conftest import ROOT
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 def scores(cider, clip, bad=0.0):
@@ -35,13 +30,14 @@ SYSTEMS = {
 
 
 def test_every_training_of_the_series_is_a_valid_configuration(tmp_path):
-    settings = experiments.Settings(tmp_path, [0, 1], mle_steps=3, scst_steps=2)
+    settings = experiments.Settings(tmp_path, [0, 1], mle_steps=30, scst_steps=40)
     stages = []
     for system in experiments.SYSTEMS:
-        argv = experiments._training(system, 1, settings)
+        changes = experiments.changes(system, 1, settings)
+        argv = runs.training(tmp_path / "run", system.config, changes)
         arguments, overrides = train.parse(argv)
-        config = configs.load(arguments.config, overrides)
-        assert config.seed == 1 and config.steps == (2 if system.reward else 3)
+        config = config_file.load(arguments.config, overrides)
+        assert config.seed == 1 and config.steps == (40 if system.reward else 30)
         assert config.data.dir == system.world.data
         assert config.eval.clip_score != config.scst.reward_clip  # what scores does not reward
         stages.append(config.stage)
@@ -60,6 +56,20 @@ def test_a_dry_run_prints_the_series_and_does_nothing(tmp_path, capsys):
     assert printed.count("-m har_jax.train ") == 2 * len(experiments.SYSTEMS)
     assert printed.count("-m har_jax.evaluate ") == 2 * len(experiments.SYSTEMS)
     assert not out.exists()
+
+
+def test_a_dry_run_of_the_comparison(tmp_path, capsys, monkeypatch):
+    """One whole seed: the data, MLE, SCST from it, and an evaluation of each."""
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main(["--seeds=1", "--out=runs", "--dry-run"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line]
+    starts = ["prepare scenes", "prepare foundation", "train", "evaluate", "train", "evaluate"]
+    assert len(commands) == len(starts) and not any(tmp_path.iterdir())
+    for line, start in zip(commands, starts, strict=True):
+        assert line.startswith(f"$ python -m har_jax.{start} ")
+    assert commands[4].endswith(
+        "--config=scst:tiny --workdir=runs/scst-0 --config.seed=0 --config.init_from=runs/mle-0"
+    )
 
 
 def test_what_is_scored_already_is_not_made_again(tmp_path, capsys):
@@ -95,7 +105,7 @@ def test_the_table_and_the_scores_behind_it(tmp_path):
 
 
 def test_rows_are_systems_and_missing_values_are_not_averaged():
-    lines = markdown({**SYSTEMS, "other": [scores(None, 0.7), scores(1.0, 0.7)]}, QUALITY)
+    lines = markdown_table({**SYSTEMS, "other": [scores(None, 0.7), scores(1.0, 0.7)]}, QUALITY)
     header, rule, mle, scst, other = lines.splitlines()
     assert header == "| | CIDEr | CLIPScore | words | bad endings |"
     assert rule.count("---:") == 4
@@ -104,10 +114,9 @@ def test_rows_are_systems_and_missing_values_are_not_averaged():
 
 
 def test_differences_are_taken_seed_by_seed():
-    found = differences(SYSTEMS, "SCST", "MLE", QUALITY)
-    assert found["CIDEr"] == pytest.approx([0.5, 0.4])
-    assert found["Bleu_4"] is None
-    text = sentence(SYSTEMS, "SCST", "MLE", QUALITY[:3])
+    assert differences(SYSTEMS["SCST"], SYSTEMS["MLE"], "CIDEr") == pytest.approx([0.5, 0.4])
+    assert differences(SYSTEMS["SCST"], SYSTEMS["MLE"], "Bleu_4") is None
+    text = contrast(SYSTEMS, "SCST", "MLE", QUALITY[:3])
     assert text == (
         "SCST against MLE: CIDEr +0.450 (+0.400 to +0.500), CLIPScore -0.010 (-0.040 to +0.020)"
     )

@@ -1,12 +1,16 @@
 """The report: one valid file that needs no other, from whatever a run directory holds."""
 
+import contextlib
 import html.parser
 import io
 import json
+import pathlib
 import re
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from har_jax.data.builder import write
@@ -14,10 +18,18 @@ from har_jax.data.dataset import Example
 from har_jax.errors import UserError
 from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_predictions
 from har_jax.files import write_json
-from har_jax.reports.page import write_report
-from har_jax.reports.run_view import ScoredSplit, choose_examples, data_uri, examples_of, read_view
-from har_jax.reports.svg import Line, line_chart, nice_ticks, smoothed
-from har_jax.training.loggers import MetricsWriter
+from har_jax.reports import page as pages
+from har_jax.reports.page import render, templates, write_report
+from har_jax.reports.plot import Line, make_plot, nice_ticks, smoothed
+from har_jax.reports.run_view import (
+    RunView,
+    ScoredSplit,
+    choose_examples,
+    data_uri,
+    examples_of,
+    read_view,
+)
+from har_jax.training.loggers import JsonLines
 
 REFERENCES = {
     i: [f"a {colour} {shape}", f"one {colour} {shape} <here> & there"]
@@ -85,7 +97,7 @@ def world(tmp_path_factory):
                 "base": {"clip": {"path": "m/clip", "fingerprint": "sha256:0123456789abcdef"}},
             },
         )
-        with MetricsWriter(run, enabled=True, tensorboard=False) as writer:
+        with contextlib.closing(JsonLines(run)) as writer:
             for step in range(1, 41):
                 nan = float("nan")
                 writer.write(step, {"train/loss": 1 / step, "train/reward": nan, "train/odd": 1})
@@ -125,7 +137,7 @@ def test_what_guards_did_is_told_by_step(world, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(world / "scst", copy)
-    with MetricsWriter(copy, enabled=True, tensorboard=False) as writer:
+    with contextlib.closing(JsonLines(copy)) as writer:
         trip = {"guard": "length", "action": "rollback", "text": "31 tokens <above>", "value": 31.0}
         writer.event(30, trip)
         writer.event(30, {"rollback": True, "step": 30, "to": 20, "lr_scale": 0.5})
@@ -145,6 +157,80 @@ def test_it_is_self_contained(world, tmp_path):
     assert len(sources) >= len(REFERENCES)
     assert all(source.startswith("data:image/") for source in sources)
     assert all(page.values("img", "alt"))
+
+
+def filled(text, name):
+    """A run in which every text that a file may hold is `text`."""
+    caption = {"caption": text, "references": [text, text]}
+    scores = {
+        "CIDEr": 1.0,
+        "n_images": 1,
+        "warnings": [text],
+        "skipped": {text: text},
+        "signature": text,
+        "source": {"data": text, "method": text, "step": text},
+        "control": {"CIDEr_shuffled": 0.5, "ratio": 0.5},
+    }
+    config = {"stage": text, "steps": 9, "batch_size": text, "seed": text, text: {text: text}}
+    config["data"] = {"dir": text, "val_split": text}
+    info = {
+        "stage": text,
+        "parent": {"run": text, "step": text},
+        "reward_signature": text,
+        "base": {text: {"path": text, "fingerprint": text}},
+        "versions": {text: text},
+        "devices": text,
+        "created": text,
+    }
+    return RunView(
+        pathlib.Path(text + name),
+        config,
+        info,
+        {key: [(1, 1.0), (2, 3.0)] for key in (text, "val/CIDEr", "train/reward")},
+        [{"step": 1, "image_id": text, "split": text, **caption}],
+        [
+            {"step": text, "guard": text, "text": text, "action": text},
+            {"step": text, "rollback": True, "to": text, "lr_scale": text},
+        ],
+        {text: ScoredSplit(scores, {text: {"CIDEr": 1.0, "filename": text, **caption}})},
+    )
+
+
+def page_of(text, uri):
+    class Images:
+        reason = text
+
+        def __init__(self, directory, split):
+            pass
+
+        def references(self, ids):
+            return {}
+
+        def data_uri(self, image_id):
+            return uri
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "DatasetImages", Images)
+        return Page(render(filled(text, "a"), filled(text, "b"), 3))
+
+
+@given(
+    st.lists(st.sampled_from([*"<>\"'&;/=# x{}%!-", "script", "u", "{{ 1 }}", "]]>"]), max_size=12),
+    st.sampled_from([None, "data:image/png;base64,AA=="]),
+)
+@example(["<script>alert(1)</script>"], None)
+@example(['" onload="alert(1)'], "data:image/png;base64,AA==")
+def test_no_text_of_a_run_becomes_markup(pieces, uri):
+    """Whatever the files hold, the page has the same elements and attributes, and says the text."""
+    text = "x" + "".join(pieces)
+
+    def structure(page):  # words that no reference has are underlined, however many they are
+        return [tag for tag in page.tags if tag != "u"], [(t, k) for t, k, _ in page.attributes]
+
+    page = page_of(text, uri)
+    assert structure(page) == structure(page_of("plain", uri))
+    assert "".join(page.text).count(text) >= 30
+    assert uri is None or text in page.values("img", "alt")
 
 
 def test_a_run_without_parent(world, tmp_path):
@@ -235,7 +321,8 @@ def test_large_images_are_scaled_and_small_ones_left():
 
 @pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 5.0), (2, 5.0)], [(0, -1e-9), (10, 1e9)]])
 def test_charts_of_few_or_odd_points(points):
-    svg = line_chart([Line("a & b", points)], description="<x>", percent=True)
+    plot = make_plot([Line("a & b", points)], description="<x>", percent=True)
+    svg = templates().get_template("charts.html.j2").module.svg(plot)
     Page(svg)
     assert "nan" not in svg and "a &amp; b" in svg
 

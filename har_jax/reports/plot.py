@@ -1,18 +1,12 @@
-"""Line charts as inline SVG: no library, no script, colours from the page's style sheet.
-
-A chart is drawn in a fixed coordinate system and scales with its container. Classes: `grid`,
-`axis`, `line s0`, `faint s0` (the values behind a smoothed line), `dot s0`, `hit` (an invisible
-circle whose `<title>` is the tooltip), `reference`.
-"""
+"""Line charts: from points to places in a fixed coordinate system, which a template draws."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 
-WIDTH, HEIGHT = 440, 210
+_WIDTH, _HEIGHT = 440, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 26
 _MAX_HITS = 80  # tooltips per line: enough to read it, few enough for a small page
 
@@ -29,15 +23,42 @@ class Line:
     smooth: bool = False
 
 
-def line_chart(
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A line in the plot's coordinates: SVG paths ("" if there is none), dots, and tooltips."""
+
+    label: str
+    colour: int
+    faint: str
+    path: str
+    dots: Points
+    hits: Sequence[tuple[float, float, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """What is drawn where; `grid` are (y, label), `steps` (x, label), `reference` (y, label)."""
+
+    description: str
+    grid: Sequence[tuple[float, str]]
+    steps: Sequence[tuple[float, str]]
+    reference: tuple[float, str] | None
+    lines: Sequence[Drawn]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _WIDTH - _RIGHT
+
+
+def make_plot(
     lines: Sequence[Line],
     *,
     description: str,
     percent: bool = False,
     reference: tuple[str, float] | None = None,
     from_zero: bool = False,
-) -> str:
-    """An `<svg>` of lines over steps.
+) -> Plot:
+    """Lays out lines over steps.
 
     Args:
       description: for readers who do not see the chart.
@@ -49,76 +70,50 @@ def line_chart(
     ys = [y for line in lines for _, y in line.points]
     ys += [reference[1]] if reference else []
     ys += [0.0] if from_zero else []
-    ticks_y = nice_ticks(min(ys), max(ys), 5)
-    low, high = min(ticks_y[0], min(ys)), max(ticks_y[-1], max(ys))
+    ticks = nice_ticks(min(ys), max(ys), 5)
+    low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
     first, last = min(xs), max(xs)
-    tick = _tick_format(ticks_y, percent)
+    tick = _tick_format(ticks, percent)
 
     def number(y: float) -> str:
         return f"{100 * y:.3g} %" if percent else f"{y:.4g}"
 
     def px(x: float) -> float:
         share = (x - first) / (last - first) if last > first else 0.5
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def py(y: float) -> float:
         share = (y - low) / (high - low) if high > low else 0.5
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">']
-    for y in ticks_y:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(y):.1f}" '
-            f'y2="{py(y):.1f}"/><text class="axis" text-anchor="end" x="{_LEFT - 6}" '
-            f'y="{py(y) + 3.5:.1f}">{escape(tick(y))}</text>'
+    def path(points: Points) -> str:
+        return " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+
+    def draw(line: Line) -> Drawn:
+        shown = smoothed(line.points) if line.smooth else list(line.points)
+        pairs = list(zip(shown, line.points, strict=True))
+        return Drawn(
+            line.label,
+            line.colour,
+            faint=path(line.points) if line.smooth else "",
+            path=path(shown) if len(shown) > 1 else "",
+            # A line over few points would hide which ones were measured.
+            dots=[(px(x), py(y)) for x, y in shown] if len(shown) <= 12 else [],
+            hits=[
+                (px(x), py(y), f"{line.label}, step {x:,.0f}: {number(value)}")
+                for (x, y), (_, value) in pairs[:: math.ceil(len(pairs) / _MAX_HITS)]
+            ],
         )
-    for x in _step_ticks(first, last):
-        anchor = "end" if px(x) > WIDTH - _RIGHT - 12 else "middle"
-        parts.append(
-            f'<text class="axis" text-anchor="{anchor}" x="{px(x):.1f}" y="{HEIGHT - 8}">'
-            f"{_step_text(x)}</text>"
-        )
-    if reference:
-        label, y = reference
-        parts.append(
-            f'<line class="reference" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{py(y):.1f}" '
-            f'y2="{py(y):.1f}"/><text class="axis" x="{_LEFT + 4}" y="{py(y) - 4:.1f}">'
-            f"{escape(label)} {escape(number(y))}</text>"
-        )
-    for line in lines:
-        parts += _line(line, px, py, number)
-    return "".join([*parts, "</svg>"])
 
-
-def _line(
-    line: Line,
-    px: Callable[[float], float],
-    py: Callable[[float], float],
-    number: Callable[[float], str],
-) -> list[str]:
-    shown = smoothed(line.points) if line.smooth else list(line.points)
-    colour = f"s{line.colour}"
-    parts = []
-    if line.smooth:
-        parts.append(f'<polyline class="faint {colour}" points="{_path(line.points, px, py)}"/>')
-    if len(shown) > 1:
-        parts.append(f'<polyline class="line {colour}" points="{_path(shown, px, py)}"/>')
-    if len(shown) <= 12:  # a line over few points would hide which ones were measured
-        parts += [
-            f'<circle class="dot {colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3"/>'
-            for x, y in shown
-        ]
-    stride = math.ceil(len(shown) / _MAX_HITS)
-    for (x, y), (_, value) in list(zip(shown, line.points, strict=True))[::stride]:
-        parts.append(
-            f'<circle class="hit {colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="7"><title>'
-            f"{escape(line.label)}, step {x:,.0f}: {escape(number(value))}</title></circle>"
-        )
-    return parts
-
-
-def _path(points: Points, px: Callable[[float], float], py: Callable[[float], float]) -> str:
-    return " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+    return Plot(
+        description,
+        grid=[(py(y), tick(y)) for y in ticks],
+        steps=[(px(x), _step_text(x)) for x in _step_ticks(first, last)],
+        reference=(py(reference[1]), f"{reference[0]} {number(reference[1])}")
+        if reference
+        else None,
+        lines=[draw(line) for line in lines],
+    )
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:

@@ -1,0 +1,104 @@
+"""What the commands share: their names, arguments that several take, settings, and messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from har_jax.errors import UserError
+from har_jax.progress import write
+
+COMMANDS = {
+    "prepare": "write a dataset, a feature cache, or miniature models",
+    "train": "train a captioner: maximum likelihood, then self-critical training",
+    "doctor": "look at a run of self-critical training before it starts",
+    "evaluate": "score a run, or captions that another tool wrote",
+    "caption": "caption images with a run",
+    "export": "write a run as a Hugging Face model",
+    "reproduce": "make the tables of the documentation",
+}
+"""Each is a module `har_jax.NAME` with a function `main(argv)`."""
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Runs a command in this process; returns its exit code."""
+    return importlib.import_module(f"har_jax.{name}").main(list(argv))
+
+
+def new_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command, with texts that are printed as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m har_jax.{name}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> None:
+    """Declares `--checkpoint` and `--step`: a trained run."""
+    arguments.add_argument(
+        "--checkpoint", metavar="RUN", required=required, help="run directory of har_jax.train"
+    )
+    arguments.add_argument("--step", default="best", help="best (default), latest, or a number")
+
+
+def add_decoding(arguments: argparse._ActionsContainer) -> None:
+    """Declares `--method` and what belongs to one, for `decoding`."""
+    arguments.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
+    arguments.add_argument("--beams", type=int, default=5, help="of --method=beam (default: 5)")
+    arguments.add_argument("--temperature", type=float, default=1.0, help="of --method=sample")
+
+
+def add_seed(arguments: argparse._ActionsContainer, of: str = "--method=sample") -> None:
+    """Declares `--seed`."""
+    arguments.add_argument("--seed", type=int, default=0, help=f"of {of}")
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """How to write captions, as keyword arguments: the method, what belongs to it, and the seed."""
+    own = {"beam": {"beams": args.beams}, "sample": {"temperature": args.temperature}}
+    return {"method": args.method, "seed": args.seed, **own.get(args.method, {})}
+
+
+def read_overrides(rest: Sequence[str], command: str) -> dict[str, str]:
+    """`--config.KEY=VALUE` (or `--config.KEY VALUE`) among the words that a parser left over.
+
+    Raises:
+      UserError: any other word, or a key without a value.
+    """
+    overrides: dict[str, str] = {}
+    left = list(rest)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--config."):
+            raise UserError(
+                f"unknown argument {word!r}; settings are given as --config.KEY=VALUE, and "
+                f"{command} --help explains the rest"
+            )
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not left:
+                raise UserError(f"{word} needs a value: {word}=VALUE")
+            value = left.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+class AboveBars(logging.Handler):
+    """Writes to stderr without tearing a progress bar that is being drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write(self.format(record))
+
+
+def setup_logging() -> None:
+    """Messages with the time; third parties only when something is wrong."""
+    handler = AboveBars()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("har_jax").setLevel(logging.INFO)
