@@ -7,10 +7,16 @@ import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from har_jax.data.dataset import open_split, read_card
+from har_jax.data.features.cache import FeatureCache
+from har_jax.data.images import Preprocessor
+from har_jax.interchange.families.clip import load_vision
+from har_jax.models.captioner import vision_features
 from har_jax.prepare import main
 
 SMALL = ["--train=6", "--val=2", "--test=3"]
@@ -259,3 +265,22 @@ def test_help_reads_well_and_starts_quickly():
     )
     assert "examples:" in result.stdout and "prepare coco" in result.stdout
     assert result.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_are_what_a_run_of_that_dtype_computes(tmp_path, dtype):
+    from tests.workspace import write_clip
+
+    assert main(["scenes", f"--out={tmp_path / 'data'}", *SMALL]) == 0
+    write_clip(tmp_path / "clip", ["a red ball", "two balls"], 0)
+    given = [f"--data={tmp_path / 'data'}", f"--clip={tmp_path / 'clip'}", "--split=val"]
+    out = tmp_path / "cache"
+    assert main(["features", *given, f"--out={out}", f"--compute-dtype={dtype}"]) == 0
+    cache, split = FeatureCache(out), open_split(tmp_path / "data", "val")
+    assert cache.origin.compute_dtype == dtype
+    preprocessor, tower = Preprocessor.from_hf(tmp_path / "clip"), load_vision(tmp_path / "clip")
+    images = np.stack([preprocessor(example.image) for example in split])
+    direct = jax.jit(lambda x: vision_features(tower, x.astype(dtype), "patch", -2))(images)
+    assert direct.dtype == dtype
+    ours = cache.of(split).take(np.arange(2))
+    np.testing.assert_allclose(ours, direct.astype("float32"), rtol=1e-5, atol=1e-6)

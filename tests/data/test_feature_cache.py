@@ -290,6 +290,21 @@ def test_other_images_are_refused(cache, scenes_dir, small_scenes, tmp_path):
         cache.of(open_split(directory, "val"))
 
 
+def test_another_precision_is_told(cache, scenes_dir, tmp_path, caplog):
+    """Features that were computed in another dtype differ by rounding: no reason to refuse them."""
+    assert "compute_dtype" not in (cache.directory / MANIFEST).read_text()  # as in older caches
+    now = dataclasses.replace(ORIGIN, compute_dtype="bfloat16")
+    cache.check_origin(ORIGIN)
+    assert not caplog.messages
+    cache.check_origin(now)
+    (line,) = caplog.messages
+    assert "were computed in float32 and this run computes in bfloat16" in line
+    other = make(scenes_dir, tmp_path / "other", origin=now)
+    assert other.origin == now and other.fingerprint != cache.fingerprint
+    with pytest.raises(UserError, match="computed in bfloat16 there, float32 asked for"):
+        is_complete(planned(scenes_dir, tmp_path / "other"))
+
+
 def test_damaged_files_are_named(own_copy):
     shard = own_copy / "train-00001.npy"
     whole = shard.read_bytes()
