@@ -41,7 +41,7 @@ class CorpusScores:
       skipped: {metric: why it did not run}.
       n_images: how many images were scored.
       signature: what has to agree for two values to be comparable.
-      reference_words, words: PTB words of the references and of each caption, in the same order.
+      reference_words, words: PTB tokens of the references and of each caption, in the same order.
       bleu_counts: a row of `metrics.bleu_counts` per image; None without BLEU.
     """
 
@@ -168,9 +168,9 @@ def _chosen(metrics: Collection[str]) -> tuple[set[str], bool]:
 def _words(
     references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
 ) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
-    flat = iter(ptb.words_of_lines(list(itertools.chain.from_iterable(references.values()))))
+    flat = iter(ptb.tokens_of_lines(list(itertools.chain.from_iterable(references.values()))))
     truth = {i: list(itertools.islice(flat, len(group))) for i, group in references.items()}
-    written = ptb.words_of_lines([predictions[image_id] for image_id in references])
+    written = ptb.tokens_of_lines([predictions[image_id] for image_id in references])
     return truth, dict(zip(references, written, strict=True))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
+from har_jax.text.ptb import split_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
@@ -73,8 +74,8 @@ def count_ngrams(
     n: int = 4,
     metric: str = "the metrics",
 ) -> CorpusNgrams:
-    """Counts the 1..n-grams. Words that hold white space, as PTB's "1 1/2" does, come apart first:
-    pycocoevalcap's CIDEr and BLEU split there (its ROUGE-L does not).
+    """Counts the 1..n-grams. Of PTB tokens that hold white space, such as "1 1/2", the words count,
+    see `text.ptb`.
 
     Args:
       metric: what they are counted for, for errors.
@@ -96,10 +97,9 @@ def count_ngrams(
     captions = [*predictions.values(), *itertools.chain.from_iterable(groups)]
     words = list(itertools.chain.from_iterable(captions))
     ids, flat = _encoded(words)
-    if wide := {word for word in ids if word.split() != [word]}:
+    if wide := {word for word in ids if split_tokens([word]) != [word]}:
         captions = [
-            caption if wide.isdisjoint(caption) else " ".join(caption).split()
-            for caption in captions
+            caption if wide.isdisjoint(caption) else split_tokens(caption) for caption in captions
         ]
         ids, flat = _encoded(list(itertools.chain.from_iterable(captions)))
     lengths = np.fromiter(map(len, captions), np.int64, len(captions))

@@ -158,9 +158,15 @@ class DocumentFrequency:
                         f"{os.fspath(path)} has format {int(file['format'])}, this version reads "
                         f"{_FORMAT}; prepare the dataset again"
                     )
-                n = int(file["n"])
+                n, words = int(file["n"]), file["words"].tobytes().decode()
+                if "\xa0" in words:
+                    log.warning(
+                        "%s takes '1 1/2' for one word, as older versions did: CIDEr-D of such "
+                        "captions is a little off until the dataset is prepared again",
+                        os.fspath(path),
+                    )
                 return cls(
-                    file["words"].tobytes().decode().split("\n"),
+                    words.split("\n"),
                     [file[f"keys{k}"] for k in range(2, n + 1)],
                     [file[f"counts{k}"] for k in range(1, n + 1)],
                     n_images=int(file["n_images"]),

@@ -8,29 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from har_jax.metrics import ngrams
+
 Words = Sequence[str]
 
-# Words no sentence ends with: the list of self-critical.pytorch, longer by this, that, his,
-# her, by, from, and.
-BAD_ENDINGS = {
-    *(
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "his",
-        "her",
-        "in",
-        "for",
-        "at",
-        "of",
-        "with",
-        "by",
-        "from",
-    ),
-    *("before", "after", "on", "upon", "near", "to", "is", "are", "am", "and"),
-}
+# The list of self-critical.pytorch, longer by this, that, his, her, by, from, and.
+_BAD_ENDINGS = "a an the this that his her in for at of with by from before after on upon near to is are am and"
+BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
+"""Words no sentence ends with."""
 
 
 def bad_end_rate(captions: Iterable[Words]) -> float:
@@ -50,7 +35,7 @@ def repetition_rate(captions: Iterable[Words], *, n: int = 2) -> float:
     """Share of n-grams, in [0, 1], that already occurred in the same caption."""
     total = repeated = 0
     for words in captions:
-        grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+        grams = list(ngrams.of(words, n))
         total += len(grams)
         repeated += len(grams) - len(set(grams))
     return repeated / max(1, total)

@@ -1,4 +1,4 @@
-"""Exact n-gram identities as a trie in flat numpy arrays.
+"""The n-grams of a caption, and exact identities of many as a trie in flat numpy arrays.
 
 An n-gram is identified by (id of its first n-1 words, id of its last word), level by level, so
 different n-grams are never taken for the same and any vocabulary size works. Node ids are
@@ -9,7 +9,7 @@ captions; `hash_table` lays them out for fast look-up.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _WORD_BITS = 32
 _WORD_MASK = (1 << _WORD_BITS) - 1
+
+
+def of(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """The n-grams of one caption, in order, each as often as it stands there."""
+    return zip(*(words[i:] for i in range(n)), strict=False)
 
 
 @dataclasses.dataclass(frozen=True)

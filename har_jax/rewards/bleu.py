@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from har_jax.errors import UserError
+from har_jax.metrics import ngrams
 from har_jax.metrics.bleu import bleu_of_counts
 from har_jax.rewards.per_caption import PerCaption, References
 
@@ -42,7 +43,7 @@ class BleuReward(PerCaption):
         captions = self._references.words(image_id)
         most: dict[tuple[str, ...], int] = {}
         for words in captions:
-            for gram, count in _ngrams(words, self._n).items():
+            for gram, count in _count(words, self._n).items():
                 if count > most.get(gram, 0):
                     most[gram] = count
         return most, [len(words) for words in captions]
@@ -52,7 +53,7 @@ class BleuReward(PerCaption):
         most, lengths = self._cook(image_id)
         n = self._n
         correct = [0] * n
-        for gram, count in _ngrams(words, n).items():
+        for gram, count in _count(words, n).items():
             correct[len(gram) - 1] += min(count, most.get(gram, 0))
         own = len(words)
         closest = min((abs(length - own), length) for length in lengths)[1]
@@ -62,7 +63,6 @@ class BleuReward(PerCaption):
         return bleu_of_counts(figures)[:, -1]
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(
-        gram for k in range(1, n + 1) for gram in zip(*(words[i:] for i in range(k)), strict=False)
-    )
+def _count(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each 1..n-gram stands in a caption."""
+    return Counter(gram for k in range(1, n + 1) for gram in ngrams.of(words, k))

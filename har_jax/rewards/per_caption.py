@@ -16,12 +16,6 @@ from har_jax.metrics import health
 from har_jax.text import ptb
 
 
-def words_of(text: str) -> list[str]:
-    """PTB words, split at any white space as pycocoevalcap's scorers do ("1 1/2" is one token)."""
-    words = ptb.words(text)
-    return " ".join(words).split() if "\xa0" in "".join(words) else words
-
-
 class References:
     """Raw captions by image id, of every image that will be scored; read when first needed.
 
@@ -52,7 +46,7 @@ class References:
                 f"no references for image {image_id} (there are references of {len(self._texts)} "
                 "images); score images of the split the reward was built from"
             )
-        return [words_of(text) for text in found]
+        return [ptb.words(text) for text in found]
 
 
 class PerCaption:
@@ -78,7 +72,7 @@ class PerCaption:
           UserError: an image without references.
         """
         figures = [
-            self.figures(int(image_id), words_of(text))
+            self.figures(int(image_id), ptb.words(text))
             for image_id, group in zip(image_ids, captions, strict=True)
             for text in group
         ]

@@ -1,11 +1,15 @@
 """Words of a caption, as COCO's evaluation sees them, in pure Python.
 
 COCO's PTBTokenizer is the Stanford PTB lexer (a Java program) with lower-casing, minus a list of
-punctuation tokens. `words` gives the same words; `ptb_rules` says what the lexer takes for a token.
+punctuation tokens. `tokens` gives the same tokens; `ptb_rules` says what the lexer takes for one.
+
+A token may hold white space: "1 1/2" is one, with a no-break space inside. The scorers of CIDEr and
+BLEU split there, that of ROUGE-L does not. `words` is what the former count: rewards, document
+frequencies and whatever else asks for the words of a caption take it.
 
 The Java tool reads all captions as one text, so that in rare cases its result depends on the next
 caption: a final "plan B." keeps its period unless the next line begins with "The" and the like.
-`words` lets each caption stand alone; `words_of_lines` does as the tool does.
+`tokens` lets each caption stand alone; `tokens_of_lines` does as the tool does.
 """
 
 from __future__ import annotations
@@ -49,27 +53,44 @@ _ASSIMILATED = {
 
 
 def words(caption: str) -> list[str]:
-    """The words of a caption: lower case, without punctuation; [] when there are none."""
+    """The words of a caption: lower case, without punctuation or white space inside."""
+    found = _without_scanner(caption)
+    return split_tokens(_scan(caption)) if found is None else found
+
+
+def tokens(caption: str) -> list[str]:
+    """The tokens of a caption: lower case, without punctuation; [] when there are none."""
+    found = _without_scanner(caption)
+    return _scan(caption) if found is None else found
+
+
+def split_tokens(tokens: Sequence[str]) -> list[str]:
+    """Tokens as the words that pycocoevalcap's scorers count: apart at any white space."""
+    return " ".join(tokens).split()
+
+
+def _without_scanner(caption: str) -> list[str] | None:
+    """The tokens of a caption of plain words, which hold no white space; None if it has others."""
     text = caption.rstrip(" \n")
     if text.endswith("."):
         text = text[:-1]
         if not text.endswith(" ") and _keeps_period(text[text.rfind(" ") + 1 :]):
-            return _scan(caption)
+            return None
     only_letters = text.isascii() and text.replace(" ", "").isalpha()
     if not only_letters:
         if not _PLAIN.fullmatch(text) or ("." in text and _WITH_PERIOD.search(text)):
-            return _scan(caption)
+            return None
         text = text.replace(",", " ").replace(".", " ").replace("'s", " 's")
     found = text.lower().split()
     if _ASSIMILATED.keys().isdisjoint(found):
         return found
     if "'" in text:  # "gonna's" does not come apart
-        return _scan(caption)
+        return None
     return [part for word in found for part in _ASSIMILATED.get(word, (word,))]
 
 
-def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
-    """The words of each caption, as the Java tool leaves them when it gets all in this order."""
+def tokens_of_lines(captions: Sequence[str]) -> list[list[str]]:
+    """The tokens of each caption, as the Java tool leaves them when it gets all in this order."""
     found = []
     for i, caption in enumerate(captions):
         tail = caption.rstrip()[-8:]  # the pattern is shorter
@@ -77,7 +98,7 @@ def words_of_lines(captions: Sequence[str]) -> list[list[str]]:
             following = next((text for text in captions[i + 1 : i + 100] if text.strip()), "")
             found.append(_scan(caption, following))
         else:
-            found.append(words(caption))
+            found.append(tokens(caption))
     return found
 
 

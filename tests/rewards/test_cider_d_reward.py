@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from har_jax.errors import UserError
-from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.metrics.cider import corpus_cider
+from har_jax.metrics.cider_d import CiderD, DocumentFrequency
+from har_jax.metrics.corpus import score_captions
 from har_jax.rewards.cider_d import CiderDReward
 from har_jax.rewards.contract import Reward, checked
 from har_jax.text import ptb
@@ -87,6 +91,42 @@ def test_bad_input():
         CiderDReward(DF, REFERENCES, sigma=0)
     bigrams = DocumentFrequency.from_references(words_of(REFERENCES), n=2)
     assert CiderDReward(bigrams, REFERENCES, n=2).signature.startswith("CIDEr-D[n2")
+
+
+# Words, fractions and telephone numbers, which PTB joins by a no-break space, and odd white space.
+PIECES = st.sampled_from(
+    ["a", "dog", "on", "1/2", "3", "1 1/2", "22 3/4", "2\xa01/2", "555 123-4567", "\xbd", "3-1/2"]
+)
+SPACES = st.sampled_from([" ", " ", "  ", "\xa0", "\t", "\x85", "\u2009", "\u3000", "\x1f", "\r"])
+CAPTION = st.lists(st.tuples(PIECES, SPACES), max_size=8).map(lambda x: "".join(map("".join, x)))
+IMAGE = st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=3))
+
+
+@given(st.lists(IMAGE, min_size=2, max_size=4))
+def test_the_reward_is_the_evaluated_cider_d(corpus):
+    """With the evaluated images' own document frequencies and without EOS they are one metric."""
+    references = {i: texts for i, (_, texts) in enumerate(corpus)}
+    df = DocumentFrequency.from_references(words_of(references))
+    ids, drawn = np.arange(len(corpus)), [[text] for text, _ in corpus]
+    scorer = CiderD(df, dict(zip(ids, words_of(references), strict=True)), eos=False)
+    got = scorer.score(ids, words_of(dict(enumerate(drawn))))
+    rewards = CiderDReward(df, references, eos=False)(ids, drawn, np.ones((len(ids), 1), bool))
+    np.testing.assert_array_equal(rewards, got.astype(np.float32))
+    tokens = {i: [ptb.tokens(text) for text in texts] for i, texts in references.items()}
+    _, evaluated = corpus_cider(tokens, {i: ptb.tokens(text) for i, (text, _) in enumerate(corpus)})
+    np.testing.assert_allclose(got[:, 0], list(evaluated.values()), rtol=0, atol=1e-12)
+
+
+def test_one_and_a_half_is_two_words_to_reward_and_metric():
+    """The reward said 2.280 and the metric 3.009 while the reward took "1 1/2" for one word."""
+    references = {1: ["1 1/2 pizzas on a table"], 2: ["two cats"], 3: ["a dog"]}
+    captions = {1: "1 1/2 pizzas", 2: "cats", 3: "a 1 1/2 dog"}
+    df = DocumentFrequency.from_references(words_of(references))
+    got = CiderDReward(df, references, eos=False)(
+        np.array([1, 2, 3]), [[text] for text in captions.values()], np.ones((3, 1), bool)
+    )
+    scores = score_captions(references, captions, metrics=["CIDEr"]).per_image
+    np.testing.assert_allclose(got[:, 0], [scores[i]["CIDEr"] for i in captions], rtol=1e-6)
 
 
 class Fixed:
