@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from har_jax.version import __version__
 
 if TYPE_CHECKING:
-    from har_jax.loading.writer import LoadedCaptioner, load_captioner
+    from har_jax.loading.captioner import LoadedCaptioner, load_captioner
     from har_jax.models.captioner import Captioner, CaptionerConfig
 
 __all__ = ["Captioner", "CaptionerConfig", "LoadedCaptioner", "__version__", "load_captioner"]
@@ -19,8 +19,8 @@ __all__ = ["Captioner", "CaptionerConfig", "LoadedCaptioner", "__version__", "lo
 _HOMES = {
     "Captioner": "har_jax.models.captioner",
     "CaptionerConfig": "har_jax.models.captioner",
-    "LoadedCaptioner": "har_jax.loading.writer",
-    "load_captioner": "har_jax.loading.writer",
+    "LoadedCaptioner": "har_jax.loading.captioner",
+    "load_captioner": "har_jax.loading.captioner",
 }
 
 

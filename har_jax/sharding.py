@@ -14,11 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
-from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from har_jax.errors import UserError, did_you_mean
-from har_jax.types import Array, PyTree
+from har_jax.types import Array
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -38,7 +37,6 @@ RULES: Rules = {
     "projection": None,
     "lora": None,
     "layers": None,  # of stacked parameters: a scan takes one layer at a time
-    "fused": None,  # which of the joined kernels
 }
 """Training: ZeRO-3 style over `fsdp`, Megatron style over `tensor`."""
 
@@ -101,9 +99,13 @@ def partition_spec(axes: LogicalAxes, rules: Rules = RULES, name: str = "") -> P
     return PartitionSpec(*entries)
 
 
-def sharding_of(
-    shape: Sequence[int], axes: LogicalAxes, mesh: Mesh, rules: Rules = RULES, name: str = ""
-) -> NamedSharding:
+def fitting_spec(
+    shape: Sequence[int],
+    axes: LogicalAxes,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = RULES,
+    name: str = "",
+) -> PartitionSpec:
     """`partition_spec` on a mesh. An axis that the mesh axis does not divide is left whole.
 
     (A mini model's 5 heads on 2 devices, or a 50,257-word vocabulary on 4: correct, if not split.)
@@ -113,31 +115,34 @@ def sharding_of(
         entry if entry is None or size % _mesh_size(mesh, entry) == 0 else None
         for size, entry in zip(shape, spec, strict=True)
     ]
-    return NamedSharding(mesh, PartitionSpec(*entries))
+    return PartitionSpec(*entries)
+
+
+def sharding_of(
+    shape: Sequence[int], axes: LogicalAxes, mesh: Mesh, rules: Rules = RULES, name: str = ""
+) -> NamedSharding:
+    """`fitting_spec` as a sharding of the mesh."""
+    return NamedSharding(mesh, fitting_spec(shape, axes, mesh, rules, name))
 
 
 def _mesh_size(mesh: Mesh | AbstractMesh, entry: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry))
 
 
-def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
-    """A tree of `NamedSharding`s for an `nnx.State`, concrete or abstract, of `layers.param`s."""
-
-    def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        name = ".".join(str(getattr(k, "key", k)) for k in path)
-        axes = variable.get_metadata().get("logical_axes")
-        shape = variable.get_value().shape
-        axes = (None,) * len(shape) if axes is None else axes
-        return variable.replace(sharding_of(shape, axes, mesh, rules, name))
-
-    return jax.tree_util.tree_map_with_path(
-        one, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
-    )
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over `data` and `fsdp` along their first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split; its size must be a multiple of it."""
+    return _mesh_size(mesh, tuple(axis for axis in BATCH_AXES if axis in mesh.shape))
+
+
+def divisible(size: int, mesh: Mesh) -> int:
+    """A batch's size, rounded up to what the mesh divides."""
+    shards = batch_shards(mesh)
+    return -(-size // shards) * shards
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -153,13 +158,28 @@ def constrain(x: Array, *axes: str | None) -> Array:
     Reads the mesh that `jax.set_mesh` put in context; without one, or on one device, a no-op.
     Trailing axes may be left out. An axis that the mesh does not divide is left to the compiler.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
+    mesh = mesh_in_context()
+    if mesh is None:
         return x
-    if any(t == AxisType.Manual for t in mesh.axis_types):
-        return x  # inside shard_map: the arrays are already local
     entries = []
     for size, axis in zip(x.shape, axes, strict=False):
         entry = None if axis is None else _ACTIVATION_RULES[axis]
         entries.append(entry if entry and size % _mesh_size(mesh, entry) == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def constrain_param(x: Array, axes: LogicalAxes, rules: Rules, name: str = "") -> Array:
+    """Places a parameter by its logical axes and `rules` on the mesh in context, as `constrain`."""
+    mesh = mesh_in_context()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, axes, mesh, rules, name))
+
+
+def mesh_in_context() -> AbstractMesh | None:
+    """The mesh that `jax.set_mesh` put in context; None where there is nothing to be placed: no
+    mesh, one device, other axes, or inside `shard_map`, where arrays are local already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
+        return None
+    return None if any(t == AxisType.Manual for t in mesh.axis_types) else mesh

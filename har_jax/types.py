@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
 PyTree = Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt"]
+__all__ = ["Array", "Bool", "DTypeLike", "Float", "Int", "Key", "PyTree", "Shaped", "UInt"]

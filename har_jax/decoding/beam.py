@@ -7,30 +7,32 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from har_jax.decoding.loop import Rollout
+from har_jax.decoding.loop import Captions, append, empty_captions, is_end
 from har_jax.errors import UserError
-from har_jax.models.attention import KV, Cache
-from har_jax.models.captioner import Captioner, Prefix
-from har_jax.types import Array
+from har_jax.models.attention import KV, KVCache
+from har_jax.models.captioner import Captioner, PrefixCache
+from har_jax.types import Array, Bool, Float, Int
 
 
 class BeamState(NamedTuple):
-    t: Array  # int32 []
-    x_brd: Array  # [B,R,D]: the input of the next step
-    done_br: Array  # bool [B,R]
-    total_br: Array  # float32 [B,R]: log-probability of each beam
-    rollout: Rollout
-    written: Cache
+    """The loop's carry, of R beams an image."""
+
+    t: Int[Array, ""]
+    x_brd: Float[Array, "B R D"]  # the input of the next step
+    done_br: Bool[Array, "B R"]
+    total_br: Float[Array, "B R"]  # log-probability of each beam
+    captions: Captions
+    written: KVCache
 
 
 def beam_search(
     captioner: Captioner,
-    cache: Prefix,
+    cache: PrefixCache,
     *,
     beams: int,
     max_tokens: int,
     length_penalty: float = 1.0,
-) -> Rollout:
+) -> Captions:
     """The `beams` captions kept for each image, best first.
 
     Beams are pruned by their log-probability; a finished beam stays among them with its own. The
@@ -41,43 +43,36 @@ def beam_search(
         raise UserError(f"beams is {beams}; it must be at least 1")
     captioner = captioner.for_decoding()
     b, d = cache.last_bd.shape
-    eos_id, v = captioner.config.lm.eos_token_id, captioner.config.lm.vocab_size
+    eos_ids, v = captioner.config.eos_ids, captioner.config.lm.vocab_size
     dtype = cache.last_bd.dtype
 
     def going_on(state: BeamState) -> Array:
         return (state.t < max_tokens) & ~jnp.all(state.done_br)
 
     def step(state: BeamState) -> BeamState:
+        # 1. What every token would make of every beam. A finished beam goes on in one way only: EOS
+        #    again, at no cost.
         hidden, written = captioner.lm.step(state.x_brd, cache.kv, state.written, state.t)
         logp_brv = jax.nn.log_softmax(captioner.lm.logits(hidden), axis=-1)
-        # A finished beam goes on in one way only: EOS again, at no cost.
-        frozen = jnp.where(jnp.arange(v) == eos_id, 0.0, -jnp.inf)
+        frozen = jnp.where(jnp.arange(v) == eos_ids[0], 0.0, -jnp.inf)
         logp_brv = jnp.where(state.done_br[..., None], frozen, logp_brv)
+
+        # 2. The best of all beams' continuations, and the beams that they continue.
         totals = (state.total_br[..., None] + logp_brv).reshape(b, beams * v)
         total, flat = jax.lax.top_k(totals, beams)
         origin, token = flat // v, (flat % v).astype(jnp.int32)
+        done = _rows(state.done_br, origin)
+        gained = total - _rows(state.total_br, origin)
 
-        def follow(x: Array) -> Array:
-            index = origin.reshape(b, beams, *[1] * (x.ndim - 2))
-            return jnp.take_along_axis(x, index, axis=1)
-
-        old = jax.tree.map(follow, state.rollout)
-        done = follow(state.done_br)
-        step_logp = total - follow(state.total_br)
-        rollout = Rollout(
-            tokens=jax.lax.dynamic_update_index_in_dim(old.tokens, token, state.t, axis=2),
-            lengths=old.lengths + ~done,
-            logp=jax.lax.dynamic_update_index_in_dim(
-                old.logp, jnp.where(done, 0.0, step_logp), state.t, axis=2
-            ),
-        )
+        # 3. Each new beam takes over what its origin had written and cached.
+        captions = Captions(*(_rows(x, origin) for x in state.captions))
         return BeamState(
             t=state.t + 1,
             x_brd=captioner.lm.embed(token, dtype),
-            done_br=done | (token == eos_id),
+            done_br=done | is_end(token, eos_ids),
             total_br=total,
-            rollout=rollout,
-            written=tuple(KV(follow(k), follow(value)) for k, value in written),
+            captions=append(captions, state.t, token, gained, done),
+            written=tuple(KV(_rows(k, origin), _rows(value, origin)) for k, value in written),
         )
 
     shape = (b, beams)
@@ -87,17 +82,16 @@ def beam_search(
         done_br=jnp.zeros(shape, bool),
         # All beams start alike: only the first may branch, or they would stay copies.
         total_br=jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf), shape),
-        rollout=Rollout(
-            tokens=jnp.full((*shape, max_tokens), eos_id, jnp.int32),
-            lengths=jnp.zeros(shape, jnp.int32),
-            logp=jnp.zeros((*shape, max_tokens), jnp.float32),
-        ),
+        captions=empty_captions(b, beams, max_tokens, eos_ids[0]),
         written=captioner.lm.empty_cache(b, beams, max_tokens, dtype),
     )
     end = jax.lax.while_loop(going_on, step, start)
-    score = end.total_br / jnp.maximum(end.rollout.lengths, 1) ** length_penalty
+    score = end.total_br / jnp.maximum(end.captions.lengths, 1) ** length_penalty
     order = jnp.argsort(-score, axis=1)
-    return jax.tree.map(
-        lambda x: jnp.take_along_axis(x, order.reshape(b, beams, *[1] * (x.ndim - 2)), axis=1),
-        end.rollout,
-    )
+    return Captions(*(_rows(x, order) for x in end.captions))
+
+
+def _rows(x: Array, index_br: Int[Array, "B R"]) -> Array:
+    """Of `[B,R,...]`, the rows that each image's indices name."""
+    index = index_br.reshape(*index_br.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from har_jax.decoding.plan import DecodePlan
+from har_jax.models.logprobs import token_logprobs
 from har_jax.types import Array, Float, Int, Key
 
 _BLOCK = 128
@@ -40,11 +41,13 @@ def draw(logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]) -> Int
     """
     *rows, v = logits.shape
     n_blocks = -(-v // _BLOCK)
+    # 1. Weights in blocks of the vocabulary; what is padded has none.
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.pad(weights, [(0, 0)] * len(rows) + [(0, n_blocks * _BLOCK - v)])
     weights = weights.reshape(*rows, n_blocks, _BLOCK)
     blocks = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
-    # Rounding must not push the target to the total itself: nothing lies beyond it.
+    # 2. The block in which the target lies. Rounding must not push the target to the total itself:
+    #    nothing lies beyond it.
     target = jnp.minimum(uniform * blocks[..., -1], jnp.nextafter(blocks[..., -1], -1.0))
     block = jnp.argmax(blocks > target[..., None], axis=-1)
     before = jnp.where(
@@ -52,10 +55,11 @@ def draw(logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]) -> Int
         jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[..., None], axis=-1)[..., 0],
         0.0,
     )
+    # 3. The token in that block. The two levels round differently: where no token of the block
+    #    passes, its last possible one.
     inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
     cumulated = jnp.cumsum(inside, axis=-1)
     passed = (before[..., None] + cumulated > target[..., None]) & (inside > 0)
-    # The two levels round differently: where no token of the block passes, its last possible one.
     last_possible = _BLOCK - 1 - jnp.argmax(inside[..., ::-1] > 0, axis=-1)
     within = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last_possible)
     return (block * _BLOCK + within).astype(jnp.int32)
@@ -73,14 +77,10 @@ def choose(
     tokens, logps = [], []
     if plan.greedy:
         greedy = logits[:, :1]
-        token = jnp.argmax(greedy, axis=-1).astype(jnp.int32)
-        tokens.append(token)
-        logps.append(jnp.max(greedy, axis=-1) - jax.nn.logsumexp(greedy, axis=-1))
+        tokens.append(jnp.argmax(greedy, axis=-1).astype(jnp.int32))
+        logps.append(token_logprobs(greedy, tokens[-1]))
     if plan.samples:
-        policy = logits[:, r - plan.samples :] / plan.temperature
-        policy = truncate(policy, plan.top_k, plan.top_p)
-        token = draw(policy, jax.random.uniform(key, (b, plan.samples)))
-        tokens.append(token)
-        chosen = jnp.take_along_axis(policy, token[..., None], axis=-1)[..., 0]
-        logps.append(chosen - jax.nn.logsumexp(policy, axis=-1))
+        policy = truncate(logits[:, r - plan.samples :] / plan.temperature, plan.top_k, plan.top_p)
+        tokens.append(draw(policy, jax.random.uniform(key, (b, plan.samples))))
+        logps.append(token_logprobs(policy, tokens[-1]))
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(logps, axis=1)

@@ -10,7 +10,7 @@ from har_jax.config import Config
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureCache
 from har_jax.errors import UserError
-from har_jax.loading.blueprint import read_encoder
+from har_jax.loading.parts import read_parts
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def features_for(config: Config, split: Split, given: str | None) -> FeatureCach
         return None
     cache = FeatureCache(directory)
     if not imported:
-        read_encoder(config.model, cache)  # refuses a stale one
+        read_parts(config.model, cache)  # refuses a stale one
     elif given is not None:
         _same_import(FeatureCache(config.data.features), cache)
     own_data = split.directory == pathlib.Path(config.data.dir)

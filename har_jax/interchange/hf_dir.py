@@ -7,13 +7,13 @@ through huggingface_hub's cache, which answers offline when the model was fetche
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,35 @@ from har_jax.interchange.safetensors_file import Tensor, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FINGERPRINT = ".har_jax_fingerprint.json"
+"""The hash of the weights, kept beside them."""
+_TICK = 2.0  # seconds: the coarsest clock of a file system
 
-_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:@([\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The local directory of `name`, a path or the name of a model on the Hugging Face hub."""
+    """The local directory of `name`: a path, or the name of a model on the Hugging Face hub, with
+    `@REVISION` (a commit, tag or branch) where another than the newest is meant.
+
+    Ask once and hand on the path: a name without a revision may mean another snapshot later.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise UserError(f"{path} is a file; give the directory that holds its config.json")
-    if not _HUB_NAME.fullmatch(str(name)):
+    on_hub = _HUB_NAME.fullmatch(str(name))
+    if not on_hub:
         raise UserError(
             f"no directory {path}; give an existing Hugging Face model directory, or a hub name "
             "such as openai/clip-vit-large-patch14"
         )
-    return _from_hub(str(name))
+    return _from_hub(*on_hub.groups())
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors as hub
@@ -54,7 +62,9 @@ def _from_hub(name: str) -> Path:
         ) from error
     gone = f"no directory {name}, and the hub's model of that name"
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES)
+        )
     except hub.GatedRepoError as error:
         raise UserError(
             f"{gone} is gated: accept its licence on its page at huggingface.co, then run "
@@ -164,20 +174,31 @@ def open_weights(directory: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, problems
 
 
-def weights_fingerprint(directory: str | os.PathLike[str]) -> str:
+def weights_fingerprint(directory: Path) -> str:
     """`sha256:...` over names, dtypes, shapes and bytes of all tensors, in order of their names.
 
     It does not depend on how the tensors are spread over files. Reads everything once (about a
-    second per gigabyte), and keeps the answer while the files do not change.
+    second per gigabyte), and keeps the answer beside the files, with their sizes and times, where
+    that directory may be written; while these do not change, it is not computed again.
     """
-    path = resolve(directory)
-    stamps = tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in weight_files(path))
-    return _fingerprint(path, stamps)
+    files = weight_files(directory)
+    stats = [(f.name, f.stat()) for f in files]
+    stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in stats]
+    note = directory / FINGERPRINT
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(note.read_text())
+        if kept["files"] == stamps:
+            return str(kept["fingerprint"])
+    began = time.time()
+    fingerprint = _fingerprint(directory)
+    # A file that was written just now may be written again within the same tick of its time.
+    if all(s.st_mtime < began - _TICK for _, s in stats):
+        with contextlib.suppress(OSError):
+            write_json(note, {"files": stamps, "fingerprint": fingerprint})
+    return fingerprint
 
 
-@functools.lru_cache(maxsize=64)
-def _fingerprint(directory: Path, stamps: tuple) -> str:
-    del stamps  # part of the cache's key
+def _fingerprint(directory: Path) -> str:
     digest = hashlib.sha256()
     tensors, _ = open_weights(directory)
     for name in sorted(tensors):

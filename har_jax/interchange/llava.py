@@ -24,23 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, processors
 
+from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.clip import vision_table
-from har_jax.interchange.families.mistral import mistral_table
+from har_jax.interchange.families.decoders import DECODERS, family_of
 from har_jax.interchange.table import Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.decoders.mistral import MistralConfig
 from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
-from har_jax.models.functional import Params, split, structure_of
-from har_jax.sharding import RULES, Rules
+from har_jax.models.functional import Params, Structure
+from har_jax.sharding import Rules
 from har_jax.text.tokenizer import CaptionTokenizer
 
 IMAGE_TOKEN = "<image>"
@@ -48,7 +46,7 @@ IMAGE_TOKEN = "<image>"
 
 def check_expressible(config: CaptionerConfig) -> VisionConfig:
     """Its tower; `UserError` saying why, if LLaVA has no place for this captioner."""
-    if config.vision is None:
+    if not isinstance(config.vision, VisionConfig):
         raise UserError(
             "a captioner of imported features cannot be exported as LLaVA: it has no encoder of "
             "images; --format=mistral exports the decoder alone"
@@ -70,20 +68,21 @@ def check_expressible(config: CaptionerConfig) -> VisionConfig:
     return config.vision
 
 
-def llava_table() -> list[Row]:
+def llava_table(config: CaptionerConfig) -> list[Row]:
     """Of a whole `Captioner` with a patch projector."""
     projector, ours = "multi_modal_projector.linear", "projector.linear"
+    lm = family_of(config.lm).table(False)
     return [
         *vision_table("vision_tower.vision_model.", "vision."),
         *linear(f"{projector}_1", f"{ours}_1", bias="f -> f"),
         *linear(f"{projector}_2", f"{ours}_2", bias="f -> f"),
-        *(Row(f"language_model.{r.hf}", f"lm.{r.path}", r.axes) for r in mistral_table()),
+        *(Row(f"language_model.{r.hf}", f"lm.{r.path}", r.axes) for r in lm),
     ]
 
 
 def config_to_hf(config: CaptionerConfig, image_id: int) -> dict[str, Any]:
     """The `config.json`; the vocabulary reaches to `image_id` at least."""
-    text = config.lm.to_hf()
+    text = family_of(config.lm).write(config.lm)
     text["vocab_size"] = max(config.lm.vocab_size, image_id + 1)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -94,14 +93,15 @@ def config_to_hf(config: CaptionerConfig, image_id: int) -> dict[str, Any]:
         "vision_feature_select_strategy": "default",  # the patches without CLS
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
-        "tie_word_embeddings": config.lm.tie_word_embeddings,
+        "tie_word_embeddings": text["tie_word_embeddings"],
         "text_config": text,
         "vision_config": CLIPConfig(vision=check_expressible(config)).to_hf()["vision_config"],
     }
 
 
 def save_llava(
-    captioner: Captioner,
+    config: CaptionerConfig,
+    params: Mapping[str, jax.Array],
     tokenizer: CaptionTokenizer,
     preprocessor: Mapping[str, Any],
     directory: str | os.PathLike[str],
@@ -112,21 +112,21 @@ def save_llava(
     """Writes model, tokenizer and processor; returns the id of `<image>`.
 
     Args:
-      captioner: with a patch projector.
+      config, params: of a captioner with a patch projector, without adapters.
       tokenizer: of its decoder.
       preprocessor: the contents of its `preprocessor_config.json`.
       directory: is made if need be; files of the same names are replaced.
       max_tokens: of a caption, the default of `generate`.
-      prompt: the text of `captioner.config.prompt`, for `load_llava`; transformers passes it over.
+      prompt: the text of `config.prompt_ids`, for `load_llava`; transformers passes it over.
 
     Raises:
       UserError: LLaVA's architecture has no place for this captioner (`check_expressible`).
     """
-    config, directory = captioner.config, Path(directory)
+    directory = Path(directory)
     vision = check_expressible(config)
     text, image_id = tokenizer_with_image(tokenizer)
     contents = {**config_to_hf(config, image_id), "har_jax": {"prompt": prompt}}
-    save(_extended(captioner, image_id), directory, llava_table(), contents)
+    save(_extended(config, params, image_id), directory, llava_table(config), contents)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     for name, contents in {
         "tokenizer_config.json": tokenizer_config(tokenizer),
@@ -146,7 +146,7 @@ def save_llava(
     return image_id
 
 
-def read_llava_config(directory: str | os.PathLike[str]) -> tuple[CaptionerConfig, dict[str, Any]]:
+def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     """The configuration of a LLaVA directory, and what we left in it for ourselves.
 
     A row that only `<image>` stands for is not counted in the vocabulary: no caption has the word.
@@ -154,7 +154,6 @@ def read_llava_config(directory: str | os.PathLike[str]) -> tuple[CaptionerConfi
     Raises:
       UserError: no LLaVA, or one whose decoder or projector is of another kind.
     """
-    path = hf_dir.resolve(directory)
     hf = hf_dir.read_config(path, ["llava"])
     expected = {
         "vision_feature_select_strategy": "default",
@@ -167,12 +166,12 @@ def read_llava_config(directory: str | os.PathLike[str]) -> tuple[CaptionerConfi
                 f"{path}: a LLaVA with {key}={hf[key]!r} is not supported; only {value!r} is"
             )
     text = hf.get("text_config") or {}
-    if text.get("model_type") != "mistral":
+    if text.get("model_type") not in DECODERS:
         raise UserError(
             f"{path}: a LLaVA whose decoder is a {text.get('model_type')!r}; only those with a "
-            "'mistral' are read"
+            f"{' or '.join(map(repr, DECODERS))} are read"
         )
-    lm = MistralConfig.from_hf(text)
+    lm: Any = DECODERS[text["model_type"]].read(text)
     if image_id(path) == lm.vocab_size - 1:
         lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
     config = CaptionerConfig(
@@ -183,51 +182,43 @@ def read_llava_config(directory: str | os.PathLike[str]) -> tuple[CaptionerConfi
     return config, hf.get("har_jax") or {}
 
 
-def image_id(directory: str | os.PathLike[str]) -> int:
+def image_id(path: Path) -> int:
     """The id of `<image>` in a LLaVA directory."""
-    hf = hf_dir.read_config(hf_dir.resolve(directory), ["llava"])
+    hf = hf_dir.read_config(path, ["llava"])
     return hf.get("image_token_index", hf.get("image_token_id", 32_000))
 
 
 def load_llava(
-    directory: str | os.PathLike[str],
-    config: CaptionerConfig,
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
-) -> Captioner:
-    """The captioner of a LLaVA directory, its parameters in `dtype` and sharded over `mesh`.
+    structure: Structure[Captioner], config: CaptionerConfig, path: Path, mesh: Mesh, rules: Rules
+) -> Params:
+    """The parameters of a LLaVA directory, straight into their shards.
 
     Args:
-      config: of `read_llava_config`; a row of `<image>` that it does not count is cut off.
+      structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
     """
-    path = hf_dir.resolve(directory)
-    stored = MistralConfig.from_hf(hf_dir.read_config(path, ["llava"])["text_config"])
-    lm = dataclasses.replace(config.lm, vocab_size=stored.vocab_size)
+    stored = hf_dir.read_config(path, ["llava"])["text_config"]["vocab_size"]
+    rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
+    shapes = {
+        name: jax.ShapeDtypeStruct(
+            tuple(stored if rows.get(name) == axis else n for axis, n in enumerate(x.shape)),
+            x.dtype,
+        )
+        for name, x in structure.shapes.items()
+    }
     ignore = r".*rotary_emb\.inv_freq|.*position_ids"  # buffers that old files carry
-    if lm.tie_word_embeddings:
+    if "lm.lm_head.kernel" not in shapes:
         ignore += r"|.*lm_head\.weight"
-    whole = load(
-        lambda: Captioner(dataclasses.replace(config, lm=lm), rngs=nnx.Rngs(0)),
-        path,
-        llava_table(),
-        mesh=mesh,
-        rules=rules,
-        dtype=dtype,
-        ignore=ignore,
-    )
-    if lm == config.lm:
-        return whole
-    structure = structure_of(lambda: Captioner(config, rngs=nnx.Rngs(0)))
-    shapes = structure.shapes
-    out = None if mesh is None else structure.shardings(mesh, RULES if rules is None else rules)
+    axes, table = structure.logical_axes, llava_table(config)
+    params = load(shapes, axes, path, table, mesh=mesh, rules=rules, ignore=ignore)
+    longer = {name: params.pop(name) for name in rows if name in params}
+    wanted = structure.shapes
 
     def cut(params: Params) -> Params:
-        return {n: jax.lax.slice(x, [0] * x.ndim, shapes[n].shape) for n, x in params.items()}
+        return {n: jax.lax.slice(x, [0] * x.ndim, wanted[n].shape) for n, x in params.items()}
 
-    _, params = split(whole)
-    return structure.merge(jax.jit(cut, out_shardings=out)(params))
+    shardings = structure.shardings(mesh, rules)
+    out = {name: shardings[name] for name in longer}
+    return params | jax.jit(cut, out_shardings=out, donate_argnums=0)(longer)
 
 
 def generation_config(
@@ -236,32 +227,27 @@ def generation_config(
     """`generate` then writes as our decoding does: greedily, finished rows filled with EOS."""
     more = {"suppress_tokens": list(suppressed)} if suppressed else {}
     return {
-        "bos_token_id": config.lm.bos_token_id,
-        "eos_token_id": config.lm.eos_token_id,
-        "pad_token_id": config.lm.eos_token_id,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
+        "pad_token_id": config.eos_ids[0],
         "do_sample": False,
         "max_new_tokens": max_tokens,
         **more,
     }
 
 
-def _extended(captioner: Captioner, image_id: int) -> Captioner:
-    """The captioner with rows up to `image_id`, each the mean of those that were there."""
-    structure, params = split(captioner)
-    missing = image_id + 1 - captioner.config.lm.vocab_size
-    if missing <= 0:
-        return captioner
-
-    def extend(name: str, axis: int) -> dict[str, jax.Array]:
-        if name not in params:  # the output layer of a decoder that ties it to its embeddings
-            return {}
-        rows = np.asarray(params[name])
-        mean = np.mean(rows, axis=axis, keepdims=True, dtype=np.float64).astype(rows.dtype)
-        added = np.repeat(mean, missing, axis=axis)
-        return {name: jnp.asarray(np.concatenate([rows, added], axis=axis))}
-
-    longer = extend("lm.embed_tokens.embedding", 0) | extend("lm.lm_head.kernel", 1)
-    return structure.merge({**params, **longer})
+def _extended(
+    config: CaptionerConfig, params: Mapping[str, jax.Array], image_id: int
+) -> dict[str, Any]:
+    """Parameters with rows up to `image_id`, each the mean of those that were there."""
+    missing = image_id + 1 - config.lm.vocab_size
+    longer: dict[str, Any] = dict(params)
+    for name, axis in (("lm.embed_tokens.embedding", 0), ("lm.lm_head.kernel", 1)):
+        if missing > 0 and name in params:  # tied, the output layer is the embeddings
+            rows = gather(params[name])
+            mean = np.mean(rows, axis=axis, keepdims=True, dtype=np.float64).astype(rows.dtype)
+            longer[name] = np.concatenate([rows, np.repeat(mean, missing, axis=axis)], axis=axis)
+    return longer
 
 
 def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:

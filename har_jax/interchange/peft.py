@@ -1,12 +1,10 @@
 """LoRA adapters as PEFT lays them out: `peft.PeftModel.from_pretrained(base, directory)`.
 
-    adapter_config.json        rank, alpha, target modules, where the base model is
-    adapter_model.safetensors  base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight [r,in]
-                               ...lora_B.weight [out,r]
-    projector.safetensors      ours, not PEFT's: linear_1.weight [out,in], linear_1.bias [out], ...
-    projector_config.json      what fixes its shapes and how it is used, and where the encoder is
-
-Adapters of a fused kernel are written as one for each of its parts; these share a factor A.
+adapter_config.json        rank, alpha, target modules, where the base model is
+adapter_model.safetensors  base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight [r,in]
+                           ...lora_B.weight [out,r]
+projector.safetensors      ours, not PEFT's: linear_1.weight [out,in], linear_1.bias [out], ...
+projector_config.json      what fixes its shapes and how it is used, and where the encoder is
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from har_jax.config import LoraConfig
+from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file
-from har_jax.interchange.families.mistral import mistral_table
+from har_jax.interchange.families.decoders import family_of
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.interchange.table import Row, find, linear
-from har_jax.models import layouts
+from har_jax.interchange.table import Row, find, linear, sources
+from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.lora import FACTORS, is_factor
 from har_jax.types import Array
 
@@ -48,10 +46,10 @@ _PLAIN = {"use_dora": False, "lora_bias": False, "fan_in_fan_out": False, "bias"
 _EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
 
 
-def adapter_table() -> list[Row]:
-    """Of the factors of every linear in a `Mistral`: as its kernels, with the rank for one side."""
+def adapter_table(lm: DecoderConfig) -> list[Row]:
+    """Of the factors of every linear in a decoder: as its kernels, with the rank for one side."""
     rows = []
-    for row in mistral_table():
+    for row in family_of(lm).table(False):
         if not row.path.endswith(".kernel"):
             continue
         hf, path = _PREFIX + row.hf.removesuffix(".weight"), row.path.removesuffix(".kernel")
@@ -95,26 +93,26 @@ def save_adapters(
     directory: Path,
     *,
     base: str,
-    n_layers: int,
+    lm: DecoderConfig,
 ) -> None:
     """Writes the adapters of a decoder. With several processes all call this; the first writes.
 
     Args:
-      params: of a `Mistral`, in any layout; what is no factor is passed over.
+      params: of a decoder, in any layout; what is no factor is passed over.
       config: with which the adapters were attached.
       directory: must be there.
       base: where PEFT finds the model that the adapters belong to.
-      n_layers: of the decoder.
+      lm: the decoder's configuration.
     """
-    table, values = adapter_table(), {}
+    table, values = adapter_table(lm), {}
     for name, value in params.items():
         if is_factor(name):
-            whole = _gather(value)
-            for piece in layouts.pieces(name, whole.shape):
-                row, hf = find(table, piece.name)
-                values[hf] = row.write(whole[piece.index].reshape(piece.shape))
+            whole = gather(value)
+            for source in sources(table, name, whole.shape):
+                part = whole if source.layer is None else whole[source.layer]
+                values[source.hf] = source.row.write(part)
     modules = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in values}
-    contents = adapter_config(config, _short(modules, n_layers), base)
+    contents = adapter_config(config, _short(modules, lm.num_hidden_layers), base)
     _write(directory / ADAPTER, values, directory / ADAPTER_CONFIG, contents)
 
 
@@ -125,14 +123,8 @@ def save_projector(
     values = {}
     for name, value in params.items():
         row, hf = find(PROJECTOR_TABLE, name)
-        values[hf] = row.write(_gather(value))
+        values[hf] = row.write(gather(value))
     _write(directory / PROJECTOR, values, directory / PROJECTOR_CONFIG, dict(settings))
-
-
-def _gather(value: Array) -> np.ndarray:
-    if not value.is_fully_addressable:
-        value = multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value)
 
 
 def _write(
@@ -146,14 +138,14 @@ def _write(
 
 
 def read_adapters(
-    directory: str | os.PathLike[str], n_layers: int
+    directory: str | os.PathLike[str], lm: DecoderConfig
 ) -> tuple[LoraConfig, dict[str, tuple[Row, Tensor]]]:
-    """What PEFT saved for a Mistral: settings as ours, and for each factor its row and tensor.
+    """What PEFT saved for a decoder: settings as ours, and for each factor its row and tensor.
 
     The factors are those of the canonical layout, `layers.0.attn.q.lora_a`.
 
     Args:
-      n_layers: of the decoder that the adapters are for.
+      lm: of the decoder that the adapters are for.
 
     Raises:
       UserError: no adapters there, or of a kind, or for layers, that we do not have.
@@ -172,7 +164,7 @@ def read_adapters(
             f"{directory / ADAPTER_CONFIG}: {', '.join(f'{k}={config[k]!r}' for k in odd)} cannot "
             "be followed; merge such an adapter into its base with PEFT and load the result"
         )
-    rank, table = int(config["r"]), adapter_table()
+    rank, table, n_layers = int(config["r"]), adapter_table(lm), lm.num_hidden_layers
     rows = {_name(row.hf, i): (row, i) for row in table for i in _numbers(row, n_layers)}
     found: dict[str, tuple[Row, Tensor]] = {}
     unknown = []
@@ -191,8 +183,8 @@ def read_adapters(
     if unknown or not found:
         what = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
-            f"{directory / ADAPTER} has adapters for {what or 'nothing'}, which a Mistral of "
-            f"{n_layers} layers does not have; give the adapters of this base model"
+            f"{directory / ADAPTER} has adapters for {what or 'nothing'}, which a "
+            f"{lm.model_type} of {n_layers} layers does not have; give the adapters of this base model"
         )
     linears = {name.rpartition(".")[0] for name in found}
     targets = "|".join(re.escape(name) for name in _short(linears, n_layers))

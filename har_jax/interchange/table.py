@@ -8,16 +8,15 @@ A row names a tensor of the file, the parameter it is here, and how the axes mov
 several of ours; reading splits and permutes, writing permutes and joins, and neither touches a
 value, so a round trip is exact bit by bit.
 
-A parameter that is stacked over layers or fused (`models/layouts.py`) has no row of its own. Its
-pieces have, so that files are the same for every layout. `interchange/weights.py` reads and writes
-by a table.
+A parameter that is stacked over layers (`models/layouts.py`) has no row of its own. Its layers
+have, so that files are the same for every layout. `interchange/weights.py` reads and writes by a
+table.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.models.layouts import Piece, pieces
+from har_jax.models.layouts import canonical_names, is_stacked
 
 MAX_MAPPED_BYTES = 32 << 20
 """How much of a file is mapped at a time, for its pages count as the process's memory."""
@@ -97,56 +96,44 @@ def find(table: Table, path: str) -> tuple[Row, str]:
 
 
 class Source(NamedTuple):
-    """A tensor of the file, and the piece of a parameter of ours that it is."""
+    """A tensor of the file, and which part of a parameter of ours it is: all, or one layer."""
 
     row: Row
     hf: str
-    piece: Piece
+    layer: int | None  # along the first axis of a stacked parameter; None: the tensor is all of it
 
-    @property
-    def region(self) -> tuple[int, ...]:
-        """The shape of its place in the parameter."""
-        return tuple(s.stop - s.start for s in self.piece.index)
-
-    @property
-    def groups(self) -> Groups:
-        """As `row.groups`, of the axes of the region, which may split those of the piece."""
-        region, shape = self.region, self.piece.shape
-        if region == shape:
-            return self.row.groups
-        axes, at = [], 0
-        for size in shape:
-            first = at
-            while at < len(region) and math.prod(region[first:at]) < size:
-                at += 1
-            axes.append(tuple(range(first, at)))
-        axes[-1] += tuple(range(at, len(region)))  # all of size 1
-        return tuple(tuple(i for ours in group for i in axes[ours]) for group in self.row.groups)
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Of the tensor as a parameter, where that of our parameter is `whole`."""
+        return tuple(whole if self.layer is None else whole[1:])
 
     def blocks(
-        self, tensor: Tensor, index: tuple[slice, ...]
+        self, tensor: Tensor, whole: Sequence[int], index: tuple[slice, ...]
     ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-        """A part of the region, from whole rows of the file: where each block lies in the region,
-        and its values, a view of the file that one should not keep."""
-        region, groups = self.region, self.groups
+        """A part of the tensor, from whole rows of the file.
+
+        Args:
+          whole: the shape of our parameter.
+          index: of the part, in the tensor's own axes as a parameter.
+
+        Yields:
+          Where each block lies, and its values, a view of the file that one should not keep.
+        """
+        shape, groups = self.shape(whole), self.row.groups
         if not groups or not groups[0]:
-            yield index, _view(tensor.map(), groups, region)[index]
+            yield index, _view(tensor.map(), groups, shape)[index]
             return
         axis = groups[0][0]  # ours, that counts rows of the file, or groups of them
-        rows = tensor.shape[0] // region[axis]
-        step = max(1, MAX_MAPPED_BYTES * region[axis] // max(tensor.nbytes, 1))
+        rows = tensor.shape[0] // shape[axis]
+        step = max(1, MAX_MAPPED_BYTES * shape[axis] // max(tensor.nbytes, 1))
         before, after = index[:axis], index[axis + 1 :]
         for start in range(index[axis].start, index[axis].stop, step):
             stop = min(start + step, index[axis].stop)
-            shape = (*region[:axis], stop - start, *region[axis + 1 :])
-            values = _view(tensor.map(start * rows, stop * rows), groups, shape)
+            some = (*shape[:axis], stop - start, *shape[axis + 1 :])
+            values = _view(tensor.map(start * rows, stop * rows), groups, some)
             yield (*before, slice(start, stop), *after), values[(*before, slice(None), *after)]
 
 
 def sources(table: Table, path: str, shape: Sequence[int]) -> list[Source]:
     """Where the values of a parameter come from; `KeyError` if the table lacks one of them."""
-    try:
-        whole = Piece(path, tuple(slice(0, n) for n in shape), tuple(shape))
-        return [Source(*find(table, path), whole)]
-    except KeyError:
-        return [Source(*find(table, piece.name), piece) for piece in pieces(path, shape)]
+    names, stacked = canonical_names(path, shape), is_stacked(path)
+    return [Source(*find(table, name), i if stacked else None) for i, name in enumerate(names)]

@@ -1,8 +1,10 @@
-"""Models filled from a directory of weights, and written to one, by a table (`table.py` beside).
+"""Parameters filled from a directory of weights, and written to one, by a table (`table.py`
+beside).
 
-`load` fills a model that was only shaped (`nnx.eval_shape`), shard by shard, each from its places
-in the mapped file: no full replica exists, on host or device. `save` is the way back, tensor by
-tensor.
+`load` fills flat parameters that were only shaped, shard by shard, each from its places in the
+mapped
+file: no full replica exists, on host or device, and no module stands in between. `save` is the way
+back, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -12,96 +14,93 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Source, Table, sources
+from har_jax.models.functional import Params
 from har_jax.sharding import RULES, LogicalAxes, Rules, sharding_of
 
 MAX_FILE_BYTES = 5_000_000_000
 """Larger models are written as several files with an index, as transformers does."""
 
 
-def _path(keys: tuple) -> str:
-    return ".".join(map(str, keys))
-
-
 def load(
-    build: Callable[[], nnx.Module],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    logical_axes: Mapping[str, LogicalAxes],
     directory: Path,
     table: Table,
     *,
     mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
+    rules: Rules = RULES,
+    as_stored: bool = False,
     ignore: str = "",
     allow_nan: bool = False,
-) -> Any:
-    """The model that `build` makes, with the weights of `directory`.
+) -> Params:
+    """The parameters of these names, with the weights of `directory`.
 
     Args:
-      build: makes the module; called abstractly, so it allocates nothing.
-      mesh: where the parameters go, by their logical axes and `rules` (default `sharding.RULES`);
-        without a mesh, the default device.
-      dtype: of the parameters; None keeps what the file has.
+      shapes: what is wanted, with the dtype that it is to have.
+      mesh: where the parameters go, by their logical axes and `rules`; without one, the default
+        device.
+      as_stored: keep the dtype of the file instead.
       ignore: regex of tensors in the file that are passed over.
       allow_nan: take tensors with NaNs as they are.
 
-    Raises `UserError`: one that lists every missing, unexpected, duplicate and misshapen tensor,
-    with both shapes, before anything is read; or the first tensor that holds a NaN.
+    Raises:
+      UserError: one that lists every missing, unexpected, duplicate and misshapen tensor, with both
+        shapes, before anything is read; or the first tensor that holds a NaN.
     """
-    graphdef, abstract = nnx.split(nnx.eval_shape(build))
-    flat = nnx.to_flat_state(abstract)
     tensors, problems = hf_dir.open_weights(directory)
-    wanted = {keys: sources(table, _path(keys), v.get_value().shape) for keys, v in flat}
-    _check(directory, tensors, problems, list(itertools.chain(*wanted.values())), ignore)
-    filled = []
-    for keys, variable in flat:
+    wanted = {name: sources(table, name, like.shape) for name, like in shapes.items()}
+    _check(directory, tensors, problems, shapes, wanted, ignore)
+    params: Params = {}
+    for name, like in shapes.items():
         parameter = _Parameter(
-            _path(keys),
-            variable.get_value().shape,
-            [(tensors[source.hf], source) for source in wanted[keys]],
-            dtype,
+            name,
+            like.shape,
+            [(tensors[source.hf], source) for source in wanted[name]],
+            None if as_stored else like.dtype,
             allow_nan,
         )
-        axes = variable.get_metadata().get("logical_axes")
-        value = parameter.place(axes, mesh, RULES if rules is None else rules)
-        filled.append((keys, variable.replace(value)))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+        params[name] = parameter.place(logical_axes[name], mesh, rules)
+    return params
 
 
 def _check(
     directory: Path,
     tensors: dict[str, Tensor],
     problems: list[str],
-    wanted: list[Source],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    wanted: Mapping[str, list[Source]],
     ignore: str,
 ) -> None:
     """Everything wrong with the tensors, in one error."""
     problems = list(problems)
-    for row, name, piece in wanted:
-        shape = row.hf_shape(piece.shape)
-        tensor = tensors.get(name)
-        if tensor is None:
-            problems.append(f"{name} {list(shape)} is missing")
-        elif tensor.shape != shape:
-            problems.append(
-                f"{name} is {list(tensor.shape)} in the file and {list(shape)} in the model"
-            )
-        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problems.append(f"{name} has the dtype {tensor.dtype_name}, which is no float")
-    names = {source.hf for source in wanted}
+    for name, found in wanted.items():
+        for source in found:
+            shape = source.row.hf_shape(source.shape(shapes[name].shape))
+            tensor = tensors.get(source.hf)
+            if tensor is None:
+                problems.append(f"{source.hf} {list(shape)} is missing")
+            elif tensor.shape != shape:
+                problems.append(
+                    f"{source.hf} is {list(tensor.shape)} in the file and {list(shape)} in the "
+                    "model"
+                )
+            elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+                problems.append(f"{source.hf} has the dtype {tensor.dtype_name}, which is no float")
+    names = {source.hf for source in itertools.chain(*wanted.values())}
     for name, tensor in tensors.items():
         if name not in names and not (ignore and re.fullmatch(ignore, name)):
             problems.append(f"{name} {list(tensor.shape)} is unexpected")
@@ -128,11 +127,10 @@ class _Parameter:
             return np.dtype(self.wanted_dtype)
         return functools.reduce(jnp.promote_types, (tensor.dtype for tensor, _ in self.sources))
 
-    def place(self, axes: LogicalAxes | None, mesh: Mesh | None, rules: Rules) -> jax.Array:
+    def place(self, axes: LogicalAxes, mesh: Mesh | None, rules: Rules) -> jax.Array:
         """On its devices, one shard after the other: the host holds one at a time."""
         if mesh is None:
             return jnp.asarray(self.read(tuple(slice(0, n) for n in self.shape)))
-        axes = (None,) * len(self.shape) if axes is None else axes
         sharding = sharding_of(self.shape, axes, mesh, rules, self.path)
         holders: dict[tuple, list[Any]] = {}  # of one part, which is read once
         for device, index in sharding.addressable_devices_indices_map(self.shape).items():
@@ -150,15 +148,18 @@ class _Parameter:
         """A part of it, copied out of the file, in its dtype."""
         out = np.empty([s.stop - s.start for s in index], self.dtype)
         for tensor, source in self.sources:
-            place = source.piece.index
-            common = [
-                slice(max(a.start, b.start), min(a.stop, b.stop))
-                for a, b in zip(index, place, strict=True)
-            ]
-            if any(s.start >= s.stop for s in common):
+            if source.layer is None:
+                own, rest = out, index
+            elif index[0].start <= source.layer < index[0].stop:
+                own, rest = out[source.layer - index[0].start], index[1:]
+            else:
                 continue
-            for where, values in source.blocks(tensor, _shifted(common, place, -1)):
-                part = out[(*_shifted(_shifted(where, place, 1), index, -1), ...)]  # a view
+            for where, values in source.blocks(tensor, self.shape, rest):
+                place = [
+                    slice(w.start - r.start, w.stop - r.start)
+                    for w, r in zip(where, rest, strict=True)
+                ]
+                part = own[(*place, ...)]  # a view, of a scalar too
                 part[...] = values
                 if not self.allow_nan and np.isnan(part).any():
                     raise UserError(
@@ -169,26 +170,20 @@ class _Parameter:
         return out
 
 
-def _shifted(index: Sequence[slice], by: Sequence[slice], sign: int) -> tuple[slice, ...]:
-    """An index counted from where another one starts (sign -1), or the other way round."""
-    return tuple(
-        slice(s.start + sign * b.start, s.stop + sign * b.start)
-        for s, b in zip(index, by, strict=True)
-    )
-
-
-def save(model: nnx.Module, directory: Path, table: Table, config: dict[str, Any]) -> None:
+def save(
+    params: Mapping[str, Any], directory: Path, table: Table, config: Mapping[str, Any]
+) -> None:
     """Writes `config.json` and the weights under Hugging Face's names, gathered one by one.
 
     A directory that does not exist appears complete or not at all; in an existing one (say, with a
     tokenizer) the files are replaced one by one. With several processes, all call this and the
     first one writes.
     """
-    _, state = nnx.split(model)
-    entries = []
-    for keys, variable in nnx.to_flat_state(state):
-        value = variable.get_value()
-        entries += [_Entry(s, value) for s in sources(table, _path(keys), value.shape)]
+    entries = [
+        _Entry(source, value)
+        for name, value in params.items()
+        for source in sources(table, name, value.shape)
+    ]
     entries.sort(key=lambda entry: entry.name)
     config = {**config, "dtype": _config_dtype([entry.value.dtype for entry in entries])}
     if directory.exists():
@@ -211,39 +206,23 @@ class _Entry(NamedTuple):
         return self.source.hf
 
     @property
-    def spec(self) -> tuple[tuple[int, ...], Any]:
-        return self.source.row.hf_shape(self.source.piece.shape), self.value.dtype
+    def shape(self) -> tuple[int, ...]:
+        """In the file."""
+        return self.source.row.hf_shape(self.source.shape(self.value.shape))
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.source.piece.shape) * self.value.dtype.itemsize
+        return math.prod(self.shape) * self.value.dtype.itemsize
 
     def gathered(self) -> np.ndarray:
         """As the file holds it. Takes every process, and no more of a stack than its layer."""
-        row, _, (_, index, shape) = self.source
-        value = self.value
-        if index and index[0].stop - index[0].start < value.shape[0]:
-            value = _layer(value, index[0].start)
-            index = (slice(0, 1), *index[1:])
-        if not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        return row.write(_on_host(value)[index].reshape(shape))
+        value = self.value if self.source.layer is None else _layer(self.value, self.source.layer)
+        return self.source.row.write(gather(value))
 
 
 @jax.jit
 def _layer(value: jax.Array, i: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(value, i, 1, axis=0)
-
-
-def _on_host(value: jax.Array | np.ndarray) -> np.ndarray:
-    """A copy that goes away when it is dropped; `np.asarray` keeps that of a sharded array."""
-    if isinstance(value, np.ndarray) or len(value.sharding.device_set) == 1:
-        return np.asarray(value)
-    out = np.empty(value.shape, value.dtype)
-    for shard in value.addressable_shards:
-        if shard.replica_id == 0:
-            out[shard.index] = shard.data
-    return out
+    return jax.lax.dynamic_index_in_dim(value, i, axis=0, keepdims=False)
 
 
 def _config_dtype(dtypes: list[Any]) -> str:
@@ -252,7 +231,7 @@ def _config_dtype(dtypes: list[Any]) -> str:
     return names.pop() if len(names) == 1 else "float32"
 
 
-def _write(directory: Path, entries: list[_Entry], config: dict) -> None:
+def _write(directory: Path, entries: list[_Entry], config: Mapping[str, Any]) -> None:
     files: list[list[_Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -267,24 +246,26 @@ def _write(directory: Path, entries: list[_Entry], config: dict) -> None:
         if n == 1
         else [f"model-{i + 1:05}-of-{n:05}.safetensors" for i in range(n)]
     )
-    writer = jax.process_index() == 0
-    if writer:
+    primary = jax.process_index() == 0
+    if primary:
         for stale in directory.glob("*.safetensors*"):
             stale.unlink()
     for name, part in zip(names, files, strict=True):
         arrays = ((entry.name, entry.gathered()) for entry in part)
-        if not writer:
+        if not primary:
             for _ in arrays:  # gathering takes every process
                 pass
             continue
         partial = directory / f".{name}.partial"
-        safetensors_file.write(partial, {entry.name: entry.spec for entry in part}, arrays)
+        safetensors_file.write(
+            partial, {entry.name: (entry.shape, entry.value.dtype) for entry in part}, arrays
+        )
         partial.replace(directory / name)
-    if not writer:
+    if not primary:
         return
     if n > 1:
         weight_map = {e.name: name for name, part in zip(names, files, strict=True) for e in part}
         total = sum(entry.nbytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         hf_dir.write_json(directory / hf_dir.INDEX, index)
-    hf_dir.write_json(directory / "config.json", config)
+    hf_dir.write_json(directory / "config.json", dict(config))

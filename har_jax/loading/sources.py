@@ -5,7 +5,7 @@
     adapters                         a PEFT directory (`--format=peft`): adapters and projector
     clip=DIR lm=DIR projector=DIR    parts that lie apart
 
-Each way gives the same `Parts`; no way reads flags or leaves a trace in the process.
+Each way gives the same `Loaded`; no way reads flags or leaves a trace in the process.
 """
 
 from __future__ import annotations
@@ -26,19 +26,15 @@ from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError, did_you_mean
 from har_jax.interchange import hf_dir, llava, peft
+from har_jax.interchange.families.decoders import read_decoder
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row, find
-from har_jax.loading.blueprint import (
-    Foundation,
-    check_base,
-    load_lm_params,
-    load_vision_params,
-    read_foundation,
-    read_run,
-    read_run_foundation,
-    restore_trained,
-)
-from har_jax.models.functional import Params, split
+from har_jax.loading.blueprint import Blueprint, of_parts
+from har_jax.loading.identity import check_base
+from har_jax.loading.parts import Parts, read_parts, read_run_parts
+from har_jax.loading.runs import read_run
+from har_jax.loading.weights import load_base, load_frozen, restore_trained
+from har_jax.models.functional import Params
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import load_tokenizer
 
@@ -48,11 +44,11 @@ DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """A captioner before it is put together."""
+class Loaded:
+    """A captioner's parts and weights, before it is put together."""
 
     config: Config
-    foundation: Foundation
+    parts: Parts
     params: Params
     run: dict[str, Any] = dataclasses.field(default_factory=dict)  # run.json
     step: int = 0
@@ -97,59 +93,43 @@ def from_run(
     place: Placement,
     clip: PathLike | None = None,
     lm: PathLike | None = None,
-) -> Parts:
+) -> Loaded:
     """Of a run; `clip` and `lm` say where its base weights are now, if they were moved."""
     config, info = read_run(run)
     moved = {k: os.fspath(v) for k, v in (("clip", clip), ("lm", lm)) if v is not None}
     config = dataclasses.replace(
         config, model=place.model(dataclasses.replace(config.model, **moved))
     )
-    model = config.model
-    foundation = read_run_foundation(config)
-    check_base(info, foundation, run)
+    parts = read_run_parts(config)
+    check_base(info, parts.identity, run)
     number = resolve_step(run, step)
-    params = load_vision_params(model, place.mesh, place.rules) if model.clip else {}
-    if not model.trains_base:
-        params |= load_lm_params(model, place.mesh, place.rules, model.frozen_dtype)
-    params |= restore_trained(foundation, model, run, number, place.mesh, place.rules)
-    return Parts(config, foundation, params, info, number)
+    params = load_frozen(parts.blueprint, place.mesh, place.rules)
+    params |= restore_trained(parts.blueprint, run, number, place.mesh, place.rules)
+    return Loaded(config, parts, params, info, number)
 
 
-def from_llava(directory: PathLike, place: Placement, prompt: str | None = None) -> Parts:
-    """Of a LLaVA directory whose decoder is a Mistral."""
-    path = pathlib.Path(directory)
-    captioner, ours = llava.read_llava_config(path)
+def from_llava(directory: PathLike, place: Placement, prompt: str | None = None) -> Loaded:
+    """Of a LLaVA directory whose decoder is of a family that we have."""
+    path = hf_dir.resolve(directory)
+    read, ours = llava.read_llava_config(path)
     image_id = llava.image_id(path)
     tokenizer = load_tokenizer(path)
     known = tokenizer.vocab_size - (tokenizer.vocab_size == image_id + 1)
-    if known > captioner.lm.vocab_size:
-        raise UserError(
-            f"{path}: its tokenizer has {known} ids but the model only {captioner.lm.vocab_size}; "
-            "the two do not belong together"
-        )
     if prompt is None:
         prompt = str(ours.get("prompt", ""))
     generation = path / "generation_config.json"
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
     model = place.model(
-        ModelConfig(
-            clip=str(path), lm=str(path), vision_layer=captioner.vision_layer, prompt=prompt
-        ),
+        ModelConfig(clip=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
         _stored_dtype(path),
     )
-    captioner = dataclasses.replace(
-        captioner,
-        prompt=tuple(tokenizer.encode(prompt)[:-1]) if prompt else (),
-        dtype=model.dtype,
-        lm=dataclasses.replace(
-            captioner.lm, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id
-        ),
+    blueprint = of_parts(model, read, path, path)
+    # A row that only <image> stands for is no word: the tokenizer may count it.
+    blueprint = blueprint.with_text(tokenizer, known)
+    params = llava.load_llava(blueprint.structure, blueprint.config, path, place.mesh, place.rules)
+    return Loaded(
+        _config(model, max_tokens), Parts(blueprint, tokenizer, Preprocessor.from_hf(path)), params
     )
-    whole = llava.load_llava(
-        path, captioner, mesh=place.mesh, rules=place.rules, dtype=jnp.dtype(model.param_dtype)
-    )
-    foundation = Foundation(captioner, tokenizer, Preprocessor.from_hf(path), {})
-    return Parts(_config(model, max_tokens), foundation, split(whole)[1])
 
 
 def from_directories(
@@ -160,10 +140,9 @@ def from_directories(
     *,
     adapter: PathLike | None = None,
     prompt: str | None = None,
-) -> Parts:
+) -> Loaded:
     """Of an encoder, a decoder, and a projector: that of a run, or one that was exported."""
     lm_dir = hf_dir.resolve(lm)
-    layers = hf_dir.read_config(lm_dir, ["mistral"]).get("num_hidden_layers", 0)
     of_run = (pathlib.Path(projector) / "run.json").exists()
     if of_run:
         trained = read_run(projector)[0]
@@ -177,19 +156,18 @@ def from_directories(
         model = dataclasses.replace(model, prompt=prompt)
     adapters: Mapping[str, tuple[Row, Tensor]] = {}
     if adapter is not None:
-        config, adapters = peft.read_adapters(adapter, layers)
+        config, adapters = peft.read_adapters(adapter, read_decoder(lm_dir))
         model = dataclasses.replace(model, lora=config)
     model = place.model(model, _stored_dtype(lm_dir))
-    foundation = read_foundation(model)
-    params = load_vision_params(model, place.mesh, place.rules)
-    params |= load_lm_params(model, place.mesh, place.rules, model.frozen_dtype)
+    parts = read_parts(model)
+    params = load_base(parts.blueprint, place.mesh, place.rules)
     if of_run:
-        params |= _projector_of_run(projector, foundation, model, place)
+        params |= _projector_of_run(projector, parts.blueprint, place)
     rows = {n: (find(peft.PROJECTOR_TABLE, n)[0], t) for n, t in _by_parameter(tensors).items()}
     found = {f"projector.{n}": x for n, x in rows.items()}
     found |= {f"lm.{n}": x for n, x in adapters.items()}
-    params |= _placed(found, foundation, model, place, adapter or projector)
-    return Parts(_config(model, settings.get("max_tokens")), foundation, params)
+    params |= _placed(found, parts.blueprint, place, adapter or projector)
+    return Loaded(_config(model, settings.get("max_tokens")), parts, params)
 
 
 def from_peft(
@@ -198,7 +176,7 @@ def from_peft(
     clip: PathLike | None = None,
     lm: PathLike | None = None,
     prompt: str | None = None,
-) -> Parts:
+) -> Loaded:
     """Of a directory that `har_jax.export --format=peft` wrote."""
     settings = peft.read_projector(directory)[0]
     base = peft.adapter_settings(pathlib.Path(directory)).get("base_model_name_or_path")
@@ -244,9 +222,7 @@ def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def _projector_of_run(
-    run: PathLike, foundation: Foundation, model: ModelConfig, place: Placement
-) -> Params:
+def _projector_of_run(run: PathLike, blueprint: Blueprint, place: Placement) -> Params:
     """The projector alone, of the best step; what else the run trained is left where it is."""
     then = read_run(run)[0].model
     if then.trains_base or then.lora.rank:
@@ -255,20 +231,18 @@ def _projector_of_run(
             f"projector fits no other; load the run itself, load_captioner({os.fspath(run)!r})"
         )
     step = resolve_step(run, "best")
-    bare = dataclasses.replace(model, train_lm=False, lora=LoraConfig())
-    return restore_trained(foundation, bare, run, step, place.mesh, place.rules)
+    bare = dataclasses.replace(blueprint.model, train_lm=False, lora=LoraConfig())
+    return restore_trained(blueprint.changed(bare), run, step, place.mesh, place.rules)
 
 
 def _placed(
     found: Mapping[str, tuple[Row, Tensor]],
-    foundation: Foundation,
-    model: ModelConfig,
+    blueprint: Blueprint,
     place: Placement,
     source: PathLike,
 ) -> Params:
     """Small tensors of files, in their shards; `UserError` where one has not the model's shape."""
-    structure = foundation.structure(model)
-    shapes, shardings = structure.shapes, structure.shardings(place.mesh, place.rules)
+    shapes, shardings = blueprint.shapes, blueprint.shardings(place.mesh, place.rules)
     wrong = [name for name in found if name not in shapes]
     wrong += [
         f"{name} is {list(tensor.shape)} in the file and {list(row.hf_shape(shapes[name].shape))} "
@@ -283,8 +257,8 @@ def _placed(
         )
     placed = {}
     for name, (row, tensor) in found.items():
-        shape = shapes[name].shape
-        value = np.asarray(row.read(tensor.map(), shape), jnp.dtype(model.param_dtype))
+        shape, dtype = shapes[name].shape, shapes[name].dtype
+        value = np.asarray(row.read(tensor.map(), shape), dtype)
         placed[name] = jax.make_array_from_callback(
             shape, shardings[name], lambda index, value=value: value[index]
         )

@@ -29,7 +29,7 @@ from har_jax.interchange import hf_dir
 from har_jax.interchange.families.clip import save_clip
 from har_jax.interchange.families.mistral import save_mistral
 from har_jax.miniature.pretrain import Schedule, clip_figures, lm_figures, train_clip, train_lm
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.progress import track
 from har_jax.text.tokenizer import (

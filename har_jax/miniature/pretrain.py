@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from optax.contrib import muon
 
-from har_jax.models.decoders.mistral import Mistral
+from har_jax.models.decoders import Mistral
 from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE
 from har_jax.models.functional import Params, Structure, split
 from har_jax.progress import progress

@@ -7,17 +7,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from har_jax.types import Array, Bool, Float, Int
+from har_jax.types import Array, Float, Int
 
 
 class KV(NamedTuple):
-    """Rotated keys and values of one layer: `[B,P,K,H]` of prefixes, `[B,R,T,K,H]` of captions."""
+    """Keys (rotated, where positions are) and values of one layer: `[B,P,K,H]` of prefixes,
+    `[B,R,T,K,H]` of captions."""
 
     k: Array
     v: Array
 
+    @property
+    def length(self) -> int:
+        """P, or T: how many places there are."""
+        return self.k.shape[-3]
 
-Cache = tuple[KV, ...]
+    def with_slot(self, new: KV, slot: Int[Array, ""]) -> KV:
+        """With the keys and values of one token written into a place; a loop updates them there."""
+        axis = self.k.ndim - 3
+        return KV(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(old, value.astype(old.dtype), slot, axis=axis)
+                for old, value in zip(self, new, strict=True)
+            )
+        )
+
+
+KVCache = tuple[KV, ...]
 """One `KV` per layer. Kept apart per layer: a stacked cache is copied by every step of a loop."""
 
 
@@ -50,36 +66,40 @@ def attend(
     """
     b, r, t, n, h = q_brtnh.shape
     n_kv = own.k.shape[-2]
-    q = (q_brtnh * h**-0.5).reshape(b, r, t, n_kv, n // n_kv, h)
-    prefix_length = 0 if shared is None else shared.k.shape[1]
-    own_positions = prefix_length + jnp.arange(own.k.shape[2])
-
-    def visible(keys: Int[Array, " S"]) -> Bool[Array, "T S"]:
-        distance = positions_t[:, None] - keys[None, :]
-        seen = distance >= 0
-        return seen if window is None else seen & (distance < window)
+    f32, dtype = jnp.float32, q_brtnh.dtype
+    prefix_length = 0 if shared is None else shared.length
 
     def masked(scores: Float[Array, "B K G R T S"], keys: Int[Array, " S"]) -> Array:
-        return jnp.where(visible(keys), scores, jnp.finfo(jnp.float32).min)
+        distance = positions_t[:, None] - keys[None, :]
+        seen = distance >= 0
+        seen = seen if window is None else seen & (distance < window)
+        return jnp.where(seen, scores, jnp.finfo(f32).min)
 
-    f32 = jnp.float32
+    # 1. Queries by the key-value head that they read: N = K groups of G.
+    q = (q_brtnh * h**-0.5).reshape(b, r, t, n_kv, n // n_kv, h)
+
+    # 2. Scores of both parts, and the largest of them, which softmax subtracts.
     s_own = jnp.einsum("brtkgh,brskh->bkgrts", q, own.k, preferred_element_type=f32)
-    s_own = masked(s_own, own_positions)
+    s_own = masked(s_own, prefix_length + jnp.arange(own.k.shape[2]))
     top = jnp.max(s_own, axis=-1, keepdims=True)
+    s_shared = None
     if shared is not None:
         s_shared = jnp.einsum("brtkgh,bpkh->bkgrtp", q, shared.k, preferred_element_type=f32)
         s_shared = masked(s_shared, jnp.arange(prefix_length))
         top = jnp.maximum(top, jnp.max(s_shared, axis=-1, keepdims=True))
     top = jax.lax.stop_gradient(top)
+
+    # 3. Weighted sums of the values, not yet normalised, and the sum of the weights.
     e_own = jnp.exp(s_own - top)
     total = jnp.sum(e_own, axis=-1)
-    dtype = q.dtype
     out = jnp.einsum("bkgrts,brskh->brtkgh", e_own.astype(dtype), own.v, preferred_element_type=f32)
-    if shared is not None:
+    if shared is not None and s_shared is not None:
         e_shared = jnp.exp(s_shared - top)
         total += jnp.sum(e_shared, axis=-1)
         out += jnp.einsum(
             "bkgrtp,bpkh->brtkgh", e_shared.astype(dtype), shared.v, preferred_element_type=f32
         )
+
+    # 4. Normalised once for both parts.
     total_brtkg = jnp.transpose(total, (0, 3, 4, 1, 2))
     return (out / total_brtkg[..., None]).astype(dtype).reshape(b, r, t, n, h)

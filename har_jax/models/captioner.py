@@ -1,4 +1,4 @@
-"""The captioner: a frozen CLIP vision tower, a projector and a Mistral, as four verbs.
+"""The captioner: a frozen image encoder, a projector and a decoder, as four verbs.
 
     features = captioner.encode(images)            # [B,S,Dv]
     prefix   = captioner.project(features)         # [B,P,D]
@@ -6,7 +6,7 @@
     logp     = captioner.score(cache, captions)    # [B,R,T], R captions of each image
 
 and `har_jax.decoding.decode(captioner, cache, plan, key)` writes captions. The decoder reads
-`<bos>`, the P visual tokens, the prompt's tokens (if any), then the caption.
+BOS (if it has one), the P visual tokens, the prompt's tokens (if any), then the caption.
 """
 
 from __future__ import annotations
@@ -18,33 +18,30 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.config import CaptionerSettings
 from har_jax.errors import UserError
-from har_jax.models.attention import Cache
-from har_jax.models.decoders.mistral import Adapt, Mistral, MistralConfig
-from har_jax.models.encoders.clip import VisionConfig, VisionTower
+from har_jax.models.attention import KVCache
+from har_jax.models.decoders.protocol import Decoder, DecoderConfig
+from har_jax.models.decoders.transformer import Adapt
+from har_jax.models.encoders.protocol import Encoder, EncoderConfig
+from har_jax.models.logprobs import token_logprobs
 from har_jax.models.projector import Projector, ProjectorKind
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, DTypeLike, Float, Int
 
 
-@dataclasses.dataclass(frozen=True)
-class CaptionerConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionerConfig(CaptionerSettings):
     """Everything that fixes the parameters' shapes and how images and text reach the decoder.
 
     Without a `vision` tower the captioner is given features, of the shape `features`.
     """
 
-    vision: VisionConfig | None
-    lm: MistralConfig
-    projector: ProjectorKind = "patch"
-    prefix_tokens: int = 10  # of a pooled projector
-    projector_hidden: int = 0  # 0: the decoder's width
-    vision_layer: int = -2  # whose patch tokens a patch projector reads; -2 as LLaVA does
+    vision: EncoderConfig | None
+    lm: DecoderConfig
     features: tuple[int, int] | None = None  # (S, Dv), where there is no tower
-    prompt: tuple[int, ...] = ()  # token ids after the image, without <bos>
-    remat: str = "none"
-    scan_layers: bool = False  # how the decoder's parameters lie: see `Mistral`
-    fused: bool = False
-    dtype: str = "float32"  # of the activations
+    bos_id: int | None = 1  # None: the decoder's texts begin without one
+    eos_ids: tuple[int, ...] = (2,)  # any of them ends a caption; the first fills what follows
+    prompt_ids: tuple[int, ...] = ()  # after the image, without BOS
 
     @property
     def visual_tokens(self) -> int:
@@ -55,60 +52,51 @@ class CaptionerConfig:
     def features_shape(self) -> tuple[int, int]:
         """(S, Dv) of what the projector reads."""
         if self.vision is not None:
-            return (
-                self.vision.n_patches if self.projector == "patch" else 1,
-                self.vision.hidden_size,
-            )
+            tokens = self.vision.n_patches if self.projector == "patch" else 1
+            return tokens, self.vision.hidden_size
         if self.features is None:
             raise ValueError("a captioner without a vision tower needs `features`, their shape")
         return self.features
 
 
-class Prefix(NamedTuple):
+class PrefixCache(NamedTuple):
     """What an image leaves in the decoder.
 
     The last input of the prefix is not in the cache yet: it is what every caption reads first, and
     its output predicts the caption's first token.
     """
 
-    kv: Cache  # per layer K, V [B,P',Hkv,Dh]
+    kv: KVCache  # per layer K, V [B,P',Hkv,Dh]
     last_bd: Array  # [B,D]
 
 
 class Captioner(nnx.Module):
+    """See the module's docstring."""
+
     def __init__(
         self,
         config: CaptionerConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
-        vision_dtype: jnp.dtype | None = None,
+        dtype: DTypeLike = jnp.float32,
+        vision_dtype: DTypeLike | None = None,
+        lm_dtype: DTypeLike | None = None,
         adapt: Adapt | None = None,
     ):
-        """`dtype` is that of the trained parameters, `vision_dtype` that of the frozen tower;
-        `adapt` goes to the decoder."""
+        """`dtype` is that of the projector, and of the others where they are given none of their
+        own; `adapt` goes to the decoder."""
         self.config = config
-        self.vision = (
+        self.vision: Encoder | None = (
             None
             if config.vision is None
-            else VisionTower(config.vision, rngs=rngs, dtype=vision_dtype or dtype)
+            else config.vision.build(rngs=rngs, dtype=vision_dtype or dtype)
         )
-        self.projector = Projector(
-            config.projector,
-            config.features_shape[1],
-            config.lm.hidden_size,
-            hidden=config.projector_hidden,
-            prefix_tokens=config.prefix_tokens,
+        self.projector = new_projector(config, rngs=rngs, dtype=dtype)
+        self.lm: Decoder = config.lm.build(
             rngs=rngs,
-            dtype=dtype,
-        )
-        self.lm = Mistral(
-            config.lm,
-            rngs=rngs,
-            dtype=dtype,
+            dtype=lm_dtype or dtype,
             remat=config.remat,
             scan_layers=config.scan_layers,
-            fused=config.fused,
             adapt=adapt,
         )
 
@@ -117,7 +105,7 @@ class Captioner(nnx.Module):
         return jnp.dtype(self.config.dtype)
 
     def for_decoding(self) -> Captioner:
-        """This captioner with its decoder's layers apart (`Mistral.for_decoding`)."""
+        """This captioner with its decoder's layers apart (`Decoder.for_decoding`)."""
         lm = self.lm.for_decoding()
         if lm is self.lm:
             return self
@@ -126,7 +114,7 @@ class Captioner(nnx.Module):
         return apart
 
     def encode(
-        self, images: Float[Array, "B H W 3"] | Float[Array, "B S Dv"]
+        self, images: Float[Array, "B H W C"] | Float[Array, "B S Dv"]
     ) -> Float[Array, "B S Dv"]:
         """Normalised pixels to vision features: patch tokens of one layer, or the pooled CLS (S=1).
 
@@ -154,22 +142,22 @@ class Captioner(nnx.Module):
         """W_proj: the soft visual prefix."""
         return self.projector(features.astype(self.compute_dtype))
 
-    def prefill(self, prefix: Float[Array, "B P D"]) -> Prefix:
-        """Keys and values of `<bos>`, the visual prefix and the prompt, once per image."""
+    def prefill(self, prefix: Float[Array, "B P D"]) -> PrefixCache:
+        """Keys and values of BOS, the visual prefix and the prompt, once per image."""
         b, _, d = prefix.shape
 
-        def text(*ids: int) -> Array:
+        def text(ids: tuple[int, ...]) -> list[Array]:
+            if not ids:
+                return []
             embedded = self.lm.embed(jnp.asarray(ids, jnp.int32), prefix.dtype)
-            return jnp.broadcast_to(embedded, (b, len(ids), d))
+            return [jnp.broadcast_to(embedded, (b, len(ids), d))]
 
-        inputs = [text(self.config.lm.bos_token_id), prefix]
-        if self.config.prompt:
-            inputs.append(text(*self.config.prompt))
-        x_bpd = jnp.concatenate(inputs, axis=1)
+        bos = () if self.config.bos_id is None else (self.config.bos_id,)
+        x_bpd = jnp.concatenate([*text(bos), prefix, *text(self.config.prompt_ids)], axis=1)
         _, kv = self.lm.prefill(x_bpd[:, :-1])
-        return Prefix(kv, x_bpd[:, -1])
+        return PrefixCache(kv, x_bpd[:, -1])
 
-    def logits(self, cache: Prefix, tokens: Int[Array, "B R T"]) -> Float[Array, "B R T V"]:
+    def logits(self, cache: PrefixCache, tokens: Int[Array, "B R T"]) -> Float[Array, "B R T V"]:
         """Teacher forcing: float32 logits that predict each token of R known captions per image."""
         b, r, _ = tokens.shape
         d = cache.last_bd.shape[-1]
@@ -180,7 +168,7 @@ class Captioner(nnx.Module):
 
     def score(
         self,
-        cache: Prefix,
+        cache: PrefixCache,
         tokens: Int[Array, "B R T"],
         *,
         temperature: float = 1.0,
@@ -188,22 +176,28 @@ class Captioner(nnx.Module):
         """log P(y_t | y_<t, p) of R captions per image, under logits / temperature.
 
         Positions after a caption's end hold values without meaning: mask them by length
-        (`length_mask`), never by id, for Mistral has no pad token.
+        (`logprobs.length_mask`), never by id, for Mistral has no pad token.
         """
-        logits = self.logits(cache, tokens) / temperature
-        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        return token_logprobs(self.logits(cache, tokens) / temperature, tokens)
+
+
+def new_projector(config: CaptionerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> Projector:
+    """The projector of a captioner, with random parameters."""
+    return Projector(
+        config.projector,
+        config.features_shape[1],
+        config.lm.hidden_size,
+        hidden=config.projector_hidden,
+        prefix_tokens=config.prefix_tokens,
+        rngs=rngs,
+        dtype=dtype,
+    )
 
 
 def vision_features(
-    tower: VisionTower, images: Float[Array, "B H W 3"], kind: ProjectorKind, layer: int
+    tower: Encoder, images: Float[Array, "B H W C"], kind: ProjectorKind, layer: int
 ) -> Float[Array, "B S Dv"]:
     """What a projector of this kind reads: patch tokens of one layer, or the pooled CLS (S=1)."""
     if kind == "patch":
         return tower.features(images, layer=layer)
     return tower.pooled(images)[:, None]
-
-
-def length_mask(lengths: Int[Array, "B R"], max_tokens: int) -> Float[Array, "B R T"]:
-    """1 for the tokens of a caption, its EOS included, and 0 after; all 0 for a padded row."""
-    return (jnp.arange(max_tokens) < lengths[..., None]).astype(jnp.float32)

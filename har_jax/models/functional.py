@@ -21,6 +21,7 @@ from har_jax.types import Array
 
 M = TypeVar("M", bound=nnx.Module)
 N = TypeVar("N", bound=nnx.Module)
+V = TypeVar("V")
 Params = dict[str, Array]
 
 LAYERS = "layers"
@@ -37,7 +38,7 @@ class Structure(Generic[M]):
     def merge(self, params: Mapping[str, Array]) -> M:
         """The module with these parameters; cheap, and meant to be called inside `jax.jit`."""
         flat = [(path, v.replace(params[name])) for name, (path, v) in self.variables.items()]
-        return nnx.merge(self.graphdef, nnx.State.from_flat_path(flat))
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
     @property
     def names(self) -> list[str]:
@@ -85,8 +86,9 @@ def structure_of(build: Callable[[], M]) -> Structure[M]:
 
 
 def split(module: M) -> tuple[Structure[M], Params]:
+    """What a module is, and what it holds."""
     _, state = nnx.split(module)
-    params = {_name(path): v.get_value() for path, v in state.flat_state()}
+    params = {_name(path): v.get_value() for path, v in nnx.to_flat_state(state)}
     return _structure(module), params
 
 
@@ -97,7 +99,9 @@ def _structure(module: M) -> Structure[M]:
         value = v.get_value()
         return v.replace(jax.ShapeDtypeStruct(value.shape, value.dtype))
 
-    return Structure(graphdef, {_name(path): (path, abstract(v)) for path, v in state.flat_state()})
+    return Structure(
+        graphdef, {_name(path): (path, abstract(v)) for path, v in nnx.to_flat_state(state)}
+    )
 
 
 def _name(path: tuple) -> str:
@@ -132,12 +136,12 @@ def unstack(module: M) -> list[M]:
     return [one.merge({name: x[i] for name, x in params.items()}) for i in range(n)]
 
 
-def prefixed(params: Mapping[str, Array], prefix: str) -> Params:
+def prefixed(params: Mapping[str, V], prefix: str) -> dict[str, V]:
     """`{"q": …}` as part of a larger module: `{"lm.q": …}`."""
     return {f"{prefix}.{name}": value for name, value in params.items()}
 
 
-def part(params: Mapping[str, Array], prefix: str) -> Params:
+def part(params: Mapping[str, V], prefix: str) -> dict[str, V]:
     """The parameters of one submodule, under the names that it gives them itself."""
     start = f"{prefix}."
     return {name[len(start) :]: v for name, v in params.items() if name.startswith(start)}

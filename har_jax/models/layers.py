@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.models.kernels import DenseKernel
 from har_jax.sharding import LogicalAxes
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, DTypeLike, Float, Int
 
 Initializer = Callable[..., Array]
 
@@ -28,12 +29,26 @@ def param(
     shape: tuple[int, ...],
     axes: LogicalAxes,
     init: Initializer,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    kind: type[nnx.Param] = nnx.Param,
 ) -> nnx.Param:
     """A parameter that knows its logical axes (see `har_jax.sharding`)."""
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the {len(shape)} dimensions of {shape}")
-    return nnx.Param(init(_next_key(rngs), shape, dtype), logical_axes=axes)
+    return kind(init(_next_key(rngs), shape, dtype), logical_axes=axes)
+
+
+def kernel(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: LogicalAxes,
+    init: Initializer,
+    dtype: DTypeLike = jnp.float32,
+) -> DenseKernel:
+    """A parameter to multiply by (see `har_jax.models.kernels`)."""
+    made = param(rngs, shape, axes, init, dtype, DenseKernel)
+    assert isinstance(made, DenseKernel)
+    return made
 
 
 def _next_key(rngs: nnx.Rngs) -> Array:
@@ -63,34 +78,28 @@ class Linear(nnx.Module):
         bias: bool = False,
         init: Initializer | None = None,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.n_in = len(in_shape)
-        self.kernel = param(rngs, (*in_shape, *out_shape), axes, init or normal(), dtype)
+        self.kernel = kernel(rngs, (*in_shape, *out_shape), axes, init or normal(), dtype)
         out_axes = axes[len(in_shape) :]
         zeros = jax.nn.initializers.zeros
         self.bias = param(rngs, out_shape, out_axes, zeros, dtype) if bias else None
-        self.lora_a: nnx.Param | None = nnx.data(None)
-        self.lora_b: nnx.Param | None = nnx.data(None)
+        self.lora_a: DenseKernel | None = nnx.data(None)
+        self.lora_b: DenseKernel | None = nnx.data(None)
         self.lora_scale = 0.0
 
-    def __call__(
-        self, x: Float[Array, "*batch in"], *, preferred_element_type: jnp.dtype | None = None
-    ) -> Float[Array, "*batch out"]:
-        """`preferred_element_type` is that of the result, where it is not that of `x`."""
-
-        def times(x: Array, weight: nnx.Param, axes: int, wide: jnp.dtype | None) -> Array:
-            kernel = weight[...].astype(x.dtype)
-            return jnp.tensordot(x, kernel, axes=axes, preferred_element_type=wide)
-
-        y = times(x, self.kernel, self.n_in, preferred_element_type)
+    def __call__(self, x: Float[Array, ...], *, wide: DTypeLike | None = None) -> Array:
+        """`x [*batch, in...]` to `[*batch, out...]`; `wide` is the result's dtype where it is not
+        that of `x`."""
+        y = self.kernel.matmul(x, self.n_in, wide)
         if self.lora_a is not None and self.lora_b is not None:
-            low = times(x, self.lora_a, self.n_in, None)
-            y = y + self.lora_scale * times(low, self.lora_b, 1, preferred_element_type)
+            low = self.lora_a.matmul(x, self.n_in)
+            y = y + self.lora_scale * self.lora_b.matmul(low, 1, wide)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def add_lora(
-        self, rank: int, scale: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, rank: int, scale: float, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Factors of rank `rank`: A uniform in ±1/√in, as PEFT draws it, and B zero."""
         shape, axes = self.kernel.shape, self.kernel.get_metadata()["logical_axes"]
@@ -99,8 +108,8 @@ class Linear(nnx.Module):
             1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n
         )
         zeros = jax.nn.initializers.zeros
-        self.lora_a = param(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype)
-        self.lora_b = param(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype)
+        self.lora_a = kernel(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype)
+        self.lora_b = kernel(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype)
         self.lora_scale = scale
 
 
@@ -115,11 +124,13 @@ class Embedding(nnx.Module):
         axes: LogicalAxes = ("vocab", "embed"),
         init: Initializer | None = None,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.embedding = param(rngs, (size, features), axes, init or normal(), dtype)
 
-    def __call__(self, ids: Int[Array, "*batch"], dtype: jnp.dtype = jnp.float32):
+    def __call__(
+        self, ids: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "*batch D"]:
         return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -132,7 +143,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm without mean (Zhang & Sennrich 2019), as Mistral uses it."""
 
     def __init__(
-        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         self.eps = eps
         self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
@@ -145,7 +156,7 @@ class RMSNorm(nnx.Module):
 
 class LayerNorm(nnx.Module):
     def __init__(
-        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         self.eps = eps
         self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)

@@ -22,8 +22,7 @@ from har_jax.config import LoraConfig
 from har_jax.errors import UserError
 from har_jax.models.functional import Params
 from har_jax.models.layers import Linear
-from har_jax.models.layouts import FUSED
-from har_jax.types import Array
+from har_jax.types import Array, DTypeLike
 
 FACTORS = (".lora_a", ".lora_b")
 
@@ -48,32 +47,12 @@ def matches(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
 
 
-def wants(pattern: str, name: str) -> bool:
-    """Whether a linear is to have factors; a fused one, if all its parts are.
-
-    Raises:
-      UserError: the pattern wants some parts of a fused kernel and others not.
-    """
-    for joined, parts in FUSED.items():
-        if name == joined or name.endswith(f".{joined}"):
-            before = name.removesuffix(joined)
-            wanted = [part for part in parts if matches(pattern, before + part)]
-            if wanted and len(wanted) < len(parts) and not matches(pattern, name):
-                raise UserError(
-                    f"config.model.lora.targets={pattern!r} matches {', '.join(wanted)}, but with "
-                    f"model.fused {', '.join(parts)} are one kernel; match all of them, or set "
-                    "--config.model.fused=False"
-                )
-            return bool(wanted) or matches(pattern, name)
-    return matches(pattern, name)
-
-
 def attach(
     module: nnx.Module,
     config: LoraConfig,
     *,
     rngs: nnx.Rngs,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     prefix: str = "",
 ) -> list[str]:
     """Gives factors to the linears in `module` that `config.targets` matches and that have none.
@@ -87,7 +66,7 @@ def attach(
     """
     adapted = []
     for name, linear in sorted(linears(module, prefix).items()):
-        if linear.lora_a is None and wants(config.targets, name):
+        if linear.lora_a is None and matches(config.targets, name):
             linear.add_lora(config.rank, config.alpha / config.rank, rngs=rngs, dtype=dtype)
             adapted.append(name)
     return adapted

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.models.layers import Linear
-from har_jax.types import Array, Float
+from har_jax.types import Array, DTypeLike, Float
 
 ProjectorKind = Literal["patch", "pooled"]
 
@@ -29,7 +29,7 @@ class Projector(nnx.Module):
         hidden: int = 0,
         prefix_tokens: int = 1,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         """`features` is Dv, `width` the decoder's D; `hidden` 0 stands for `width`."""
         self.kind = kind

@@ -8,37 +8,35 @@ minimised per token, so that the learning rate does not depend on the batch's nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
 from har_jax.data.pipeline import visual
-from har_jax.models.captioner import Captioner, length_mask
+from har_jax.figures import Figure, Loss, LossFn, Mean, mean
+from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
+from har_jax.models.logprobs import length_mask, token_logprobs
 from har_jax.types import Array
-
-LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
-"""(parameters, batch, key) → (loss, what to log)."""
 
 
 def make_mle_loss(structure: Structure[Captioner]) -> LossFn:
     """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `tokens [B,R,T]`,
-    `lengths [B,R]` (0: padding)."""
+    `lengths [B,R]` (0: padding). Its weight is the number of tokens."""
 
-    def loss_fn(
-        params: Params, batch: Mapping[str, Array], key: Array
-    ) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> Loss:
         del key  # nothing here is random: the batch order is the pipeline's
         captioner = structure.merge(params)
         cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
         logits = captioner.logits(cache, batch["tokens"])
         mask = length_mask(batch["lengths"], batch["tokens"].shape[-1])
-        chosen = jnp.take_along_axis(logits, batch["tokens"][..., None], axis=-1)[..., 0]
-        nll = (jax.nn.logsumexp(logits, axis=-1) - chosen) * mask
-        n_tokens = jnp.maximum(jnp.sum(mask), 1)
-        loss = jnp.sum(nll) / n_tokens
+        total = -jnp.sum(token_logprobs(logits, batch["tokens"]) * mask)
         right = (jnp.argmax(logits, axis=-1) == batch["tokens"]) * mask
-        return loss, {"accuracy": jnp.sum(right) / n_tokens, "tokens": jnp.sum(mask)}
+        n_tokens = jnp.sum(mask)
+        figures: dict[str, Figure] = {
+            "accuracy": Mean(jnp.sum(right), n_tokens),
+            "tokens": mean(n_tokens),
+        }
+        return Loss(total, jnp.maximum(n_tokens, 1), figures)
 
     return loss_fn

@@ -14,23 +14,23 @@ import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
+from har_jax.distributed import mean_over_processes, put_batch
 from har_jax.errors import UserError
-from har_jax.loading.writer import put_batch
-from har_jax.metrics import health
+from har_jax.figures import Figure, merge
+from har_jax.metrics import health, ngrams
 from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.models.functional import Params
 from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.cider_d import CiderDReward
-from har_jax.sessions.observe import mean_over_processes, rollout_words
-from har_jax.sessions.plan import Plan
+from har_jax.sessions.assemble import Session
+from har_jax.sessions.observe import rollout_words
+from har_jax.sessions.plan import SessionPlan
 from har_jax.text import ptb
-
-if TYPE_CHECKING:
-    from har_jax.sessions.run import Session
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ def _at_most(value: float, warn: float, stop: float) -> Severity:
 # ------------------------------------------------------------------- texts, without a device
 
 
-def examine_texts(plan: Plan, images: int = IMAGES) -> list[Finding]:
+def examine_texts(plan: SessionPlan, images: int = IMAGES) -> list[Finding]:
     """What the references alone tell: no model is loaded."""
     split = plan.train_split
     rows = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(int)).tolist()
     references = {split.image_ids[i]: list(split.captions[i]) for i in rows}
     texts = [text for captions in references.values() for text in captions]
-    encoded = plan.foundation.tokenizer.encode_batch(texts)
+    encoded = plan.parts.tokenizer.encode_batch(texts)
     return [
         _round_trip(plan, texts, encoded),
         _ends(plan, encoded),
@@ -86,8 +86,8 @@ def examine_texts(plan: Plan, images: int = IMAGES) -> list[Finding]:
     ]
 
 
-def _round_trip(plan: Plan, texts: list[str], encoded: list[list[int]]) -> Finding:
-    decode = plan.foundation.tokenizer.decode
+def _round_trip(plan: SessionPlan, texts: list[str], encoded: list[list[int]]) -> Finding:
+    decode = plan.parts.tokenizer.decode
     changed = [
         (text, decode(ids))
         for text, ids in zip(texts, encoded, strict=True)
@@ -101,8 +101,8 @@ def _round_trip(plan: Plan, texts: list[str], encoded: list[list[int]]) -> Findi
     return Finding("tokenizer", _at_most(share, 0, 0.05), said, advice)
 
 
-def _ends(plan: Plan, encoded: list[list[int]]) -> Finding:
-    eos = plan.foundation.tokenizer.eos_id
+def _ends(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
+    eos = plan.parts.tokenizer.eos_id
     whole = sum(eos in ids and ids.index(eos) == len(ids) - 1 for ids in encoded)
     return Finding(
         "end",
@@ -113,7 +113,7 @@ def _ends(plan: Plan, encoded: list[list[int]]) -> Finding:
     )
 
 
-def _room(plan: Plan, encoded: list[list[int]]) -> Finding:
+def _room(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
     limit = plan.config.data.max_tokens
     long = sum(len(ids) > limit for ids in encoded) / len(encoded)
     longest = max(map(len, encoded))
@@ -125,7 +125,7 @@ def _room(plan: Plan, encoded: list[list[int]]) -> Finding:
     )
 
 
-def _frequencies(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
+def _frequencies(plan: SessionPlan, references: dict[int, list[str]]) -> list[Finding]:
     """A table counted over the training references knows every n-gram of theirs."""
     df = _table(plan)
     if df is None:
@@ -134,7 +134,7 @@ def _frequencies(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
     for text in (text for captions in references.values() for text in captions):
         words = ptb.words(text)
         for n in range(1, df.n + 1):
-            grams.update(zip(*(words[i:] for i in range(n)), strict=False))
+            grams.update(ngrams.of(words, n))
     unseen = sum(df.get(gram) == 0 for gram in grams) / max(1, len(grams))
     few = df.n_images < len(plan.train_split)
     said = (
@@ -152,7 +152,7 @@ def _frequencies(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
     ]
 
 
-def _reward_of_references(plan: Plan, references: dict[int, list[str]]) -> list[Finding]:
+def _reward_of_references(plan: SessionPlan, references: dict[int, list[str]]) -> list[Finding]:
     """A reference as if it were a caption: of its image, of another one, and cut before its end."""
     assert plan.reward is not None
     ids = np.array(list(references), np.int64)
@@ -212,28 +212,34 @@ def broken_reward(error: Exception) -> Finding:
 # ------------------------------------------------------------------- the policy
 
 
-def examine_policy(session: Session, images: int = IMAGES) -> Examination:
-    """Captions of the MLE policy, sampled and scored by the training's own loss function."""
-    config, callback = session.plan.config, session.callback
-    assert session.plan.reward is not None and callback is not None
+def examine_policy(session: Session, trained: Params, images: int = IMAGES) -> Examination:
+    """Captions of the MLE policy, sampled and scored by the training's own loss function.
+
+    Args:
+      trained: what `session.initial_params` gave.
+    """
+    plan, callback = session.plan, session.callback
+    assert plan.reward is not None and callback is not None
     state = session.batches.get_state()
-    logs: list[dict[str, Any]] = []
-    with jax.set_mesh(session.mesh):
-        for number in range(math.ceil(images / config.batch_size)):
-            batch = put_batch(next(session.batches), session.mesh)
-            key = jax.random.fold_in(jax.random.key(config.seed), number)
-            logs.append(session.look(session.trained, session.frozen, batch, key))
-            if not math.isfinite(float(logs[-1]["reward"])):  # in every process at once
-                session.batches.set_state(state)
-                return Examination([_broken_in_a_step(callback)], {})
-    session.batches.set_state(state)
-    session.plan.reward.take_means()  # the first log is of training alone
-    scalars = [{k: float(v) for k, v in x.items() if v.ndim == 0} for x in logs]
-    figures = {k: float(np.mean([x[k] for x in scalars])) for k in scalars[0]}
-    figures["logp_drift"] = max(x["logp_drift"] for x in scalars)
-    words = [image for x in logs for image in rollout_words(session.plan, x)]
-    figures |= mean_over_processes(_of_words(session.plan, words))
-    return Examination(_judge(session.plan, figures), figures)
+    found: dict[str, Figure] = {}
+    samples: list[list[list[str]]] = []
+    greedy: list[list[list[str]]] = []
+    try:
+        with jax.set_mesh(session.mesh):
+            for number in range(math.ceil(images / plan.config.batch_size)):
+                batch = put_batch(next(session.batches), session.mesh)
+                key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
+                loss = jax.block_until_ready(session.look(trained, session.frozen, batch, key))
+                if not math.isfinite(float(loss.figures["reward"].value)):  # in every process
+                    return Examination([_broken_in_a_step(callback)], {})
+                found = {k: merge(found[k], v) if found else v for k, v in loss.figures.items()}
+                samples += rollout_words(plan, loss.arrays, "samples")
+                greedy += rollout_words(plan, loss.arrays, "greedy")
+    finally:
+        session.batches.set_state(state)
+    figures = {name: float(figure.value) for name, figure in found.items()}
+    figures |= mean_over_processes(_of_words(plan, samples, greedy))
+    return Examination(_judge(plan, figures), figures)
 
 
 def _broken_in_a_step(callback: RewardCallback) -> Finding:
@@ -244,34 +250,39 @@ def _broken_in_a_step(callback: RewardCallback) -> Finding:
     return Finding("reward", "stop", "the reward of the policy's captions is not finite")
 
 
-def _of_words(plan: Plan, rollout: Sequence[Sequence[list[str]]]) -> dict[str, float]:
-    """Figures of captions by image, the greedy one first."""
-    samples = [caption for image in rollout for caption in image[1:]]
+def _of_words(
+    plan: SessionPlan,
+    samples: Sequence[Sequence[list[str]]],
+    greedy: Sequence[Sequence[list[str]]],
+) -> dict[str, float]:
+    """Figures of captions by image."""
+    flat = [caption for image in samples for caption in image]
     figures = {
-        "bad_end_rate": health.bad_end_rate(samples),
-        "repetition_rate": health.repetition_rate(samples),
-        "distinct": float(np.mean([len(set(map(tuple, i[1:]))) / len(i[1:]) for i in rollout])),
+        "bad_end_rate": health.bad_end_rate(flat),
+        "repetition_rate": health.repetition_rate(flat),
+        "distinct": float(np.mean([len(set(map(tuple, image))) / len(image) for image in samples])),
     }
     df = _table(plan)
-    words = [word for image in rollout for caption in image for word in caption]
+    words = [word for kind in (samples, greedy) for image in kind for c in image for word in c]
     if df is not None:
         figures["unknown_words"] = sum(w not in df.vocabulary for w in words) / max(1, len(words))
     return figures
 
 
-def _table(plan: Plan) -> DocumentFrequency | None:
+def _table(plan: SessionPlan) -> DocumentFrequency | None:
     assert plan.reward is not None
     part = plan.reward.parts.get("cider_d")
     return part.document_frequency if isinstance(part, CiderDReward) else None
 
 
-def _judge(plan: Plan, figures: Mapping[str, float]) -> list[Finding]:
+def _judge(plan: SessionPlan, figures: Mapping[str, float]) -> list[Finding]:
     """Findings from the figures of the policy's captions."""
     config, f = plan.config, figures
-    sample, greedy, idle = f["reward"], f["reward_greedy"], f["zero_advantage"]
-    nothing = abs(sample) < 1e-3 and abs(greedy) < 1e-3
-    far = greedy > 0 and sample < 0.25 * greedy
-    uniform = math.log(plan.foundation.config.lm.vocab_size)
+    sample, greedy = f["reward"], f.get("reward_greedy")
+    nothing = abs(sample) < 1e-3 and abs(greedy or 0) < 1e-3
+    far = greedy is not None and greedy > 0 and sample < 0.25 * greedy
+    beside = "" if greedy is None else f", greedy ones {greedy:.3f} (gap {greedy - sample:+.3f})"
+    uniform = math.log(plan.parts.blueprint.config.lm.vocab_size)
     exact = config.model.dtype == "float32"
     findings = [
         Finding(
@@ -285,21 +296,11 @@ def _judge(plan: Plan, figures: Mapping[str, float]) -> list[Finding]:
         Finding(
             "policy",
             "stop" if nothing else "warn" if far else "ok",
-            f"sampled captions earn {sample:.3f}, greedy ones {greedy:.3f} (gap "
-            f"{greedy - sample:+.3f})",
+            f"sampled captions earn {sample:.3f}{beside}",
             "the policy earns nothing that could be reinforced; train MLE longer"
             if nothing
             else "nearly every sample is worse than the greedy caption; train MLE longer, or use "
             "config.scst.baseline='leave_one_out'",
-        ),
-        Finding(
-            "advantage",
-            _at_most(idle, 0.5, 0.95),
-            f"{idle:.1%} of the samples have no advantage, {f['zero_images']:.1%} of the images "
-            f"have none with any; {f['distinct']:.1%} of an image's {config.scst.samples} samples "
-            "differ",
-            "they earn what their baseline earns and teach nothing; raise config.scst.samples or "
-            "config.scst.temperature, or look at the reward",
         ),
         Finding(
             "entropy",
@@ -315,6 +316,8 @@ def _judge(plan: Plan, figures: Mapping[str, float]) -> list[Finding]:
             "masks of the two differ",
         ),
     ]
+    if "zero_advantage" in f:  # an objective of one's own may have no such figure
+        findings.insert(2, _advantage(plan, f))
     if config.scst.temperature != 1:
         text = f"samples are drawn and updated at temperature {config.scst.temperature:g}"
         advice = "greedy captions and evaluation are those of temperature 1; set it to 1"
@@ -330,6 +333,19 @@ def _judge(plan: Plan, figures: Mapping[str, float]) -> list[Finding]:
             )
         )
     return findings
+
+
+def _advantage(plan: SessionPlan, f: Mapping[str, float]) -> Finding:
+    idle = f["zero_advantage"]
+    return Finding(
+        "advantage",
+        _at_most(idle, 0.5, 0.95),
+        f"{idle:.1%} of the samples have no advantage, {f['zero_images']:.1%} of the images "
+        f"have none with any; {f['distinct']:.1%} of an image's {plan.config.scst.samples} samples "
+        "differ",
+        "they earn what their baseline earns and teach nothing; raise config.scst.samples or "
+        "config.scst.temperature, or look at the reward",
+    )
 
 
 def refuse(findings: Sequence[Finding], mode: str) -> None:

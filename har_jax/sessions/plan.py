@@ -1,6 +1,5 @@
-"""A training session checked before it starts: every file that a configuration names is read and
-found to fit the others, and no device is touched, so a mistake costs a second and not a pod's
-start-up.
+"""A session checked before it starts: every file that a configuration names is read and found to
+fit the others, and no device is touched, so a mistake costs a second and not a pod's start-up.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ from har_jax.checkpoint import resolve_step
 from har_jax.config import Config
 from har_jax.data.dataset import Split, document_frequency_path, open_split
 from har_jax.data.features.cache import FeatureCache
-from har_jax.data.overlap import Images, images_of, shared
+from har_jax.data.overlap import ImageSet, image_set, shared
 from har_jax.data.subset import Subset, take
 from har_jax.data.tally import tokens_needed
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import trained_on
-from har_jax.loading.blueprint import Foundation, read_foundation, read_run
+from har_jax.loading.parts import Parts, read_parts
+from har_jax.loading.runs import read_run
 from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.objectives.policy_gradient import find_objective
 from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers.clip_reward import ClipScoreReward
@@ -30,74 +31,94 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class Plan:
-    """A session whose files have been read and found to fit together."""
+class SessionPlan:
+    """A session whose files have been read and found to fit together.
+
+    Attributes:
+      parent: where SCST starts from: {"run", "step", "stage"}.
+      trained_on: the images that this run and those before it are trained on.
+      data: what `run.json` says of the training data.
+    """
 
     config: Config
     workdir: pathlib.Path
-    foundation: Foundation
+    parts: Parts
     train_split: Split
     val_split: Split | None
     reward: MixedReward | None
     parent: dict[str, Any] | None
-    features: FeatureCache | None = None  # what batches carry in the place of images
-    trained_on: list[Images] = dataclasses.field(default_factory=list)  # by it and its parents
-    data: dict[str, Any] = dataclasses.field(default_factory=dict)  # for run.json
+    trained_on: list[ImageSet]
+    data: dict[str, Any]
+
+    @property
+    def reward_signature(self) -> str | None:
+        """What the rewards and their baseline depend on; None in MLE."""
+        if self.reward is None:
+            return None
+        scst = self.config.scst
+        baseline = f"{scst.baseline},K={scst.samples}"
+        other = "" if scst.objective == "policy_gradient" else f"+objective[{scst.objective}]"
+        return f"{self.reward.signature}+baseline[{baseline}]{other}"
 
 
-def make_plan(config: Config, workdir: str | pathlib.Path) -> Plan:
+def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     """Checks a configuration against the files that it names; raises `UserError`."""
-    features = FeatureCache(config.data.features) if config.data.features else None
-    foundation = read_foundation(config.model, features)
-    foundation.structure(config.model)  # adapters' names are matched with those of the decoder
+    # 1. The models: directories, tokenizer, preprocessing, hashes.
     data = config.data
+    parts = read_parts(config.model, FeatureCache(data.features) if data.features else None)
+    _ = parts.identity, parts.blueprint.structure  # adapters' names are matched with the decoder's
+    # 2. The data.
     whole = open_split(data.dir, data.train_split)
     train_split = take(whole, fraction=data.fraction, shots=data.shots, seed=data.subset_seed)
     if not len(train_split):
         raise UserError(f"{data.dir!r}: its split {data.train_split!r} is empty")
     val_split = open_split(data.dir, data.val_split) if data.val_split else None
     for split in (train_split, val_split):
-        if features is not None and split is not None:
-            features.of(split)  # refuses a cache without these images
+        if parts.features is not None and split is not None:
+            parts.features.of(split)  # refuses a cache without these images
     if data.max_tokens == 0:
-        needed = _needed_tokens(train_split, foundation)
+        needed = _needed_tokens(train_split, parts)
         config = dataclasses.replace(config, data=dataclasses.replace(data, max_tokens=needed))
     if config.batch_size > len(train_split):
         raise UserError(
             f"config.batch_size={config.batch_size} is more than the {len(train_split)} images of "
             f"{data.dir!r} {data.train_split!r}; lower it"
         )
-    parent = _check_parent(config, foundation) if config.stage == "scst" else None
-    own = images_of(train_split)
-    trained = [*_trained_before(config), own]
+    # 3. What this run builds upon, and that no image is scored which was trained on.
+    scst = config.stage == "scst"
+    parent = _check_parent(config, parts) if scst else None
+    own = image_set(train_split)
+    trained = [*(_trained_before(config) if scst else []), own]
     if val_split is not None:
         _check_apart(config, trained, val_split)
-    reward = _reward(config, train_split) if config.stage == "scst" else None
-    return Plan(
+    # 4. What SCST maximises.
+    reward = None
+    if scst:
+        find_objective(config.scst.objective)
+        reward = _reward(config, train_split)
+    described = {
+        "path": data.dir,
+        "split": data.train_split,
+        "images": len(train_split),
+        "of": len(whole),
+        "ids": own.ids_of,
+        "fingerprint": own.fingerprint,
+    }
+    return SessionPlan(
         config,
         pathlib.Path(workdir),
-        foundation,
+        parts,
         train_split,
         val_split,
         reward,
         parent,
-        features,
         trained,
-        {
-            "path": data.dir,
-            "split": data.train_split,
-            "images": len(train_split),
-            "of": len(whole),
-            "ids": own.ids_of,
-            "fingerprint": own.fingerprint,
-        },
+        described,
     )
 
 
-def _trained_before(config: Config) -> list[Images]:
+def _trained_before(config: Config) -> list[ImageSet]:
     """What the run that SCST starts from was trained on."""
-    if config.stage != "scst":
-        return []
     before = trained_on(config.init_from)
     if before is None:
         log.warning(
@@ -107,7 +128,7 @@ def _trained_before(config: Config) -> list[Images]:
     return before or []
 
 
-def _check_apart(config: Config, trained: list[Images], val_split: Split) -> None:
+def _check_apart(config: Config, trained: list[ImageSet], val_split: Split) -> None:
     """Checkpoints are chosen on the validation split: it must hold other images."""
     data = config.data
     if data.val_split == data.train_split:  # said in so many words
@@ -122,14 +143,14 @@ def _check_apart(config: Config, trained: list[Images], val_split: Split) -> Non
         )
 
 
-def _needed_tokens(split: Split, foundation: Foundation) -> int:
+def _needed_tokens(split: Split, parts: Parts) -> int:
     """T for 999 of 1,000 training captions, EOS included, rounded up to a multiple of four."""
     captions = [caption for those in split.captions for caption in those]
-    lengths = [len(ids) for ids in foundation.tokenizer.encode_batch(captions)]
+    lengths = [len(ids) for ids in parts.tokenizer.encode_batch(captions)]
     return tokens_needed(lengths)
 
 
-def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
+def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
     """`init_from` must be a finished-enough MLE run of the same model; says where SCST starts."""
     name = f"config.init_from={config.init_from!r}"
     parent, info = read_run(config.init_from)
@@ -144,8 +165,7 @@ def _check_parent(config: Config, foundation: Foundation) -> dict[str, Any]:
     if before.lora.rank or now.lora.rank:
         for key in ("rank", "alpha", "targets"):
             _same(name, f"model.lora.{key}", getattr(before.lora, key), getattr(now.lora, key))
-        _same(name, "model.fused", before.fused, now.fused)  # q, k and v would share one factor
-    for part, there in foundation.base.items():
+    for part, there in parts.identity.items():
         then = info.get("base", {}).get(part, {}).get("fingerprint")
         if then != there["fingerprint"]:
             what = "tokenizer" if part == "tokenizer" else f"base model {part!r}"

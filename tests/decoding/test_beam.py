@@ -9,7 +9,7 @@ import pytest
 from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.beam import beam_search
 from har_jax.errors import UserError
-from har_jax.models.captioner import length_mask
+from har_jax.models.logprobs import length_mask
 from tests.helpers import images, small_captioner
 
 
@@ -47,7 +47,7 @@ def test_enough_beams_find_the_best_caption(length_penalty):
 def test_one_beam_is_greedy():
     captioner = small_captioner()
     cache = prefix(captioner, 4)
-    greedy = decode(captioner, cache, DecodePlan(6))
+    greedy = decode(captioner, cache, DecodePlan(6)).greedy
     found = beam_search(captioner, cache, beams=1, max_tokens=6)
     np.testing.assert_array_equal(found.tokens, greedy.tokens)
     np.testing.assert_array_equal(found.lengths, greedy.lengths)

@@ -7,7 +7,7 @@ import pytest
 
 from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.sampling import draw, truncate
-from har_jax.models.captioner import length_mask
+from har_jax.models.logprobs import length_mask
 from tests.helpers import images, small_captioner
 
 T = 7
@@ -26,27 +26,29 @@ def rollout_of(captioner, pixels, plan, seed=0):
     return cache, jax.jit(lambda c, k: decode(captioner, c, plan, k))(cache, jax.random.key(seed))
 
 
-@pytest.mark.parametrize("changes", [{}, {"projector": "pooled"}, {"prompt": (5, 9)}])
+@pytest.mark.parametrize("changes", [{}, {"projector": "pooled"}, {"prompt_ids": (5, 9)}])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_score_equals_decode(changes, temperature):
     captioner = small_captioner(**changes)
     plan = DecodePlan(T, greedy=True, samples=3, temperature=temperature)
     cache, rollout = rollout_of(captioner, images(8), plan)
-    mask = length_mask(rollout.lengths, T)
-    greedy = score_of(captioner, cache, rollout.tokens[:, :1])
-    sampled = score_of(captioner, cache, rollout.tokens[:, 1:], temperature=temperature)
+    written = rollout.together
+    mask = length_mask(written.lengths, T)
+    greedy = score_of(captioner, cache, rollout.greedy.tokens)
+    sampled = score_of(captioner, cache, rollout.samples.tokens, temperature=temperature)
     logp = jnp.concatenate([greedy, sampled], axis=1) * mask
     assert 0.2 < float(mask.mean()) < 1  # some rows ended, some did not
-    np.testing.assert_allclose(logp, rollout.logp, atol=1e-5)
+    np.testing.assert_allclose(logp, written.logp, atol=1e-5)
 
 
 def test_greedy_row_equals_greedy_alone():
     captioner = small_captioner()
     _, together = rollout_of(captioner, images(4), DecodePlan(T, samples=5))
     _, alone = rollout_of(captioner, images(4), DecodePlan(T))
-    np.testing.assert_array_equal(together.tokens[:, :1], alone.tokens)
-    np.testing.assert_array_equal(together.lengths[:, :1], alone.lengths)
-    assert not np.array_equal(together.tokens[:, 1:2], alone.tokens)
+    assert alone.samples is None and together.samples.tokens.shape == (4, 5, T)
+    np.testing.assert_array_equal(together.greedy.tokens, alone.greedy.tokens)
+    np.testing.assert_array_equal(together.greedy.lengths, alone.greedy.lengths)
+    assert not np.array_equal(together.samples.tokens[:, :1], alone.greedy.tokens)
 
 
 def test_greedy_equals_brute_force():
@@ -56,14 +58,14 @@ def test_greedy_equals_brute_force():
     cache, rollout = rollout_of(captioner, pixels, DecodePlan(T))
     logits = jax.jit(captioner.logits)
     tokens = jnp.zeros((3, 1, T), jnp.int32)
-    eos = captioner.config.lm.eos_token_id
+    eos = captioner.config.eos_ids[0]
     done = np.zeros((3,), bool)
     for t in range(T):
         choice = jnp.argmax(logits(cache, tokens)[:, 0, t], axis=-1)
         choice = jnp.where(done, eos, choice)
         tokens = tokens.at[:, 0, t].set(choice)
         done |= np.asarray(choice) == eos
-    np.testing.assert_array_equal(rollout.tokens, tokens)
+    np.testing.assert_array_equal(rollout.greedy.tokens, tokens)
 
 
 def test_shared_prefix_equals_repeated_images():
@@ -79,9 +81,9 @@ def test_shared_prefix_equals_repeated_images():
 
 def test_lengths_end_at_the_first_eos():
     captioner = small_captioner()
-    eos = captioner.config.lm.eos_token_id
+    eos = captioner.config.eos_ids[0]
     _, rollout = rollout_of(captioner, images(8), DecodePlan(T, samples=6))
-    tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.lengths)
+    tokens, lengths = (np.asarray(x) for x in rollout.together[:2])
     for row, length in zip(tokens.reshape(-1, T), lengths.ravel(), strict=True):
         where = np.flatnonzero(row == eos)
         assert length == (where[0] + 1 if len(where) else T)

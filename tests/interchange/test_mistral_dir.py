@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from transformers import MistralForCausalLM
 
 from har_jax.interchange import table
-from har_jax.interchange.families.mistral import load_mistral, save_mistral
+from har_jax.interchange.families.mistral import load_mistral, read, save_mistral
 from har_jax.interchange.safetensors_file import read_header
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.functional import initialise, split
 from har_jax.models.layouts import convert
 from har_jax.sharding import make_mesh
@@ -25,7 +25,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TOLERANCE = 1e-4  # of the output's scale
-LAYOUTS = [dict(scan_layers=scan, fused=fused) for scan in (False, True) for fused in (False, True)]
+LAYOUTS = [{}, dict(scan_layers=True)]
 
 
 def draw_config(rng: np.random.Generator) -> dict:
@@ -80,7 +80,7 @@ def test_parity_and_round_trip(seed, tmp_path):
     with torch.no_grad():
         theirs = reference(torch.tensor(tokens), output_hidden_states=True)
 
-    ours = load_mistral(tmp_path / "theirs", **LAYOUTS[seed % 4])
+    ours = load_mistral(tmp_path / "theirs", **LAYOUTS[seed % 2])
     structure, params = split(ours)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -134,7 +134,7 @@ def test_transformers_loads_what_we_save(tied, tmp_path):
     assert again.config == config
 
 
-@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[3]], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_mistral_7b_has_its_published_size(layout):
     """7,241,732,096 parameters, shaped and never allocated."""
     model = nnx.eval_shape(lambda: Mistral(MistralConfig(), rngs=nnx.Rngs(0), **layout))
@@ -176,7 +176,7 @@ def test_options_change_no_weight(tmp_path):
     ],
 )
 def test_a_config_without_keys_means_what_transformers_means(keys):
-    ours = MistralConfig.from_hf({"model_type": "mistral", **keys})
+    ours = read({"model_type": "mistral", **keys})
     theirs = transformers.MistralConfig(**keys)
     assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": ours.rope_theta}
     for field in dataclasses.fields(ours):

@@ -16,7 +16,7 @@ from har_jax.interchange import hf_dir, safetensors_file, table, weights
 from har_jax.interchange.families.clip import load_clip, load_vision, save_clip
 from har_jax.interchange.families.mistral import load_mistral, mistral_table, save_mistral
 from har_jax.interchange.table import Row
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.functional import initialise, split
 from har_jax.sharding import make_mesh

@@ -1,8 +1,7 @@
-"""Stacked and fused parameters: the same function, gradients and updates as the plain layout."""
+"""Stacked parameters: the same function, gradients and updates as the plain layout."""
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,15 @@ from flax import nnx
 from har_jax.config import OptimConfig
 from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.beam import beam_search
-from har_jax.errors import UserError
 from har_jax.models.captioner import Captioner
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.functional import structure_of
-from har_jax.models.layouts import convert, pieces
+from har_jax.models.layouts import canonical_names, convert
 from har_jax.sharding import ROLLOUT_RULES, make_mesh
 from har_jax.training.optimizer import make_optimizer
 from tests.helpers import images, small_config
 
-LAYOUTS = [dict(scan_layers=s, fused=f) for s, f in ((False, True), (True, False), (True, True))]
+STACKED = dict(scan_layers=True)
 CONFIG = MistralConfig(
     vocab_size=23,
     hidden_size=16,
@@ -93,87 +91,63 @@ def assert_same(got, expected, tolerance):
         np.testing.assert_allclose(got[name], value, atol=tolerance * scale, err_msg=name)
 
 
-def test_every_layout_computes_the_same():
+def test_stacked_layers_compute_the_same():
     """`test_mistral_dir.py` compares each with transformers; here gradients and decoding too."""
     structure = structure_in(CONFIG, {})
     params = drawn(structure)
     grads, logits = all_ways(structure)(params)
     assert float(jnp.abs(logits["known"]).max()) > 1
-    for layout in LAYOUTS:
-        other = structure_in(CONFIG, layout)
-        held = to(params, other.shapes)
-        assert {n: x.shape for n, x in held.items()} == {
-            n: x.shape for n, x in other.shapes.items()
-        }
-        other_grads, other_logits = all_ways(other)(held)
-        assert_same(other_logits, logits, 1e-5)
-        assert_same(to(other_grads, structure.shapes), grads, 1e-5)
+    other = structure_in(CONFIG, STACKED)
+    held = to(params, other.shapes)
+    assert {n: x.shape for n, x in held.items()} == {n: x.shape for n, x in other.shapes.items()}
+    other_grads, other_logits = all_ways(other)(held)
+    assert_same(other_logits, logits, 1e-5)
+    assert_same(to(other_grads, structure.shapes), grads, 1e-5)
 
 
-def test_conversion_between_all_layouts_is_exact():
-    shapes = [structure_in(CONFIG, layout).shapes for layout in ({}, *LAYOUTS)]
-    params = drawn(structure_in(CONFIG, {}))
-    held = [params, *(to(params, wanted) for wanted in shapes[1:])]
-    for a, b in itertools.permutations(range(4), 2):
-        again = to(held[a], shapes[b])
-        assert again.keys() == held[b].keys()
-        assert all((again[name] == x).all() for name, x in held[b].items()), (a, b)
-    for params in held:  # every number lies in one piece
-        for name, x in params.items():
-            seen = np.zeros(x.shape, int)
-            for piece in pieces(name, x.shape):
-                seen[piece.index] += 1
-            assert (seen == 1).all(), name
+def test_conversion_is_exact_both_ways():
+    """Adapters follow their kernels."""
 
+    def adapt(block, rngs):
+        block.attn.q.add_lora(2, 0.5, rngs=rngs)
 
-def test_adapters_are_converted_with_their_kernels():
-    """A fused kernel's adapter is those of its parts, with one A; separate ones have no such A."""
-
-    def structure(scan_layers):
-        def adapt(block, rngs):
-            block.attn.qkv.add_lora(2, 0.5, rngs=rngs)
-
-        return structure_in(CONFIG, dict(scan_layers=scan_layers, fused=True), adapt=adapt)
-
-    stacked, apart = structure(True), structure(False)
-    assert stacked.logical_axes["layers.attn.qkv.lora_b"][:2] == ("layers", "lora")
+    stacked = structure_in(CONFIG, STACKED, adapt=adapt)
+    assert stacked.logical_axes["layers.attn.q.lora_b"][:2] == ("layers", "lora")
     params = drawn(stacked)
-    x_bpd = jax.random.normal(jax.random.key(1), (2, 4, 16))
-    hidden = [
-        jit(lambda p, s=s: s.merge(p).prefill(x_bpd)[0])(to(params, s.shapes))
-        for s in (stacked, apart)
-    ]
-    np.testing.assert_allclose(*hidden, atol=1e-5)
-
-    shapes = {p.name: p.shape for n, x in params.items() for p in pieces(n, x.shape)}
-    canonical = to(params, {n: np.empty(shape) for n, shape in shapes.items()})
-    fused = np.einsum("dr,rkgh->dkgh", *(params[f"layers.attn.qkv.lora_{f}"][1] for f in "ab"))
-    parts = {"q": fused[:, :, :2].reshape(16, 4, 6), "k": fused[:, :, 2], "v": fused[:, :, 3]}
-    for name, expected in parts.items():
-        a, b = (np.asarray(canonical[f"layers.1.attn.{name}.lora_{f}"]) for f in "ab")
-        np.testing.assert_allclose(np.tensordot(a, b, 1), expected, atol=1e-5)
-    with pytest.raises(UserError, match=r"attn\.q, .*a factor A each"):
-        to(canonical, stacked.shapes)
+    names = {name: canonical_names(name, x.shape) for name, x in params.items()}
+    assert names["layers.attn.q.lora_a"] == ["layers.0.attn.q.lora_a", "layers.1.attn.q.lora_a"]
+    assert names["norm.scale"] == ["norm.scale"]
+    apart = {
+        each: jax.ShapeDtypeStruct(x.shape[x.shape[0] == 2 and len(those) == 2 :], x.dtype)
+        for name, those in names.items()
+        for x in [params[name]]
+        for each in those
+    }
+    held = to(params, apart)
+    assert {n: x.shape for n, x in held.items()} == {n: x.shape for n, x in apart.items()}
+    np.testing.assert_array_equal(held["layers.1.attn.q.lora_a"], params["layers.attn.q.lora_a"][1])
+    again = to(held, stacked.shapes)
+    assert all((again[name] == x).all() for name, x in params.items())
 
 
 def test_shardings():
     both = structure_of(
-        lambda: Captioner(small_config(scan_layers=True, fused=True), rngs=nnx.Rngs(0))
+        lambda: Captioner(small_config(scan_layers=True), rngs=nnx.Rngs(0))
     )
     mesh = make_mesh(2, 2, 2)
     P = jax.sharding.PartitionSpec
     specs = {name: s.spec for name, s in both.shardings(mesh).items()}
-    assert specs["lm.layers.attn.qkv.kernel"] == P(None, "fsdp", "tensor", None, None)
-    assert specs["lm.layers.mlp.gate_up.kernel"] == P(None, "fsdp", None, "tensor")
+    assert specs["lm.layers.attn.q.kernel"] == P(None, "fsdp", "tensor", None)
+    assert specs["lm.layers.mlp.gate.kernel"] == P(None, "fsdp", "tensor")
     apart = both.map(Captioner.for_decoding)
     specs = {name: s.spec for name, s in apart.shardings(mesh, ROLLOUT_RULES).items()}
-    assert specs["lm.layers.1.attn.qkv.kernel"] == P(None, "tensor", None, None)
+    assert specs["lm.layers.1.attn.q.kernel"] == P(None, "tensor", None)
     assert specs["lm.layers.0.mlp.down.kernel"] == P("tensor", None)
 
 
 def test_a_scan_is_one_loop_and_decoding_has_none():
     """The stack is taken apart once: no layer is sliced out of it inside the decode loop."""
-    config = small_config(scan_layers=True, fused=True)
+    config = small_config(scan_layers=True)
     structure = structure_of(lambda: Captioner(config, rngs=nnx.Rngs(0)))
     stacks = {x.shape for n, x in structure.shapes.items() if n.startswith("lm.layers.")}
 
@@ -193,7 +167,7 @@ def test_a_scan_is_one_loop_and_decoding_has_none():
 def updates(name, structure, params, grads):
     """The first update of the parameters, after a clip of the whole gradient."""
     config = OptimConfig(name=name, lr=0.1, schedule="constant", weight_decay=0.1)
-    optimizer = make_optimizer(config, 10, {n: structure.logical_axes[n] for n in params})
+    optimizer = make_optimizer(config, {n: structure.logical_axes[n] for n in params})
     return jit(lambda: optimizer.update(grads, optimizer.init(params), params)[0])()
 
 
@@ -204,7 +178,7 @@ def some(shapes, *names):
 @pytest.mark.parametrize("name", ["muon", "adamw", "adafactor"])
 def test_updates_of_stacked_parameters(name):
     """Muon orthogonalises, and Adafactor scales, each layer alone; decay spares norms."""
-    structure, stacked = structure_in(CONFIG, {}), structure_in(CONFIG, LAYOUTS[1])
+    structure, stacked = structure_in(CONFIG, {}), structure_in(CONFIG, STACKED)
     names = ("attn.q.", "mlp.down", "attn_norm", "embed_tokens")
     params, grads = (some(drawn(structure, seed), *names) for seed in (0, 1))
     grads = {n: x * (5 if ".1." in n else 1) for n, x in grads.items()}
@@ -214,19 +188,7 @@ def test_updates_of_stacked_parameters(name):
     assert_same(to(got, some(structure.shapes, *names)), expected, 1e-5)
 
 
-def test_muon_takes_fused_kernels_apart():
-    """Gate, up, key and value are updated as if alone; queries in G groups, so too where G is 1."""
-    config = dataclasses.replace(CONFIG, num_key_value_heads=4, num_hidden_layers=1)
-    structure, fused = structure_in(config, {}), structure_in(config, LAYOUTS[0])
-    names = ("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up")
-    params, grads = (some(drawn(structure, seed), *names) for seed in (0, 1))
-    shapes = some(fused.shapes, *names)
-    got = updates("muon", fused, to(params, shapes), to(grads, shapes))
-    expected = updates("muon", structure, params, grads)
-    assert_same(to(got, some(structure.shapes, *names)), expected, 1e-5)
-
-
-@pytest.mark.parametrize("layout", [{}, LAYOUTS[1]], ids=["unrolled", "scan"])
+@pytest.mark.parametrize("layout", [{}, STACKED], ids=["unrolled", "scan"])
 def test_remat_keeps_less_and_changes_nothing(layout):
     deep = dataclasses.replace(CONFIG, num_hidden_layers=6 if layout else 3)
     x_bpd = np.random.default_rng(1).normal(size=(4, 16, 16)).astype("f4")

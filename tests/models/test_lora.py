@@ -12,7 +12,7 @@ from har_jax.config import LoraConfig
 from har_jax.errors import UserError
 from har_jax.interchange import peft
 from har_jax.models import lora
-from har_jax.models.decoders.mistral import Mistral
+from har_jax.models.decoders import Mistral
 from har_jax.models.functional import split, structure_of
 from har_jax.models.layers import Linear
 from har_jax.models.layouts import convert
@@ -24,7 +24,7 @@ SCALE = CONFIG.alpha / CONFIG.rank
 
 
 def build(config=None, **layout):
-    """A decoder with adapters, as `assembly` makes it."""
+    """A decoder with adapters, as `loading.blueprint` makes it."""
 
     def adapt(block, rngs):
         lora.attach(block, config, rngs=rngs, prefix="layers")
@@ -192,20 +192,19 @@ def test_logits_past_the_head_are_float32_with_an_adapter_too():
     structure, params = adapted()
     model = structure.merge(params)
     x = jnp.ones((3, LM.hidden_size), jnp.bfloat16)
-    out = model.lm_head(x, preferred_element_type=jnp.float32)
+    out = model.lm_head(x, wide=jnp.float32)
     assert out.dtype == jnp.float32
     assert model.lm_head(x).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("scan_layers,fused", [(True, False), (False, True), (True, True)])
-def test_adapters_in_every_layout(scan_layers, fused, tmp_path):
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_adapters_in_every_layout(scan_layers, tmp_path):
     """As those of the layers apart: in logits, merged, and in PEFT's file."""
     config = LoraConfig(3, 6.0, "attn.(q|k|v|o)|mlp.(gate|up)|lm_head")
-    structure = structure_of(lambda: build(config, scan_layers=scan_layers, fused=fused))
+    structure = structure_of(lambda: build(config, scan_layers=scan_layers))
     params = drawn(structure)
     factors = {n for n in params if lora.is_factor(n)}
     assert any(n.startswith("layers.attn") for n in factors) == scan_layers
-    assert any("attn.qkv" in n for n in factors) == any("gate_up" in n for n in factors) == fused
     for name in factors:
         assert (structure.logical_axes[name][0] == "layers") == ("layers." in name and scan_layers)
 
@@ -214,24 +213,15 @@ def test_adapters_in_every_layout(scan_layers, fused, tmp_path):
     wanted = logits(canonical, plain, TOKENS)
     tolerance = 1e-5 * np.abs(wanted).max()
     np.testing.assert_allclose(logits(structure, params, TOKENS), wanted, atol=tolerance)
-    bare = structure_of(lambda: build(scan_layers=scan_layers, fused=fused))
+    bare = structure_of(lambda: build(scan_layers=scan_layers))
     merged = logits(bare, lora.merged(params, SCALE), TOKENS)
     np.testing.assert_allclose(merged, wanted, atol=tolerance)
 
-    peft.save_adapters(params, config, tmp_path, base="base", n_layers=LM.num_hidden_layers)
-    settings, found = peft.read_adapters(tmp_path, LM.num_hidden_layers)
+    peft.save_adapters(params, config, tmp_path, base="base", lm=LM)
+    settings, found = peft.read_adapters(tmp_path, LM)
     assert (settings.rank, settings.alpha) == (3, 6.0)
     assert found.keys() == {n for n in plain if lora.is_factor(n)}
     for name, (row, tensor) in found.items():
         np.testing.assert_array_equal(row.read(tensor.map(), plain[name].shape), plain[name])
     again = structure_of(lambda: build(settings))
     assert {n for n in again.names if lora.is_factor(n)} == found.keys()
-
-
-def test_parts_of_a_fused_kernel_are_adapted_together():
-    model = nnx.eval_shape(lambda: build(fused=True))
-    with pytest.raises(UserError, match=r"matches attn.q, attn.v, but with model.fused attn.q,"):
-        lora.attach(model, LoraConfig(2, targets="attn.(q|v)"), rngs=nnx.Rngs(0))
-    names = structure_of(lambda: build(LoraConfig(2), fused=True)).names
-    wanted = {f"layers.{i}.attn.{n}.lora_{f}" for i in range(2) for n in ("o", "qkv") for f in "ab"}
-    assert {n for n in names if lora.is_factor(n)} == wanted

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from har_jax.config import ScstConfig
 from har_jax.decoding import DecodePlan, decode
-from har_jax.models.captioner import Captioner, length_mask
+from har_jax.models.captioner import Captioner
+from har_jax.models.logprobs import length_mask
 from har_jax.models.functional import split, structure_of
 from har_jax.models.layouts import convert
 from har_jax.objectives.likelihood import make_mle_loss
-from har_jax.objectives.policy_gradient import advantages, make_scst_loss, policy_gradient_loss
+from har_jax.objectives.experience import Experience
+from har_jax.objectives.policy_gradient import advantages, policy_gradient_loss
+from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.rewards.callback import RewardCallback
-from har_jax.sharding import ROLLOUT_RULES, batch_sharding, make_mesh
+from har_jax.rewards.mix import MixedReward
+from har_jax.sharding import batch_sharding, make_mesh
 from tests.helpers import images, small_captioner, small_config
 
 T, K = 5, 3
@@ -41,7 +46,21 @@ def text_of(ids):
 
 
 def reward_callback(mesh=None):
-    return RewardCallback(CountEven(), text_of, eos_id=2, mesh=mesh, vocab_size=14)
+    return RewardCallback(MixedReward.single(CountEven()), text_of, eos_id=2, mesh=mesh, vocab_size=14)
+
+
+def value_and_grad(loss_fn):
+    """(loss, what it tells), gradient: as `training.step` takes them."""
+
+    def value(params, batch, key):
+        loss = loss_fn(params, batch, key)
+        return loss.total / loss.weight, loss
+
+    return jax.value_and_grad(value, has_aux=True)
+
+
+def scst_loss(structure, callback, baseline="greedy"):
+    return make_scst_loss(structure, ScstConfig(samples=K, baseline=baseline), T, callback)
 
 
 def batch_of(b):
@@ -52,13 +71,18 @@ def batch_of(b):
 def test_gradient_equals_hand_written_reinforce(baseline):
     captioner = small_captioner()
     structure, params = split(captioner)
-    plan = DecodePlan(T, greedy=True, samples=K)
     callback = reward_callback()
-    loss_fn = make_scst_loss(structure, plan, callback, baseline)
+    loss_fn = scst_loss(structure, callback, baseline)
     batch, key = batch_of(4), jax.random.key(7)
-    (_, logs), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch, key)
+    (_, loss), grads = jax.jit(value_and_grad(loss_fn))(params, batch, key)
     callback.raise_if_failed()
-    tokens, lengths = np.asarray(logs["rollout/tokens"]), np.asarray(logs["rollout/lengths"])
+    kinds = ("samples",) if baseline == "leave_one_out" else ("greedy", "samples")
+    tokens, lengths = (
+        np.concatenate([loss.arrays[f"{kind}/{name}"] for kind in kinds], axis=1)
+        for name in ("tokens", "lengths")
+    )
+    first = len(kinds) - 1  # no greedy row is written where the baseline needs none
+    assert tokens.shape == (4, first + K, T)
 
     # By hand: rewards again on the host; one whole sequence at a time, no shared prefix, no cache.
     captions = [
@@ -79,8 +103,8 @@ def test_gradient_equals_hand_written_reinforce(baseline):
 
     grad_of = jax.jit(jax.grad(sequence_logp), static_argnums=3)
     expected = jax.tree.map(jnp.zeros_like, params)
-    for b, k in itertools.product(range(4), range(1, K + 1)):
-        others = [rewards[b, j] for j in range(1, K + 1) if j != k]
+    for b, k in itertools.product(range(4), range(first, first + K)):
+        others = [rewards[b, j] for j in range(first, first + K) if j != k]
         base = rewards[b, 0] if baseline == "greedy" else np.mean(others)
         weight = -(rewards[b, k] - base) / (4 * K)
         one = grad_of(params, batch["image"][b], tokens[b, k], int(lengths[b, k]))
@@ -154,17 +178,19 @@ def test_samples_follow_the_policy():
     p = np.exp(np.sum(captioner.score(cache, jnp.asarray(rows)[None]) * mask, axis=-1))[0]
     rollout = decode(captioner, cache, DecodePlan(t, samples=n), jax.random.key(3))
     code = lambda x: x[..., 0] * vocab + x[..., 1]  # noqa: E731
-    counts = np.bincount(code(np.asarray(rollout.tokens[0, 1:])), minlength=vocab**2)
+    counts = np.bincount(code(np.asarray(rollout.samples.tokens[0])), minlength=vocab**2)
     frequency = counts[code(rows)] / n
     assert (np.abs(frequency - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-9).all()
 
 
 def test_leave_one_out_is_the_mean_of_the_others():
-    rewards = jnp.asarray([[9.0, 1.0, 2.0, 6.0]])
-    np.testing.assert_allclose(advantages(rewards, "leave_one_out"), [[1 - 4, 2 - 3.5, 6 - 1.5]])
-    np.testing.assert_allclose(advantages(rewards, "greedy"), [[-8, -7, -3]])
+    rewards, greedy = jnp.asarray([[1.0, 2.0, 6.0]]), jnp.asarray([[9.0]])
+    alone = Experience(None, rewards, {}, None, None)
+    np.testing.assert_allclose(advantages(alone, "leave_one_out"), [[1 - 4, 2 - 3.5, 6 - 1.5]])
+    beside = alone._replace(reward_greedy_b1=greedy)
+    np.testing.assert_allclose(advantages(beside, "greedy"), [[-8, -7, -3]])
     # The mean of both baselines: (9 + 4) / 2, (9 + 3.5) / 2, (9 + 1.5) / 2.
-    np.testing.assert_allclose(advantages(rewards, "both"), [[1 - 6.5, 2 - 6.25, 6 - 5.25]])
+    np.testing.assert_allclose(advantages(beside, "both"), [[1 - 6.5, 2 - 6.25, 6 - 5.25]])
 
 
 def count_primitives(jaxpr, names):
@@ -185,8 +211,7 @@ def test_one_step_holds_one_loop_and_one_callback():
     """Differentiated and all: a single decode loop for both kinds of row, and the reward inside."""
     structure, params = split(small_captioner())
     callback = reward_callback()
-    loss_fn = make_scst_loss(structure, DecodePlan(T, samples=K), callback)
-    traced = jax.make_jaxpr(jax.value_and_grad(loss_fn, has_aux=True))(
+    traced = jax.make_jaxpr(value_and_grad(scst_loss(structure, callback)))(
         params, batch_of(4), jax.random.key(0)
     )
     found = count_primitives(traced.jaxpr, ["while", "scan", "pure_callback"])
@@ -197,33 +222,26 @@ def test_one_step_holds_one_loop_and_one_callback():
 
 
 @pytest.mark.parametrize(
-    "layout", [{}, {"scan_layers": True, "fused": True}], ids=["plain", "scan-fused"]
+    "layout", [{}, {"scan_layers": True}], ids=["plain", "scan"]
 )
 def test_eight_devices_give_the_same_gradient(layout):
     """In any layout of the decoder's parameters, too."""
     structure, params = split(small_captioner())
-    plan = DecodePlan(T, samples=K)
     batch, key = batch_of(8), jax.random.key(7)
 
     def run(loss_fn, params, batch):
-        (loss, logs), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch, key)
-        return loss, logs, grads
+        (value, loss), grads = jax.jit(value_and_grad(loss_fn))(params, batch, key)
+        return value, loss.arrays, grads
 
-    loss, logs, grads = run(make_scst_loss(structure, plan, reward_callback()), params, batch)
+    loss, arrays, grads = run(scst_loss(structure, reward_callback()), params, batch)
     mesh = make_mesh(2, 2, 2)
     other = structure_of(lambda: Captioner(small_config(**layout), rngs=nnx.Rngs(0)))
     move = functools.partial(convert, wanted=other.shapes)
     with jax.set_mesh(mesh):
         sharded = jax.jit(move, out_shardings=other.shardings(mesh))(params)
-        loss_fn = make_scst_loss(
-            other,
-            plan,
-            reward_callback(mesh),
-            "greedy",
-            other.map(Captioner.for_decoding).shardings(mesh, ROLLOUT_RULES),
-        )
-        loss8, logs8, grads8 = run(loss_fn, sharded, jax.device_put(batch, batch_sharding(mesh)))
-    np.testing.assert_array_equal(logs["rollout/tokens"], logs8["rollout/tokens"])
+        loss_fn = scst_loss(other, reward_callback(mesh))
+        loss8, arrays8, grads8 = run(loss_fn, sharded, jax.device_put(batch, batch_sharding(mesh)))
+    np.testing.assert_array_equal(arrays["samples/tokens"], arrays8["samples/tokens"])
     np.testing.assert_allclose(loss, loss8, rtol=1e-5)
     grads8 = convert(jax.device_get(grads8), structure.shapes)
     for name, gradient in grads.items():
@@ -237,9 +255,9 @@ def test_mle_is_the_mean_negative_log_likelihood_of_real_tokens():
     tokens = jax.random.randint(jax.random.key(5), (4, 3, T), 0, 14)
     lengths = jnp.asarray([[5, 3, 0], [1, 5, 2], [4, 4, 4], [0, 0, 1]], jnp.int32)
     batch = {**batch_of(4), "tokens": tokens, "lengths": lengths}
-    loss, logs = make_mle_loss(structure)(params, batch, jax.random.key(0))
+    loss = make_mle_loss(structure)(params, batch, jax.random.key(0))
     cache = captioner.prefill(captioner.project(captioner.encode(batch["image"])))
     logp = np.asarray(captioner.score(cache, tokens))
     picked = [logp[b, r, t] for b in range(4) for r in range(3) for t in range(int(lengths[b, r]))]
-    np.testing.assert_allclose(loss, -np.mean(picked), rtol=1e-5)
-    assert logs["tokens"] == len(picked)
+    np.testing.assert_allclose(loss.total / loss.weight, -np.mean(picked), rtol=1e-5)
+    assert loss.weight == loss.figures["tokens"].value == len(picked)

@@ -16,9 +16,9 @@ from har_jax.data.features.cache import FeatureCache
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 from har_jax.evaluation.run import evaluate_run
-from har_jax.loading.writer import put_batch
+from har_jax.distributed import put_batch
 from har_jax.sessions import run as session
-from har_jax.sessions.plan import make_plan
+from har_jax.sessions.plan import plan_session
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
 
@@ -68,7 +68,7 @@ def first_loss(argv):
     """(loss, logs) of the first batch of a run, as its session computes them."""
     arguments, overrides = train.parse(argv)
     config = configs.load(arguments.config, overrides)
-    made = session.assemble(make_plan(config, arguments.workdir))
+    made = session.assemble(plan_session(config, arguments.workdir))
     params, batch = {**made.frozen, **made.trained}, put_batch(next(made.batches), made.mesh)
     with jax.set_mesh(made.mesh):
         return jax.jit(made.loss_fn)(params, batch, jax.random.key(0))

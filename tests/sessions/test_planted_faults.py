@@ -16,7 +16,7 @@ from har_jax import train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import document_frequency_path, open_split
 from har_jax.evaluation.run import Captions, caption_split, images_of
-from har_jax.loading.writer import LoadedCaptioner
+from har_jax.loading.captioner import LoadedCaptioner
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.models.captioner import Captioner
 from har_jax.scorers.clip import ClipScorer
@@ -24,7 +24,7 @@ from har_jax.sessions import observe
 from har_jax.sessions import run as sessions
 from har_jax.sessions.doctor import examine_policy, examine_texts
 from har_jax.sessions.observe import validator
-from har_jax.sessions.plan import make_plan
+from har_jax.sessions.plan import plan_session
 from har_jax.sharding import MESH_AXES
 from har_jax.text import ptb
 from har_jax.text.tokenizer import load_tokenizer, train_tokenizer
@@ -71,7 +71,7 @@ def scst_arguments(workspace, mle, run, **changes):
 
 def plan_of(workspace, mle, **changes):
     arguments, overrides = train.parse(scst_arguments(workspace, mle, "unused", **changes))
-    return make_plan(configs.load(arguments.config, overrides), "unused")
+    return plan_session(configs.load(arguments.config, overrides), "unused")
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from har_jax.interchange import hf_dir
+from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, linear, norm
-from har_jax.interchange.weights import load, save
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, VisionConfig, VisionTower
-from har_jax.sharding import Rules
+from har_jax.sharding import RULES, Rules
+from har_jax.types import DTypeLike
 
 _BUFFERS = r"(.*\.)?position_ids"
 """Written by transformers before 4.31; no weights."""
@@ -71,68 +70,63 @@ def clip_table() -> list[Row]:
     ]
 
 
-def _vision_config(path: Path) -> tuple[VisionConfig, int]:
-    hf = hf_dir.read_config(path, ["clip", "clip_vision_model"])
+def _vision_config(hf: Mapping[str, Any]) -> tuple[VisionConfig, int]:
     if hf["model_type"] == "clip":
         whole = CLIPConfig.from_hf(hf)
         return whole.vision, whole.projection_dim
     return VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
 
 
-def read_vision_config(directory: str | os.PathLike[str]) -> VisionConfig:
-    """The vision tower's configuration; no weights are read."""
-    return _vision_config(hf_dir.resolve(directory))[0]
+CLIP_FAMILY: Family[CLIPConfig] = Family(
+    ("clip",),
+    CLIPConfig.from_hf,
+    CLIPConfig.to_hf,
+    lambda config, rngs, dtype: CLIP(config, rngs=rngs, dtype=dtype),
+    lambda bare: clip_table(),
+    lambda config: _BUFFERS,
+)
 
-
-def load_clip(
-    directory: str | os.PathLike[str],
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
-    allow_nan: bool = False,
-) -> CLIP:
-    """A CLIP with both towers, parameters in `dtype` (None: as stored), sharded over `mesh`."""
-    path = hf_dir.resolve(directory)
-    config = CLIPConfig.from_hf(hf_dir.read_config(path, ["clip"]))
-    return load(
-        lambda: CLIP(config, rngs=nnx.Rngs(0)),
-        path,
-        clip_table(),
-        mesh=mesh,
-        rules=rules,
-        dtype=dtype,
-        ignore=_BUFFERS,
-        allow_nan=allow_nan,
-    )
+# The tower and the width of its projection, None without: from a whole CLIP or its vision part.
+Tower = tuple[VisionConfig, int | None]
+VISION_FAMILY: Family[Tower] = Family(
+    ("clip", "clip_vision_model"),
+    _vision_config,
+    lambda tower: CLIPConfig(vision=tower[0], projection_dim=tower[1] or 512).to_hf()[
+        "vision_config"
+    ],
+    lambda tower, rngs, dtype: VisionTower(*tower, rngs=rngs, dtype=dtype),
+    lambda bare: vision_table("" if bare else "vision_model."),
+    lambda tower: (
+        rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale"
+        + (r"|visual_projection\..*" * (tower[1] is None))
+    ),
+    bare="embeddings.class_embedding",
+)
 
 
 def load_vision(
-    directory: str | os.PathLike[str],
+    directory: str | Path,
     *,
     projection: bool = False,
     mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
-    allow_nan: bool = False,
+    rules: Rules = RULES,
+    dtype: DTypeLike | None = "float32",
 ) -> VisionTower:
     """The vision tower alone, with `projection` or without; no text weights are read."""
     path = hf_dir.resolve(directory)
-    config, projection_dim = _vision_config(path)
-    bare = "embeddings.class_embedding" in hf_dir.open_weights(path)[0]
-    ignore = rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale"
-    return load(
-        lambda: VisionTower(config, projection_dim if projection else None, rngs=nnx.Rngs(0)),
+    config, width = VISION_FAMILY.read_config(path)
+    tower = (config, width if projection else None)
+    structure = VISION_FAMILY.structure(tower, dtype or "float32")
+    params = VISION_FAMILY.load_params(
+        structure.shapes,
+        structure.logical_axes,
+        tower,
         path,
-        vision_table("" if bare else "vision_model."),
         mesh=mesh,
         rules=rules,
-        dtype=dtype,
-        ignore=ignore if projection else rf"{ignore}|visual_projection\..*",
-        allow_nan=allow_nan,
+        as_stored=dtype is None,
     )
+    return structure.merge(params)
 
 
-def save_clip(model: CLIP, directory: str | os.PathLike[str]) -> None:
-    """Writes a directory that `transformers.CLIPModel.from_pretrained` loads."""
-    save(model, Path(directory), clip_table(), model.config.to_hf())
+load_clip, save_clip = CLIP_FAMILY.load, CLIP_FAMILY.save_module

@@ -5,19 +5,9 @@ GPT-2's linears are `Conv1D`s: their kernels are stored `[in, out]`, as ours are
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
-
-from har_jax.interchange import hf_dir
+from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, linear, norm
-from har_jax.interchange.weights import load, save
 from har_jax.models.decoders.gpt2 import GPT2, GPT2Config
-from har_jax.sharding import Rules
 
 
 def gpt2_table(hf: str = "transformer.") -> list[Row]:
@@ -38,36 +28,21 @@ def gpt2_table(hf: str = "transformer.") -> list[Row]:
     ]
 
 
-def load_gpt2(
-    directory: str | os.PathLike[str],
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
-    allow_nan: bool = False,
-) -> GPT2:
-    """A GPT-2, its parameters in `dtype` (None: as stored) and sharded over `mesh`.
-
-    Takes the files of `GPT2LMHeadModel` and of `GPT2Model`, whose names lack the first part.
-    """
-    path = hf_dir.resolve(directory)
-    config = GPT2Config.from_hf(hf_dir.read_config(path, ["gpt2"]))
-    bare = "wte.weight" in hf_dir.open_weights(path)[0]
-    ignore = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"  # causal masks, in old files
-    if config.tie_word_embeddings:
-        ignore += r"|lm_head\.weight"  # some files repeat the embeddings under this name
-    return load(
-        lambda: GPT2(config, rngs=nnx.Rngs(0)),
-        path,
-        gpt2_table("" if bare else "transformer."),
-        mesh=mesh,
-        rules=rules,
-        dtype=dtype,
-        ignore=ignore,
-        allow_nan=allow_nan,
-    )
+def ignore(config: GPT2Config) -> str:
+    """Causal masks in old files, and embeddings repeated as an output layer."""
+    masks = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
+    return masks + (r"|lm_head\.weight" * config.tie_word_embeddings)
 
 
-def save_gpt2(model: GPT2, directory: str | os.PathLike[str]) -> None:
-    """Writes a directory that `transformers.GPT2LMHeadModel.from_pretrained` loads."""
-    save(model, Path(directory), gpt2_table(), model.config.to_hf())
+# Takes the files of `GPT2LMHeadModel` and of `GPT2Model`, whose names lack the first part.
+GPT2_FAMILY: Family[GPT2Config] = Family(
+    ("gpt2",),
+    GPT2Config.from_hf,
+    GPT2Config.to_hf,
+    lambda config, rngs, dtype: GPT2(config, rngs=rngs, dtype=dtype),
+    lambda bare: gpt2_table("" if bare else "transformer."),
+    ignore,
+    bare="wte.weight",
+)
+
+load_gpt2, save_gpt2 = GPT2_FAMILY.load, GPT2_FAMILY.save_module

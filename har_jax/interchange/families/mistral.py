@@ -1,23 +1,60 @@
-"""Mistral from and to Hugging Face directories."""
+"""Mistral (v0.1) from and to Hugging Face directories."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
-
-from har_jax.interchange import hf_dir
+from har_jax.errors import UserError
+from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, linear, norm
-from har_jax.interchange.weights import load, save
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
-from har_jax.sharding import Rules
+from har_jax.models.decoders.transformer import TransformerConfig
+
+_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 131_072}
+"""What a config.json means that lacks a key, where that is not Mistral-7B's value."""
 
 
-def mistral_table() -> list[Row]:
+def read(config: Mapping[str, Any]) -> TransformerConfig:
+    """From a `config.json` (transformers 4 and 5 write rope_theta differently).
+
+    Raises:
+      UserError: another family, or positions that are scaled.
+    """
+    model_type = config.get("model_type")
+    if model_type != "mistral":
+        raise UserError(f"this is a {model_type!r} config where a 'mistral' one is needed")
+    known = {f.name for f in dataclasses.fields(TransformerConfig)}
+    values = {**_DEFAULTS, **{k: v for k, v in config.items() if k in known}}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(
+            f"mistral config: rope_type {rope['rope_type']!r} is not supported; only 'default'"
+        )
+    if "rope_theta" in rope:
+        values["rope_theta"] = rope["rope_theta"]
+    heads = values.get("num_attention_heads", TransformerConfig.num_attention_heads)
+    if values.get("head_dim") is None:
+        values["head_dim"] = values.get("hidden_size", TransformerConfig.hidden_size) // heads
+    if values.get("num_key_value_heads", 0) is None:
+        values["num_key_value_heads"] = heads
+    if isinstance(values.get("eos_token_id"), list):
+        values["eos_token_id"] = tuple(values["eos_token_id"])
+    return TransformerConfig(**values)
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    """The contents of a `config.json` that transformers loads."""
+    values = dataclasses.asdict(config)
+    return {
+        "architectures": ["MistralForCausalLM"],
+        **values,
+        "rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"]},
+    }
+
+
+def table(bare: bool = False) -> list[Row]:
+    del bare  # all files have the same names
     hf, path = "model.layers.{}", "layers.{}"
     heads = "(n h) d -> d n h"
     return [
@@ -36,36 +73,18 @@ def mistral_table() -> list[Row]:
     ]
 
 
-def load_mistral(
-    directory: str | os.PathLike[str],
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules | None = None,
-    dtype: Any = jnp.float32,
-    allow_nan: bool = False,
-    **options: Any,
-) -> Mistral:
-    """A Mistral, its parameters in `dtype` (None: as stored) and sharded over `mesh`.
-
-    `options` go to the model (such as `remat`); they change how it computes, never its weights.
-    """
-    path = hf_dir.resolve(directory)
-    config = MistralConfig.from_hf(hf_dir.read_config(path, ["mistral"]))
-    ignore = r".*rotary_emb\.inv_freq"  # a buffer that old files carry
-    if config.tie_word_embeddings:
-        ignore += r"|lm_head\.weight"  # some files repeat the embeddings under this name
-    return load(
-        lambda: Mistral(config, rngs=nnx.Rngs(0), **options),
-        path,
-        mistral_table(),
-        mesh=mesh,
-        rules=rules,
-        dtype=dtype,
-        ignore=ignore,
-        allow_nan=allow_nan,
-    )
+def ignore(config: TransformerConfig) -> str:
+    """Buffers that old files carry, and embeddings repeated as an output layer."""
+    return r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" * config.tie_word_embeddings)
 
 
-def save_mistral(model: Mistral, directory: str | os.PathLike[str]) -> None:
-    """Writes a directory that `transformers.MistralForCausalLM.from_pretrained` loads."""
-    save(model, Path(directory), mistral_table(), model.config.to_hf())
+MISTRAL: Family[TransformerConfig] = Family(
+    ("mistral",),
+    read,
+    write,
+    lambda config, rngs, dtype, **options: config.build(rngs=rngs, dtype=dtype, **options),
+    table,
+    ignore,
+)
+
+load_mistral, save_mistral = MISTRAL.load, MISTRAL.save_module

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError, did_you_mean
+from har_jax.models.attention import KV, KVCache
 from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
 from har_jax.sharding import constrain
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, DTypeLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +97,10 @@ class GPT2Config:
         }
 
 
-class KV(NamedTuple):
-    """Keys and values of one layer, `[B,S,N,H]`; slot s holds position s."""
-
-    k: Array
-    v: Array
-
-
-Cache = tuple[KV, ...]
-"""One `KV` per layer."""
-
-
 class Attention(nnx.Module):
     """Causal multi-head attention; one kernel `[D,3,N,H]` makes q, k and v, as in the file."""
 
-    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, n, h = config.n_embd, config.n_head, config.head_dim
         kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
         self.qkv = Linear((d,), (3, n, h), ("embed", None, "heads", "head_dim"), **kw)
@@ -131,13 +121,7 @@ class Attention(nnx.Module):
         q_btnh, *own = jnp.moveaxis(self.qkv(x_btd), 2, 0)
         kv = KV(*own)
         if past is not None and write:
-            slot = positions_t[0]
-            kv = KV(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
-                    for old, new in zip(past, kv, strict=True)
-                )
-            )
+            kv = past.with_slot(kv, positions_t[0])
         elif past is not None:
             kv = KV(*(jnp.concatenate(pair, axis=1) for pair in zip(past, kv, strict=True)))
         scores_bnts = jnp.einsum(
@@ -151,7 +135,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, f = config.n_embd, config.inner
         kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
         self.up = Linear((d,), (f,), ("embed", "mlp"), **kw)
@@ -166,7 +150,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: GPT2Config, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, eps = config.n_embd, config.layer_norm_epsilon
         self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype)
@@ -184,7 +168,7 @@ class Block(nnx.Module):
 class GPT2(nnx.Module):
     """The language model. `dtype` is that of the parameters; activations follow `embed`'s."""
 
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
         d, v = config.n_embd, config.vocab_size
         self.token_embedding = Embedding(v, d, rngs=rngs, dtype=dtype)
@@ -201,14 +185,14 @@ class GPT2(nnx.Module):
         )
 
     def embed(
-        self, tokens: Int[Array, "*batch"], dtype: jnp.dtype = jnp.float32
+        self, tokens: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         """Of the tokens alone; positions are added where they are known, in the verbs below."""
         return self.token_embedding(tokens, dtype)
 
     def prefill(
         self, x_btd: Float[Array, "B T D"], room: int = 0
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """A whole sequence at positions 0..T-1: hidden states, and a cache of T + `room` slots.
 
         Raises:
@@ -221,16 +205,16 @@ class GPT2(nnx.Module):
         return hidden, tuple(KV(jnp.pad(kv.k, pad), jnp.pad(kv.v, pad)) for kv in cache)
 
     def extend(
-        self, x_btd: Float[Array, "B T D"], cache: Cache
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, x_btd: Float[Array, "B T D"], cache: KVCache
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """T more tokens after a cache whose S slots are all written: hidden states, S + T slots."""
-        s, t = cache[0].k.shape[1], x_btd.shape[1]
+        s, t = cache[0].length, x_btd.shape[1]
         self._check_length(s + t)
         return self._run(x_btd, s + jnp.arange(t), cache, False)
 
     def step(
-        self, x_bd: Float[Array, "B D"], cache: Cache, t: Int[Array, ""]
-    ) -> tuple[Float[Array, "B D"], Cache]:
+        self, x_bd: Float[Array, "B D"], cache: KVCache, t: Int[Array, ""]
+    ) -> tuple[Float[Array, "B D"], KVCache]:
         """The token at position t, written into slot t: hidden state, and a cache as large."""
         hidden, cache = self._run(x_bd[:, None], jnp.asarray(t)[None], cache, True)
         return hidden[:, 0], cache
@@ -239,8 +223,7 @@ class GPT2(nnx.Module):
         """Next-token logits in float32."""
         if self.lm_head is None:
             return self.token_embedding.attend(hidden)
-        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden, wide=jnp.float32)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.n_positions:
@@ -250,8 +233,8 @@ class GPT2(nnx.Module):
             )
 
     def _run(
-        self, x_btd: Array, positions_t: Array, past: Cache | None, write: bool
-    ) -> tuple[Array, Cache]:
+        self, x_btd: Array, positions_t: Array, past: KVCache | None, write: bool
+    ) -> tuple[Array, KVCache]:
         cache = []
         x_btd = x_btd + jnp.take(self.position_embedding[...], positions_t, axis=0).astype(
             x_btd.dtype

@@ -21,7 +21,7 @@ from flax import nnx
 from har_jax.errors import UserError, did_you_mean
 from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
 from har_jax.sharding import constrain
-from har_jax.types import Array, Bool, Float, Int
+from har_jax.types import Array, Bool, DTypeLike, Float, Int
 
 MAX_LOGIT_SCALE = 100.0
 """Radford et al. clip the learnt temperature there, and so do we in training."""
@@ -87,6 +87,10 @@ class VisionConfig(TowerConfig):
     def n_patches(self) -> int:
         return self.grid**2
 
+    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> VisionTower:
+        """See `protocol.EncoderConfig`."""
+        return VisionTower(self, rngs=rngs, dtype=dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(TowerConfig):
@@ -136,7 +140,7 @@ class CLIPConfig:
 class Attention(nnx.Module):
     """Multi-head attention with biases, [B,S,D] -> [B,S,D]."""
 
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, n, h = config.hidden_size, config.num_attention_heads, config.head_dim
         axes = ("embed", "heads", "head_dim")
 
@@ -161,7 +165,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, f = config.hidden_size, config.intermediate_size
         in_init = normal((2 * d) ** -0.5)
         out_init = normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
@@ -177,7 +181,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, eps = config.hidden_size, config.layer_norm_eps
         self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
         self.attn = Attention(config, rngs=rngs, dtype=dtype)
@@ -190,7 +194,7 @@ class Block(nnx.Module):
         return x_bsd + self.mlp(self.mlp_norm(x_bsd))
 
 
-def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: jnp.dtype) -> Linear:
+def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Linear:
     axes = ("embed", "projection")
     return Linear((d,), (size,), axes, init=normal(d**-0.5), rngs=rngs, dtype=dtype)
 
@@ -213,7 +217,7 @@ class VisionTower(nnx.Module):
         projection_dim: int | None = None,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         d, p = config.hidden_size, config.patch_size
         self.config = config
@@ -238,6 +242,7 @@ class VisionTower(nnx.Module):
                 f"{size}x{size}x{self.config.num_channels}; prepare them with "
                 "data.images.Preprocessor.from_hf(the CLIP's directory)"
             )
+        # [B,gp,gp,C] → [B, g, p, g, p, C] → [B, g, g, p, p, C] → [B, S, p, p, C]
         pixels = pixels[:, : g * p, : g * p]
         x = pixels.reshape(b, g, p, g, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(b, g * g, p, p, channels)
@@ -295,7 +300,7 @@ class TextTower(nnx.Module):
         projection_dim: int,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         d = config.hidden_size
         self.config = config
@@ -307,7 +312,7 @@ class TextTower(nnx.Module):
         self.final_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = _projection(d, projection_dim, **kw)
 
-    def hidden(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+    def hidden(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,T,D], layer-normed. What follows a token never changes it: padding needs no mask."""
         t = tokens_bt.shape[1]
         if t > self.config.max_position_embeddings:
@@ -332,12 +337,12 @@ class TextTower(nnx.Module):
         marks = tokens_bt if legacy else (tokens_bt == self.config.eos_token_id)
         return jnp.argmax(marks.astype(jnp.int32), axis=-1)
 
-    def pooled(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+    def pooled(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,D], the state at the end-of-text token."""
         at_b11 = self.eot_position(tokens_bt)[:, None, None]
         return jnp.take_along_axis(self.hidden(tokens_bt, dtype), at_b11, axis=1)[:, 0]
 
-    def embed(self, tokens_bt: Int[Array, "B T"], dtype: jnp.dtype = jnp.float32) -> Array:
+    def embed(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,E], `pooled` projected; not normalised."""
         return self.projection(self.pooled(tokens_bt, dtype))
 
@@ -345,7 +350,7 @@ class TextTower(nnx.Module):
 class CLIP(nnx.Module):
     """Both towers and the learnt temperature (`logit_scale`, a logarithm)."""
 
-    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
         self.vision = VisionTower(config.vision, config.projection_dim, rngs=rngs, dtype=dtype)
         self.text = TextTower(config.text, config.projection_dim, rngs=rngs, dtype=dtype)
@@ -361,8 +366,8 @@ class CLIP(nnx.Module):
         return _unit(self.text.embed(tokens_bt))
 
     def __call__(
-        self, pixels: Float[Array, "B H W C"], tokens_bt: Int[Array, "C T"]
-    ) -> Float[Array, "B C"]:
+        self, pixels: Float[Array, "B H W C"], tokens_nt: Int[Array, "N T"]
+    ) -> Float[Array, "B N"]:
         """`logits_per_image`: cosine similarities times the temperature."""
         scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
-        return scale * self.image_embedding(pixels) @ self.text_embedding(tokens_bt).T
+        return scale * self.image_embedding(pixels) @ self.text_embedding(tokens_nt).T

@@ -1,4 +1,4 @@
-"""Mistral as a captioner's decoder: one prefix, R suffixes of it.
+"""A transformer as a captioner's decoder: one prefix, R suffixes of it.
 
 The usual decoder attends over one sequence. Here a batch holds B prefixes of P tokens, and R
 captions of T tokens for each; the keys and values of a prefix are computed once (`prefill`) and
@@ -9,16 +9,15 @@ Architecture as in Jiang et al. 2023 (arXiv 2310.06825) and Hugging Face's `Mist
 pre-norm blocks, grouped-query attention, rotary positions (half-split layout), SwiGLU, optional
 sliding window.
 
-Two choices concern only how the parameters lie, and so how the same numbers are computed
-(`models/layouts.py` converts between them; files never show them): `scan_layers` stacks the layers'
-parameters and runs them by `lax.scan`, so that XLA compiles one layer and not L; `fused` joins the
-kernels that read the same input, q with k and v and gate with up, into one product each.
+`scan_layers` concerns only how the parameters lie (`models/layouts.py` converts; files never show
+it): the layers' parameters are stacked and run by `lax.scan`, so that XLA compiles one layer and
+not L.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,17 +25,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.models.attention import KV, Cache, attend, rotary
+from har_jax.models.attention import KV, KVCache, attend, rotary
 from har_jax.models.functional import Params, split, stack, unstack
 from har_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from har_jax.sharding import constrain
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, DTypeLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
-class MistralConfig:
-    """Hyper-parameters under Hugging Face's names (`config.json`)."""
+class TransformerConfig:
+    """Hyper-parameters under Hugging Face's names (`config.json`); the defaults are
+    Mistral-7B's."""
 
+    model_type: str = "mistral"
     vocab_size: int = 32_000
     hidden_size: int = 4096
     intermediate_size: int = 14_336
@@ -50,80 +51,39 @@ class MistralConfig:
     rope_theta: float = 10_000.0
     sliding_window: int | None = 4096
     tie_word_embeddings: bool = False
-    bos_token_id: int = 1
-    eos_token_id: int = 2
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] = 2
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
-                f"Mistral config: num_attention_heads {self.num_attention_heads} is not a multiple "
-                f"of num_key_value_heads {self.num_key_value_heads}"
+                f"{self.model_type} config: num_attention_heads {self.num_attention_heads} is "
+                f"not a multiple of num_key_value_heads {self.num_key_value_heads}; correct the "
+                "config.json"
             )
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(
-                f"Mistral config: hidden_act {self.hidden_act!r} is unknown; "
+                f"{self.model_type} config: hidden_act {self.hidden_act!r} is unknown; "
                 f"known: {', '.join(sorted(ACTIVATIONS))}"
             )
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> MistralConfig:
-        """From a `config.json` (transformers 4 and 5 write rope_theta differently)."""
-        model_type = config.get("model_type")
-        if model_type != "mistral":
-            raise UserError(f"this is a {model_type!r} config where a 'mistral' one is needed")
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {**_HF_DEFAULTS, **{k: v for k, v in config.items() if k in known}}
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise UserError(
-                f"Mistral config: rope_type {rope['rope_type']!r} is not supported; only 'default'"
-            )
-        if "rope_theta" in rope:
-            values["rope_theta"] = rope["rope_theta"]
-        heads = values.get("num_attention_heads", cls.num_attention_heads)
-        if values.get("head_dim") is None:
-            values["head_dim"] = values.get("hidden_size", cls.hidden_size) // heads
-        if values.get("num_key_value_heads", 0) is None:
-            values["num_key_value_heads"] = heads
-        return cls(**values)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of a `config.json` that transformers loads."""
-        values = dataclasses.asdict(self)
-        theta = values["rope_theta"]
-        return {
-            "architectures": ["MistralForCausalLM"],
-            "model_type": "mistral",
-            **values,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        }
-
-
-_HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 131_072}
-"""What a config.json means that lacks a key, where that is not Mistral-7B's value."""
+    def build(
+        self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
+    ) -> Transformer:
+        """See `protocol.DecoderConfig`."""
+        return Transformer(self, rngs=rngs, dtype=dtype, **options)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention.
+    """Grouped-query attention."""
 
-    Fused, the product is `[K,G+2,H]`: for each of the K key-value heads the G queries that read it,
-    its key and its value. Split over the K heads, a device has all that its heads need.
-    """
-
-    def __init__(
-        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
-    ):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, h = config.hidden_size, config.head_dim
         n, k = config.num_attention_heads, config.num_key_value_heads
         kv_axes = ("embed", "kv_heads", "head_dim")
-        self.fused = fused
-        if fused:
-            axes = ("embed", "kv_heads", "fused", "head_dim")
-            self.qkv = Linear((d,), (k, n // k + 2, h), axes, rngs=rngs, dtype=dtype)
-        else:
-            self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), rngs=rngs, dtype=dtype)
-            self.k = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
-            self.v = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
+        self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), rngs=rngs, dtype=dtype)
+        self.k = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
+        self.v = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
         self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), rngs=rngs, dtype=dtype)
         self.theta, self.window = config.rope_theta, config.sliding_window
 
@@ -134,68 +94,44 @@ class Attention(nnx.Module):
         shared: KV | None,
         written: KV | None,
     ) -> tuple[Float[Array, "B R T D"], KV]:
-        q, k, v = self.project(x_brtd)
-        q = rotary(q, positions_t, self.theta)
-        own = KV(rotary(k, positions_t, self.theta), v)
+        q = rotary(self.q(x_brtd), positions_t, self.theta)
+        own = KV(rotary(self.k(x_brtd), positions_t, self.theta), self.v(x_brtd))
         if written is not None:  # one token: write it into its slot of the caption's cache
-            slot = positions_t[0] - (0 if shared is None else shared.k.shape[1])
-            own = KV(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
-                    for old, new in zip(written, own, strict=True)
-                )
-            )
+            own = written.with_slot(own, positions_t[0] - (0 if shared is None else shared.length))
         return self.o(attend(q, positions_t, shared, own, self.window)), own
-
-    def project(self, x: Float[Array, "*batch D"]) -> tuple[Array, Array, Array]:
-        """Queries `[*batch,N,H]`, keys and values `[*batch,K,H]`."""
-        if not self.fused:
-            return self.q(x), self.k(x), self.v(x)
-        y = self.qkv(x)
-        *batch, n_kv, group, h = y.shape
-        q = y[..., :-2, :].reshape(*batch, n_kv * (group - 2), h)
-        return q, y[..., -2, :], y[..., -1, :]
 
 
 class MLP(nnx.Module):
-    """SwiGLU: `down(act(gate(x)) * up(x))`; fused, gate and up are one product `[2,F]`."""
+    """SwiGLU: `down(act(gate(x)) * up(x))`."""
 
-    def __init__(
-        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
-    ):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, f = config.hidden_size, config.intermediate_size
-        self.fused = fused
-        if fused:
-            axes = ("embed", "fused", "mlp")
-            self.gate_up = Linear((d,), (2, f), axes, rngs=rngs, dtype=dtype)
-        else:
-            self.gate = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
-            self.up = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.gate = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.up = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = Linear((f,), (d,), ("mlp", "embed"), rngs=rngs, dtype=dtype)
         self.activation = config.hidden_act
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        if self.fused:
-            y = self.gate_up(x)
-            gate, up = y[..., 0, :], y[..., 1, :]
-        else:
-            gate, up = self.gate(x), self.up(x)
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    def __init__(
-        self, config: MistralConfig, *, fused: bool = False, rngs: nnx.Rngs, dtype: jnp.dtype
-    ):
+    """A pre-norm layer: attention, then the perceptron, each added to what it read."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, eps = config.hidden_size, config.rms_norm_eps
         self.attn_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, fused=fused, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(config, fused=fused, rngs=rngs, dtype=dtype)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, x_brtd: Array, positions_t: Array, shared: KV | None, written: KV | None
-    ) -> tuple[Array, KV]:
+        self,
+        x_brtd: Float[Array, "B R T D"],
+        positions_t: Int[Array, " T"],
+        shared: KV | None,
+        written: KV | None,
+    ) -> tuple[Float[Array, "B R T D"], KV]:
         attended, own = self.attn(self.attn_norm(x_brtd), positions_t, shared, written)
         x_brtd = constrain(x_brtd + attended, "batch")
         x_brtd = constrain(x_brtd + self.mlp(self.mlp_norm(x_brtd)), "batch")
@@ -214,18 +150,17 @@ Adapt = Callable[[Block, nnx.Rngs], Any]
 """Changes a block that was just built, such as `lora.attach`."""
 
 
-class Mistral(nnx.Module):
+class Transformer(nnx.Module):
     """The decoder. `dtype` is that of the parameters; activations follow what `embed` is given."""
 
     def __init__(
         self,
-        config: MistralConfig,
+        config: TransformerConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         remat: str = "none",
         scan_layers: bool = False,
-        fused: bool = False,
         adapt: Adapt | None = None,
     ):
         """`adapt` is called with every block, in either layout, before it is stacked."""
@@ -234,7 +169,7 @@ class Mistral(nnx.Module):
         d, v, n_layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
 
         def block(rngs: nnx.Rngs) -> Block:
-            built = Block(config, fused=fused, rngs=rngs, dtype=dtype)
+            built = Block(config, rngs=rngs, dtype=dtype)
             if adapt is not None:
                 adapt(built, rngs)
             return built
@@ -253,34 +188,34 @@ class Mistral(nnx.Module):
         )
 
     def embed(
-        self, tokens: Int[Array, "*batch"], dtype: jnp.dtype = jnp.float32
+        self, tokens: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         return self.embed_tokens(tokens, dtype)
 
-    def prefill(self, x_bpd: Float[Array, "B P D"]) -> tuple[Float[Array, "B P D"], Cache]:
+    def prefill(self, x_bpd: Float[Array, "B P D"]) -> tuple[Float[Array, "B P D"], KVCache]:
         """A whole sequence at positions 0..P-1, causally: final hidden states and keys/values."""
         hidden, own = self._run(x_bpd[:, None], jnp.arange(x_bpd.shape[1]), None, None)
         return hidden[:, 0], tuple(KV(k[:, 0], v[:, 0]) for k, v in own)
 
-    def extend(self, x_brtd: Float[Array, "B R T D"], prefix: Cache) -> Float[Array, "B R T D"]:
+    def extend(self, x_brtd: Float[Array, "B R T D"], prefix: KVCache) -> Float[Array, "B R T D"]:
         """R known captions after each prefix, at positions P..P+T-1: final hidden states."""
-        start = prefix[0].k.shape[1]
+        start = prefix[0].length
         hidden, _ = self._run(x_brtd, start + jnp.arange(x_brtd.shape[2]), prefix, None)
         return hidden
 
     def step(
         self,
         x_brd: Float[Array, "B R D"],
-        prefix: Cache,
-        written: Cache,
+        prefix: KVCache,
+        written: KVCache,
         t: Int[Array, ""],
-    ) -> tuple[Float[Array, "B R D"], Cache]:
+    ) -> tuple[Float[Array, "B R D"], KVCache]:
         """The t-th token of each caption (from 0): its hidden state, and the cache with it."""
-        start = prefix[0].k.shape[1]
+        start = prefix[0].length
         hidden, written = self._run(x_brd[:, :, None], (start + t)[None], prefix, written)
         return hidden[:, :, 0], written
 
-    def empty_cache(self, b: int, r: int, t: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    def empty_cache(self, b: int, r: int, t: int, dtype: DTypeLike = jnp.float32) -> KVCache:
         """Room for the keys and values of T tokens of `[B,R]` captions."""
         shape = (b, r, t, self.config.num_key_value_heads, self.config.head_dim)
 
@@ -293,9 +228,9 @@ class Mistral(nnx.Module):
         """Next-token logits in float32."""
         if self.lm_head is None:
             return self.embed_tokens.attend(hidden)
-        return self.lm_head(hidden, preferred_element_type=jnp.dtype("float32"))
+        return self.lm_head(hidden, wide=jnp.float32)
 
-    def for_decoding(self) -> Mistral:
+    def for_decoding(self) -> Transformer:
         """This decoder with its layers apart, as a loop of `step`s is to read them.
 
         Call it once, outside the loop: slicing stacked parameters copies them.
@@ -307,8 +242,8 @@ class Mistral(nnx.Module):
         return apart
 
     def _run(
-        self, x_brtd: Array, positions_t: Array, shared: Cache | None, written: Cache | None
-    ) -> tuple[Array, Cache]:
+        self, x_brtd: Array, positions_t: Array, shared: KVCache | None, written: KVCache | None
+    ) -> tuple[Array, KVCache]:
         x_brtd = constrain(x_brtd, "batch")
         if isinstance(self.layers, Block) and written is None:
             x_brtd, own = self._scan(self.layers, x_brtd, positions_t, shared)
@@ -329,8 +264,8 @@ class Mistral(nnx.Module):
         return self.norm(x_brtd), tuple(own)
 
     def _scan(
-        self, layers: Block, x_brtd: Array, positions_t: Array, shared: Cache | None
-    ) -> tuple[Array, Cache]:
+        self, layers: Block, x_brtd: Array, positions_t: Array, shared: KVCache | None
+    ) -> tuple[Array, KVCache]:
         """The layers one after the other in a `lax.scan` over their stacked parameters."""
         structure, params = split(layers)
         one = structure.unstacked()

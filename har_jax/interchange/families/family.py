@@ -1,0 +1,99 @@
+"""A family: from and to `config.json`, and its table of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from har_jax.interchange import hf_dir
+from har_jax.interchange.table import Row
+from har_jax.interchange.weights import load, save
+from har_jax.models.functional import Params, Structure, split, structure_of
+from har_jax.sharding import RULES, LogicalAxes, Rules
+from har_jax.types import DTypeLike
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[C]):
+    """Attributes:
+
+    model_types: of `config.json`; the first is the one that is written.
+    read: the contents of a `config.json` to our configuration; `UserError` where it means a
+      computation that ours is not.
+    write: the way back, as transformers reads it.
+    build: a module of a configuration, with random parameters; options change how it computes.
+    table: the rows of the weights; `bare` where the names in the file lack their usual beginning.
+    bare: the tensor that tells by its presence that the names lack it; "" where there is no such.
+    ignore: regex of tensors in files that are passed over, for a configuration.
+    """
+
+    model_types: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], C]
+    write: Callable[[C], dict[str, Any]]
+    build: Callable[..., nnx.Module]  # (configuration, rngs, dtype, **options)
+    table: Callable[[bool], list[Row]]
+    ignore: Callable[[C], str]
+    bare: str = ""
+
+    def read_config(self, directory: Path) -> C:
+        """Of a directory; no weights are read."""
+        return self.read(hf_dir.read_config(directory, self.model_types))
+
+    def structure(self, config: C, dtype: DTypeLike, **options: Any) -> Structure[Any]:
+        """Of the network with parameters in `dtype`, without allocating any."""
+        return structure_of(lambda: self.build(config, nnx.Rngs(0), dtype, **options))
+
+    def load_params(
+        self,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        logical_axes: Mapping[str, LogicalAxes],
+        config: C,
+        directory: Path,
+        **placement: Any,
+    ) -> Params:
+        """The parameters of these names and shapes, straight into their shards (`weights.load`)."""
+        bare = bool(self.bare) and self.bare in hf_dir.open_weights(directory)[0]
+        table, ignore = self.table(bare), self.ignore(config)
+        return load(shapes, logical_axes, directory, table, ignore=ignore, **placement)
+
+    def load(
+        self,
+        directory: str | Path,
+        *,
+        mesh: Mesh | None = None,
+        rules: Rules = RULES,
+        dtype: DTypeLike | None = "float32",
+        allow_nan: bool = False,
+        **options: Any,
+    ) -> Any:
+        """The module of a directory (or hub name), its parameters in `dtype` (None: as stored)."""
+        path = hf_dir.resolve(directory)
+        config = self.read_config(path)
+        structure = self.structure(config, dtype or "float32", **options)
+        params = self.load_params(
+            structure.shapes,
+            structure.logical_axes,
+            config,
+            path,
+            mesh=mesh,
+            rules=rules,
+            as_stored=dtype is None,
+            allow_nan=allow_nan,
+        )
+        return structure.merge(params)
+
+    def save(self, config: C, params: Mapping[str, Any], directory: Path) -> None:
+        """Writes a directory that transformers loads; see `weights.save`."""
+        save(params, directory, self.table(False), self.write(config))
+
+    def save_module(self, module: Any, directory: str | Path) -> None:
+        """`save` of a module that holds its configuration as `config`."""
+        self.save(module.config, split(module)[1], Path(directory))

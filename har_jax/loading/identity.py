@@ -1,0 +1,79 @@
+"""Which weights these are: hashes that a run records, so that others cannot take their place
+unseen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from har_jax.data.features.cache import FeatureCache, Origin
+from har_jax.data.images import Preprocessor
+from har_jax.errors import UserError
+from har_jax.interchange import hf_dir
+from har_jax.loading.blueprint import Blueprint
+from har_jax.text.tokenizer import CaptionTokenizer
+
+Identity = Mapping[str, Mapping[str, Any]]
+"""{"clip": {"path", "fingerprint"}, "lm": {...}, "tokenizer": {"fingerprint"}}, as in
+`run.json`."""
+
+
+def identify(
+    blueprint: Blueprint, tokenizer: CaptionTokenizer, features: FeatureCache | None = None
+) -> Identity:
+    """The identity of what a blueprint is built upon; reads the files of weights, once."""
+    model = blueprint.model
+    if blueprint.encoder_dir is None:
+        assert features is not None, "a captioner without an encoder reads a cache"
+        clip: dict[str, Any] = {
+            "path": str(features.directory),
+            "fingerprint": features.fingerprint,
+        }
+    else:
+        fingerprint = hf_dir.weights_fingerprint(blueprint.encoder_dir)
+        clip = {"path": str(model.clip), "fingerprint": fingerprint}
+        if features is not None:
+            cache = {"path": str(features.directory), "fingerprint": features.fingerprint}
+            clip["features"] = cache
+    lm = {"path": str(model.lm), "fingerprint": hf_dir.weights_fingerprint(blueprint.decoder_dir)}
+    return {"clip": clip, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+
+
+def check_features(
+    blueprint: Blueprint, features: FeatureCache, preprocessor: Preprocessor
+) -> None:
+    """Refuses a cache that is not what the blueprint's encoder would say.
+
+    Raises:
+      UserError: it is stale; says what differs.
+    """
+    assert blueprint.encoder_dir is not None
+    model = blueprint.model
+    features.check_origin(
+        Origin(
+            str(model.clip),
+            hf_dir.weights_fingerprint(blueprint.encoder_dir),
+            model.projector,
+            model.vision_layer if model.projector == "patch" else None,
+            preprocessor.identity,
+            model.dtype,
+        )
+    )
+
+
+def check_base(info: Mapping[str, Any], now: Identity, run: str | os.PathLike[str]) -> None:
+    """The base weights and tokenizer that a run recorded must be those that are there now.
+
+    Raises:
+      UserError: something else is there; says which part.
+    """
+    for part, found in now.items():
+        then = info.get("base", {}).get(part, {})
+        if then.get("fingerprint") != found["fingerprint"]:
+            where = found.get("path", now["lm"]["path"])
+            raise UserError(
+                f"{str(run)!r} was trained on another {part} than {where!r} holds now "
+                f"(fingerprint {str(then.get('fingerprint'))[:12]} then, "
+                f"{found['fingerprint'][:12]} now); put the former back"
+            )

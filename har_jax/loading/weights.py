@@ -1,0 +1,108 @@
+"""A blueprint's parameters: from files straight into shards, or born there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from har_jax.checkpoint import Checkpoints
+from har_jax.interchange.families.decoders import family_of
+from har_jax.interchange.families.encoders import load_encoder
+from har_jax.loading.blueprint import Blueprint
+from har_jax.loading.runs import read_run
+from har_jax.models import lora
+from har_jax.models.captioner import new_projector
+from har_jax.models.functional import Params, part, prefixed, split
+from har_jax.models.layouts import convert
+from har_jax.sharding import RULES, Rules
+
+
+def load_base(
+    blueprint: Blueprint, mesh: Mesh, rules: Rules = RULES, *, vision: bool = True, lm: bool = True
+) -> Params:
+    """The weights of encoder and decoder, as their directories have them.
+
+    Args:
+      vision, lm: which of them; a blueprint without a tower has none to load.
+    """
+    shapes, axes = blueprint.shapes, blueprint.logical_axes
+    params: Params = {}
+    config = blueprint.config
+    if vision and config.vision is not None and blueprint.encoder_dir is not None:
+        found = load_encoder(
+            part(shapes, "vision"),
+            part(axes, "vision"),
+            config.vision,
+            blueprint.encoder_dir,
+            mesh=mesh,
+            rules=rules,
+        )
+        params |= prefixed(found, "vision")
+    if lm:
+        found = family_of(config.lm).load_params(
+            {n: x for n, x in part(shapes, "lm").items() if not lora.is_factor(n)},
+            part(axes, "lm"),
+            config.lm,
+            blueprint.decoder_dir,
+            mesh=mesh,
+            rules=rules,
+        )
+        params |= prefixed(found, "lm")
+    return params
+
+
+def load_frozen(blueprint: Blueprint, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """What does not learn: the tower, and the decoder where only adapters or projector do."""
+    return load_base(blueprint, mesh, rules, lm=not blueprint.model.trains_base)
+
+
+def new_trained(blueprint: Blueprint, seed: int, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """What learns, before the first step of stage 1: a fresh projector, fresh adapters, and the
+    base decoder where it learns itself. Each is born in its shards."""
+    shardings = blueprint.shardings(mesh, rules)
+    key = jax.random.key(seed)
+
+    def projector(key: jax.Array) -> Params:
+        dtype = jnp.dtype(blueprint.model.param_dtype)
+        made = new_projector(blueprint.config, rngs=nnx.Rngs(key), dtype=dtype)
+        return prefixed(split(made)[1], "projector")
+
+    def adapters(key: jax.Array) -> Params:  # what is not returned is never computed
+        params = split(blueprint.build(nnx.Rngs(key)))[1]
+        return {name: x for name, x in params.items() if lora.is_factor(name)}
+
+    trained: Params = {}
+    for make in (projector, adapters):
+        names = jax.eval_shape(make, key)
+        out = {name: shardings[name] for name in names}
+        trained |= jax.jit(make, out_shardings=out)(key) if names else {}
+    if blueprint.model.trains_base:
+        trained |= load_base(blueprint, mesh, rules, vision=False)
+    return trained
+
+
+def restore_trained(
+    blueprint: Blueprint,
+    run: str | os.PathLike[str],
+    step: int,
+    mesh: Mesh,
+    rules: Rules = RULES,
+) -> Params:
+    """What a run trained, in the layout of the blueprint, whatever that of the run is."""
+    then = read_run(run)[0].model
+    layout = dataclasses.replace(blueprint.model, scan_layers=then.scan_layers)
+    checkpoints = Checkpoints(run, read_only=True)
+    saved = checkpoints.restore_params(
+        step, blueprint.changed(layout).abstract_trained(mesh, rules)
+    )
+    checkpoints.close()
+    wanted = blueprint.abstract_trained(mesh, rules)
+    if wanted.keys() == saved.keys():
+        return saved
+    shardings = {name: x.sharding for name, x in wanted.items()}
+    return jax.jit(lambda params: convert(params, wanted), out_shardings=shardings)(saved)

@@ -1,0 +1,89 @@
+"""Stage 2, self-critical sequence training: the whole of a step's loss, as one differentiable
+function.
+
+Encode, project and prefill once; write and reward (`objectives/experience.py`); score the samples
+again by teacher forcing, which alone is differentiated; hand both to the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from har_jax.config import ScstConfig
+from har_jax.data.pipeline import visual
+from har_jax.decoding import DecodePlan
+from har_jax.decoding.loop import is_end
+from har_jax.figures import Figure, Loss, LossFn, Max, mean
+from har_jax.models.captioner import Captioner
+from har_jax.models.functional import Params, Structure
+from har_jax.objectives.experience import Experience, Objective, RewardFn, collect, frozen_copy
+from har_jax.objectives.policy_gradient import needs_greedy, policy_gradient
+from har_jax.types import Array
+
+
+def rollout_plan(config: ScstConfig, max_tokens: int) -> DecodePlan:
+    """What a step writes: K samples, and a greedy caption where the baseline is made of one."""
+    greedy = needs_greedy(config.baseline)
+    return DecodePlan(max_tokens, greedy, config.samples, config.temperature)
+
+
+def make_scst_loss(
+    structure: Structure[Captioner],
+    config: ScstConfig,
+    max_tokens: int,
+    reward: RewardFn,
+    objective: Objective = policy_gradient,
+) -> LossFn:
+    """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `image_id [B]`."""
+    plan = rollout_plan(config, max_tokens)
+
+    def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> Loss:
+        # 1. The prefix of every image, once for all its captions.
+        captioner = structure.merge(params)
+        cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
+        # 2. What the policy writes, and what that earns: no gradient goes through it.
+        writing = structure.merge(frozen_copy(params))
+        fixed = stop_gradient(cache)
+        experience = collect(writing, fixed, plan, reward, batch["image_id"], key, params)
+        # 3. Log-probabilities of the samples: the same policy, at the same temperature.
+        tokens = experience.samples.tokens
+        logp = captioner.score(cache, tokens, temperature=config.temperature)
+        # 4. The objective, and what is logged beside its own figures.
+        loss = objective(experience, logp, config)
+        figures = {**_figures(experience, logp, captioner.config.eos_ids), **loss.figures}
+        return Loss(loss.total, loss.weight, figures, _arrays(experience) | loss.arrays)
+
+    return loss_fn
+
+
+def _figures(experience: Experience, logp: Array, eos_ids: tuple[int, ...]) -> dict[str, Figure]:
+    samples, mask = experience.samples, experience.mask_bkt
+    ended = jnp.any(is_end(samples.tokens, eos_ids) & (mask > 0), axis=-1)
+    figures: dict[str, Figure] = {
+        "reward": mean(experience.rewards_bk),
+        "entropy": mean(-logp, mask),  # nats per token, Monte Carlo
+        "length": mean(samples.lengths),
+        "ended": mean(ended),
+        # Decode against score: must stay at rounding.
+        "logp_drift": Max(jnp.max(jnp.abs(logp - samples.logp) * mask)),
+    }
+    if experience.greedy is not None and experience.reward_greedy_b1 is not None:
+        figures["reward_greedy"] = mean(experience.reward_greedy_b1)
+        figures["length_greedy"] = mean(experience.greedy.lengths)
+    if len(experience.parts) > 1:
+        figures |= {f"reward_part/{name}": mean(x) for name, x in experience.parts.items()}
+    return figures
+
+
+def _arrays(experience: Experience) -> dict[str, Array]:
+    """Of the last step, for those who read the captions themselves."""
+    kinds = {"samples": experience.samples, "greedy": experience.greedy}
+    return {
+        f"{kind}/{name}": value
+        for kind, captions in kinds.items()
+        if captions is not None
+        for name, value in captions._asdict().items()
+    }

@@ -1,0 +1,34 @@
+"""Functions of a user's own, by their path: `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from har_jax.errors import UserError, did_you_mean
+
+
+def load_function(path: str, what: str) -> Callable[..., Any]:
+    """The function that a path names; `what` says in errors what it is for.
+
+    Raises:
+      UserError: no such module or function, or it is not callable.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that the user's own module lacks is named too.
+        raise UserError(
+            f"{what} {path!r}: there is no module {error.name!r}; put its directory on PYTHONPATH "
+            "and write package.module:function"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        kind = "no" if function is None else f"a {type(function).__name__} and no function"
+        raise UserError(
+            f"{what} {path!r}: {module_name} has {kind} {attribute!r}"
+            f"{did_you_mean(attribute, vars(module))}"
+        )
+    return function

@@ -1,0 +1,112 @@
+"""A planned session on its devices: the mesh, the stage's loss, the batches. Nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from har_jax.config import check_devices
+from har_jax.data.pipeline import TrainBatches, train_batches
+from har_jax.distributed import batch_part
+from har_jax.figures import Loss, LossFn
+from har_jax.loading.blueprint import Blueprint
+from har_jax.loading.weights import load_frozen, new_trained, restore_trained
+from har_jax.models.functional import Params
+from har_jax.objectives.likelihood import make_mle_loss
+from har_jax.objectives.policy_gradient import find_objective
+from har_jax.objectives.self_critical import make_scst_loss
+from har_jax.rewards.callback import RewardCallback
+from har_jax.sessions.plan import SessionPlan
+from har_jax.sharding import make_mesh
+
+
+@dataclasses.dataclass
+class Session:
+    """What a run computes with, but for the parameters that it trains.
+
+    Attributes:
+      frozen: parameters that the step reads and never changes, those of rewards among them.
+      callback: SCST's reward inside a step; None in MLE.
+    """
+
+    plan: SessionPlan
+    mesh: Mesh
+    frozen: Params
+    loss_fn: LossFn
+    callback: RewardCallback | None
+    batches: TrainBatches
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return self.plan.parts.blueprint
+
+    def initial_params(self) -> Params:
+        """What learns, before the first step: fresh in MLE, the parent's best in SCST. Loaded
+        anew by each call, and kept by nobody but the caller."""
+        plan = self.plan
+        if plan.parent is None:
+            return new_trained(self.blueprint, plan.config.seed, self.mesh)
+        parent = plan.parent
+        return restore_trained(self.blueprint, parent["run"], parent["step"], self.mesh)
+
+    @functools.cached_property
+    def look(self) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], Loss]:
+        """(trained, frozen, batch, key) → what a step would tell, without its gradient;
+        compiled."""
+
+        def look(trained: Params, frozen: Params, batch: Any, key: jax.Array) -> Loss:
+            return self.loss_fn({**frozen, **trained}, batch, key)
+
+        return jax.jit(look)
+
+
+def assemble(plan: SessionPlan) -> Session:
+    """Puts a plan on its devices."""
+    config, parts = plan.config, plan.parts
+    check_devices(config, jax.device_count())
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    frozen = load_frozen(parts.blueprint, mesh)
+    callback = None
+    if plan.reward is None:
+        loss_fn = make_mle_loss(parts.blueprint.structure)
+    else:
+        frozen |= plan.reward.load(mesh, plan.workdir)
+        callback = RewardCallback(
+            plan.reward,
+            parts.tokenizer.decode,
+            eos_id=parts.tokenizer.eos_id,
+            mesh=mesh,
+            vocab_size=parts.blueprint.config.lm.vocab_size,
+        )
+        loss_fn = make_scst_loss(
+            parts.blueprint.structure,
+            config.scst,
+            config.data.max_tokens,
+            callback,
+            find_objective(config.scst.objective),
+        )
+    return Session(plan, mesh, frozen, loss_fn, callback, _batches(plan, mesh))
+
+
+def _batches(plan: SessionPlan, mesh: Mesh) -> TrainBatches:
+    """This process's rows of the global batches."""
+    config, parts = plan.config, plan.parts
+    part, of = batch_part(mesh)
+    return train_batches(
+        plan.train_split,
+        parts.preprocessor,
+        parts.tokenizer,
+        batch_size=config.batch_size // of,
+        captions_per_image=config.data.captions_per_image,
+        max_tokens=config.data.max_tokens,
+        seed=config.seed,
+        process_index=part,
+        process_count=of,
+        cache_images=config.data.cache_images,
+        features=parts.features,
+    )
