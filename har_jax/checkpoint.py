@@ -92,6 +92,7 @@ class Checkpoints:
     ) -> tuple[PyTree, PyTree, dict[str, Any]]:
         """Everything of one step. The arguments are abstract: shapes, dtypes and shardings."""
         self._check_shapes(step, params)
+        self._check_optimizer(step, optimizer)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -146,6 +147,25 @@ class Checkpoints:
                 + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
                 + ". The model section of the configuration must be that of the training"
             )
+
+    def _check_optimizer(self, step: int, optimizer: PyTree) -> None:
+        saved, wanted = map(_leaves, (self._manager.item_metadata(step)["optimizer"], optimizer))
+        if saved != wanted:
+            other = sorted(name for name, _ in saved.items() ^ wanted.items())
+            raise UserError(
+                f"the optimizer's state in {self.directory / str(step)} has another structure than "
+                f"this version's ({', '.join(other[:5])}{', ...' if len(other) > 5 else ''}): "
+                "finish the run with the version of har_jax that began it, or begin a new one"
+            )
+
+
+def _leaves(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shapes by path. Orbax's description of a saved tree has dictionaries for named tuples."""
+    names = ("key", "idx", "name")
+    return {
+        ".".join(str(next(getattr(k, n) for n in names if hasattr(k, n))) for k in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def _directory(run_dir: str | os.PathLike[str]) -> pathlib.Path:

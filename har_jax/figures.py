@@ -1,32 +1,37 @@
 """What a step tells besides its update: figures that know how they are reduced.
 
-A mean over microbatches, processes or steps is right only where sums and weights are kept apart, and a
-largest value is no mean at all. So every figure is one of the types below; each is a pytree and may
-leave a jitted function, and `merge` combines two of one kind. `Loss` is what an objective returns.
+A mean over microbatches, processes or steps is right only where sums and weights are kept apart,
+and a largest value is no mean at all. So every figure is one of the types below; each is a pytree
+and may leave a jitted function. `merge` combines two of one kind, `reduce` those of several steps.
+`Loss` is what an objective returns.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from har_jax.types import Array
 
 
 class Mean(NamedTuple):
-    """A weighted mean: `total / weight`."""
+    """A weighted mean, `total / weight`; 0 where nothing was weighed."""
 
     total: Array
     weight: Array
 
     @property
     def value(self) -> Array:
-        return self.total / jnp.maximum(self.weight, 1e-30)
+        return self.total / (self.weight + (self.weight == 0))
 
 
 class Deviation(NamedTuple):
-    """A population standard deviation, kept as sums of values and of squares over `weight` values."""
+    """A population standard deviation, kept as the sums of `weight` values and of their squares."""
 
     total: Array
     squares: Array
@@ -35,7 +40,7 @@ class Deviation(NamedTuple):
     @property
     def value(self) -> Array:
         mean = self.total / self.weight
-        return jnp.sqrt(jnp.maximum(self.squares / self.weight - mean**2, 0))
+        return abs(self.squares / self.weight - mean**2) ** 0.5  # rounding may take it below 0
 
 
 class Max(NamedTuple):
@@ -73,6 +78,10 @@ class Loss(NamedTuple):
     arrays: dict[str, Array] = {}
 
 
+LossFn = Callable[[dict[str, Array], Mapping[str, Array], Array], Loss]
+"""(all parameters, batch, key) → the loss; what an objective is to training."""
+
+
 def mean(values: Array, weights: Any = None) -> Mean:
     """The mean of an array, or, with weights of its shape, the weighted one."""
     values = jnp.asarray(values, jnp.float32)
@@ -99,5 +108,17 @@ def merge(first: Figure, second: Figure) -> Figure:
     if isinstance(second, Last):
         return second
     if isinstance(first, Max) and isinstance(second, Max):
-        return Max(jnp.maximum(first.largest, second.largest))
+        library: Any = jnp if isinstance(first.largest, jax.Array) else np
+        return Max(library.maximum(first.largest, second.largest))
     return type(first)(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+def reduce(steps: Sequence[Mapping[str, Figure]]) -> dict[str, float]:
+    """The values of figures over several steps, on the host; waits for the device.
+
+    Sums are made in float64; the values are float32, as a device has them, so that those of a
+    single step are what the device would have computed.
+    """
+    values = [jax.tree.map(np.float64, step) for step in jax.device_get(list(steps))]
+    merged = functools.reduce(lambda a, b: {k: merge(a[k], b[k]) for k in a}, values)
+    return {name: float(np.float32(figure.value)) for name, figure in merged.items()}

@@ -1,8 +1,8 @@
-"""What a run tells: `metrics.jsonl`, `samples.jsonl`, TensorBoard files, the console.
+"""What a run tells: `metrics.jsonl`, `samples.jsonl`, TensorBoard files, the console, and others.
 
-Every line is one `write`, so a run that is killed leaves at most one line cut off. After a restore
-`truncate_after(step)` removes what lies beyond the restored step, for these steps are done again: a
-resumed run's log reads like an unbroken one's.
+A `RunLog` passes what it is told to its `Logger`s. After a restore `truncate_after(step)` removes
+what lies beyond the restored step, for these steps are done again: a resumed run's log reads like
+an unbroken one's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 from tensorboardX import SummaryWriter
@@ -45,70 +45,58 @@ _CONSOLE: dict[str, tuple[str, str, str]] = {
     "grad_norm": ("|grad|", "6.2f", ""),
     "learning_rate": ("lr", "7.1e", ""),
     "images_per_second": ("", "6.0f", " img/s"),
+    "tokens_per_second": ("", "7.0f", " tok/s"),
+    "data_wait": ("waiting for data", "3.0%", ""),
+    "memory_peak_gib": ("memory", "5.1f", " GiB"),
 }
 
 
-class MetricsWriter:
-    """Appends to the logs of a run directory. With `enabled=False` every method does nothing.
+class Logger(Protocol):
+    """Where a run's figures go. What a subclass does not define does nothing."""
 
-    Args:
-      run_dir: created when something is written.
-      enabled: whether this process writes; None: process 0 does.
-      total_steps: for the console's `step 120/600`.
-      tensorboard: also write event files.
-    """
-
-    def __init__(
-        self,
-        run_dir: str | os.PathLike[str],
-        *,
-        enabled: bool | None = None,
-        total_steps: int | None = None,
-        tensorboard: bool = True,
-    ):
-        self.run_dir = pathlib.Path(run_dir)
-        self.enabled = jax.process_index() == 0 if enabled is None else enabled
-        self.total_steps = total_steps
-        self._with_events = tensorboard
-        self._files: dict[str, io.FileIO] = {}
-        self._events: SummaryWriter | None = None
-        self._purge_step: int | None = None
-
-    def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Files scalars such as `{"train/loss": 2.1}` under `step`, and logs one console line."""
-        if not self.enabled:
-            return
-        values = {name: float(value) for name, value in figures.items()}
-        self._append(METRICS, {"step": int(step), "time": round(time.time(), 3), **values})
-        if self._with_events:
-            events = self._event_writer()
-            for name, value in values.items():
-                events.add_scalar(name, value, int(step))
-        log.info("%s", console_line(step, values, self.total_steps))
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Scalars of a step, such as `{"train/loss": 2.1}`."""
 
     def event(self, step: int, fields: Mapping[str, Any]) -> None:
-        """Files something that happened, such as a guard's trip: `{"step", "event": {...}}`."""
-        if self.enabled:
-            row = {"step": int(step), "time": round(time.time(), 3), "event": dict(fields)}
-            self._append(METRICS, row)
+        """Something that happened, such as a guard's trip."""
 
-    def samples(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Files captions: each row has `image_id`, `caption`, `references` and whatever else."""
-        if not self.enabled:
-            return
-        for row in rows:
-            self._append(SAMPLES, {"step": int(step), "split": split, **row})
+    def samples(self, step: int, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Captions: each row has `image_id`, `caption`, `references` and whatever else."""
 
     def truncate_after(self, step: int) -> None:
-        """Drops what was logged for steps beyond `step` (0: all), and lines that a kill cut off.
+        """Forgets what was logged for later steps, which will be done again."""
 
-        TensorBoard's files are append-only; there a mark tells readers to forget these steps.
-        """
-        if not self.enabled:
-            return
+    def flush(self) -> None:
+        """Brings to disk what is held back."""
+
+    def close(self) -> None:
+        """Closes all files; a later `write` opens them again."""
+
+
+class JsonLines(Logger):
+    """`metrics.jsonl` and `samples.jsonl`. Every line is one unbuffered write, so a run that is
+    killed loses nothing but at most one line, which is cut off."""
+
+    def __init__(self, run_dir: pathlib.Path):
+        self._run_dir = run_dir
+        self._files: dict[str, io.FileIO] = {}
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._append(METRICS, {"step": step, "time": round(time.time(), 3), **figures})
+
+    def event(self, step: int, fields: Mapping[str, Any]) -> None:
+        row = {"step": step, "time": round(time.time(), 3), "event": dict(fields)}
+        self._append(METRICS, row)
+
+    def samples(self, step: int, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._append(SAMPLES, {"step": step, "split": split, **row})
+
+    def truncate_after(self, step: int) -> None:
+        """Drops later lines, and lines that a kill cut off."""
         self.close()
         for name in (METRICS, SAMPLES):
-            path = self.run_dir / name
+            path = self._run_dir / name
             if not path.exists():
                 continue
             before = path.read_bytes()
@@ -120,49 +108,123 @@ class MetricsWriter:
             after = b"".join(kept)
             if after != before:
                 write_bytes(path, after)
-        if any((self.run_dir / TENSORBOARD).glob("events.*")):
-            self._purge_step = step + 1
-
-    def flush(self) -> None:
-        """Event files are buffered; the JSON lines never are."""
-        if self._events is not None:
-            self._events.flush()
 
     def close(self) -> None:
-        """Closes all files; a later `write` opens them again."""
         for file in self._files.values():
             file.close()
         self._files.clear()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            _cut_partial_line(self.run_dir / name)
-            # Unbuffered: a line is in the operating system's hands when `write` returns, and a
-            # killed process loses nothing.
-            self._files[name] = open(self.run_dir / name, "ab", buffering=0)  # noqa: SIM115
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            _cut_partial_line(self._run_dir / name)
+            self._files[name] = open(self._run_dir / name, "ab", buffering=0)  # noqa: SIM115
         self._files[name].write((dumps(row) + "\n").encode())
 
-    def _event_writer(self) -> SummaryWriter:
+
+class TensorBoard(Logger):
+    """Event files, which are append-only: what is truncated is marked as to be forgotten."""
+
+    def __init__(self, run_dir: pathlib.Path):
+        self._directory = run_dir / TENSORBOARD
+        self._events: SummaryWriter | None = None
+        self._purge_step: int | None = None
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
         if self._events is None:
             self._events = SummaryWriter(
-                str(self.run_dir / TENSORBOARD),
+                str(self._directory),
                 purge_step=self._purge_step,
                 flush_secs=30,
                 # Files are named by the second: without this a quick resume overwrites the last.
                 filename_suffix=f".{time.time_ns()}",
             )
             self._purge_step = None
-        return self._events
+        for name, value in figures.items():
+            self._events.add_scalar(name, value, step)
+
+    def truncate_after(self, step: int) -> None:
+        self.close()
+        if any(self._directory.glob("events.*")):
+            self._purge_step = step + 1
+
+    def flush(self) -> None:
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+class Console(Logger):
+    """One line for each `write`."""
+
+    def __init__(self, total_steps: int | None = None):
+        self._total_steps = total_steps
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        log.info("%s", console_line(step, figures, self._total_steps))
+
+
+class RunLog(Logger):
+    """The loggers of a run as one: JSON lines, TensorBoard, the console.
+
+    Args:
+      run_dir: created when something is written.
+      enabled: whether this process writes; None: process 0 does. False: every method does nothing.
+      total_steps: for the console's `step 120/600`.
+      tensorboard: also write event files.
+      others: more loggers, such as one for an experiment tracker.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        enabled: bool | None = None,
+        total_steps: int | None = None,
+        tensorboard: bool = True,
+        others: Sequence[Logger] = (),
+    ):
+        path = pathlib.Path(run_dir)
+        self.loggers: list[Logger] = []
+        if jax.process_index() == 0 if enabled is None else enabled:
+            events = [TensorBoard(path)] if tensorboard else []
+            self.loggers = [JsonLines(path), *events, Console(total_steps), *others]
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        values = {name: float(value) for name, value in figures.items()}
+        for logger in self.loggers:
+            logger.write(int(step), values)
+
+    def event(self, step: int, fields: Mapping[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.event(int(step), fields)
+
+    def samples(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
+        for logger in self.loggers:
+            logger.samples(int(step), split, rows)
+
+    def truncate_after(self, step: int) -> None:
+        for logger in self.loggers:
+            logger.truncate_after(step)
+
+    def flush(self) -> None:
+        for logger in self.loggers:
+            logger.flush()
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def _cut_partial_line(path: pathlib.Path) -> None:

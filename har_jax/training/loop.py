@@ -1,13 +1,14 @@
 """The training loop: steps, logs, validation, guards, checkpoints, and an orderly end.
 
-It knows neither stages nor rewards: it is given a compiled step, an iterator of batches, what to
-call for validation, and the guards that may stop it or take it back to its best checkpoint. A run
-that is killed at any moment continues from its last checkpoint with the same batches and the same
-random numbers, bit for bit on the same devices.
+It knows neither objectives nor rewards: it is given a compiled step, an iterator of batches, what
+to call for validation, and the guards that may stop it or take it back to its best checkpoint. A
+run that is killed at any moment continues from its last checkpoint with the same batches and the
+same random numbers, bit for bit on the same devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,15 +20,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from har_jax.checkpoint import METRIC, Checkpoints, abstract
+from har_jax.checkpoint import METRIC, Checkpoints
 from har_jax.config import Config
-from har_jax.loading.writer import put_batch
+from har_jax.distributed import put_batch
+from har_jax.figures import Figure, reduce
 from har_jax.models.functional import Params
 from har_jax.progress import progress
 from har_jax.training.guards import Guards, Trip
-from har_jax.training.loggers import MetricsWriter
+from har_jax.training.loggers import Logger
 from har_jax.training.preemption import Preemption
-from har_jax.training.step import TrainState, TrainStep
+from har_jax.training.profile import Profile
+from har_jax.training.step import StepOutput, TrainState, TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +53,16 @@ class Batches(Protocol):
 
 @dataclasses.dataclass
 class Hooks:
-    """What a stage adds to the loop."""
+    """What a session adds to the loop."""
 
     validate: Callable[[Params, int], dict[str, float]] | None = None
     """(trained parameters, step) → validation figures with the key `CIDEr`."""
     summarise: Callable[[Mapping[str, Any], int], dict[str, float]] | None = None
-    """(arrays that a step logged, step) → more figures, such as the bad-ending rate of samples."""
+    """(arrays of a step, step) → more figures, such as the bad-ending rate of samples."""
     measure: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, float]] | None = None
-    """(batch, arrays that its step logged) → figures that take a computation of their own."""
+    """(batch, arrays of its step) → figures that take a computation of their own."""
     check: Callable[[], None] | None = None
     """Raises what went wrong on the host during a step (a reward's exception)."""
-    start_over: Callable[[], Params] | None = None
-    """The trained parameters before the first step, loaded anew: for guards that roll back."""
     note: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
     """Records the roll-backs so far."""
 
@@ -78,175 +79,248 @@ class Result:
 def fit(
     config: Config,
     step: TrainStep,
-    params: Params,
+    initial: Callable[[], Params],
     frozen: Params,
     batches: Batches,
     checkpoints: Checkpoints,
-    writer: MetricsWriter,
+    logger: Logger,
     mesh: Mesh,
     hooks: Hooks,
     *,
     guards: Guards | None = None,
     stop_after: int | None = None,
+    profile: Profile | None = None,
 ) -> Result:
     """Trains to `config.steps`.
 
     It leaves earlier, with a checkpoint, on SIGTERM, after `stop_after` steps, and where a guard
     says so.
-    """
-    state = step.start(params)
-    first = checkpoints.latest()
-    if first is not None:
-        restored, optimizer, progress_state = checkpoints.restore(
-            first,
-            abstract(state.params, step.shardings.params),
-            abstract(state.optimizer, step.shardings.optimizer),
-        )
-        if guards is not None and "guards" in progress_state:
-            guards.restore(progress_state["guards"])
-        state = step.state(first, restored, optimizer, guards.lr_scale if guards else 1)
-        batches.set_state(progress_state["data"])
-        log.info("resumed at step %d of %d", first, config.steps)
-    done = first or 0
-    writer.truncate_after(-1 if first is None else done)
-    if guards is not None and hooks.note is not None:
-        hooks.note(guards.rollbacks)  # those after the checkpoint are undone
 
+    Args:
+      initial: loads the trained parameters before the first step. It is called where there is no
+        checkpoint to go on from, or to go back to; nobody else should keep what it returns.
+      frozen: the parameters that the step reads beside the trained ones.
+      profile: traces some of the steps.
+    """
+    run = _Run(config, step, initial, batches, checkpoints, logger, hooks, guards)
+    first = run.begin()
     window = _Window()
     finished, stopped_by = True, None
-    bar = progress(total=config.steps, initial=done, desc=config.stage, unit="step")
-    with Preemption() as preemption, jax.set_mesh(mesh), bar:
-        if first is None and guards is not None and guards.action("clip") != "off":
-            assert hooks.validate is not None
-            metrics = {f"val/{k}": v for k, v in hooks.validate(state.params, 0).items()}
-            writer.write(0, metrics)
-            guards.begin(metrics)
-        while done < config.steps:
-            trips: list[Trip] = []
-            batch = put_batch(next(batches), mesh)
-            state, logs = step(state, frozen, batch)
-            done += 1
-            window.add(logs)
+    bar = progress(total=config.steps, initial=first, desc=config.stage, unit="step")
+    tracing = profile or contextlib.nullcontext()
+    with Preemption() as preemption, jax.set_mesh(mesh), tracing, bar:
+        run.look_before()
+        while run.done < config.steps:
+            # 1. The next batch; threads read ahead, so waiting shows that they are too slow.
+            batch = window.waiting_for(lambda: put_batch(next(batches), mesh))
+            # 2. The step. It is dispatched only: what follows runs while the device computes.
+            with profile.step(run.done + 1) if profile else contextlib.nullcontext():
+                run.state, output = step(run.state, frozen, batch)
+            run.done += 1
+            window.add(output)
+            if profile:
+                profile.after(run.done, output)
             bar.update(1)
-            last = done == config.steps
-            leaving = preemption.reached(done) or done - (first or 0) == stop_after
+            # 3. What is due after this step.
+            last = run.done == config.steps
+            leaving = preemption.reached(run.done) or run.done - first == stop_after
             leaving = leaving and not last
-            every = config.eval.every
-            validating = hooks.validate is not None and (last or (every and done % every == 0))
-            saving = last or leaving or validating or done % config.checkpoint_every == 0
-            if done % config.log_every == 0 or saving:
-                figures, arrays = window.close(done, config.batch_size)
-                _check(figures, done, hooks)
-                if hooks.summarise is not None:
-                    figures |= hooks.summarise(arrays, done)
-                if hooks.measure is not None:
-                    figures |= hooks.measure(batch, arrays)
-                if guards is not None:
-                    trips += guards.observe(done, figures)
-                    figures |= {"lr_scale": guards.lr_scale} if guards.rollbacks else {}
-                writer.write(done, {f"train/{k}": v for k, v in figures.items()})
+            validating = run.validates(last)
+            saving = last or leaving or validating or run.done % config.checkpoint_every == 0
+            trips: list[Trip] = []
+            # 4. Log: wait for the device, and look whether all is well before anything is saved.
+            if run.done % config.log_every == 0 or saving:
+                figures, found = run.log(window, batch)
+                trips += found
                 bar.set_postfix(_postfix(figures))
+            # 5. Validate. Its time is not that of steps.
             metrics = None
-            if validating and hooks.validate is not None:
-                metrics = hooks.validate(state.params, done)
-                writer.write(done, {f"val/{k}": v for k, v in metrics.items()})
+            if validating:
+                metrics, found = run.validate()
+                trips += found
                 window.restart()
-                if guards is not None:
-                    trips += guards.observe_validation(done, metrics)
-            if guards is not None:
-                if not guards.sound:
-                    metrics = None  # such a checkpoint must not become the best one
-                if trips:
-                    state, stopped_by = _react(
-                        trips, guards, state, done, step, checkpoints, writer, hooks
-                    )
+            # 6. Do what the guards say: nothing, stop, or go back.
+            if guards is not None and not guards.sound:
+                metrics = None  # such a checkpoint must not become the best one
+            stopped_by = run.heed(trips)
+            # 7. Save, together with the place in the data and the guards' memory.
             if saving or stopped_by:
-                checkpoints.save(
-                    done,
-                    state.params,
-                    state.optimizer,
-                    {
-                        "data": batches.get_state(),
-                        "seed": config.seed,
-                        **({"guards": guards.state()} if guards is not None else {}),
-                    },
-                    metrics if metrics and METRIC in metrics else None,
-                )
+                run.save(metrics)
+            # 8. Leave in order.
             if leaving or stopped_by:
                 finished = False
                 break
     checkpoints.wait()
-    writer.flush()
-    return Result(state, finished, stopped_by)
+    logger.flush()
+    return Result(run.state, finished, stopped_by)
 
 
-def _react(
-    trips: list[Trip],
-    guards: Guards,
-    state: TrainState,
-    done: int,
-    step: TrainStep,
-    checkpoints: Checkpoints,
-    writer: MetricsWriter,
-    hooks: Hooks,
-) -> tuple[TrainState, Trip | None]:
-    """Does what the guards say: the state to go on with, and the guard that stops the run if so."""
-    for trip in trips:
-        log.warning("step %d: %s (%s)", done, trip, trip.action)
-        writer.event(done, dataclasses.asdict(trip))
-    stop = next((trip for trip in trips if trip.action == "stop"), None)
-    if stop is not None:
-        guards.forget()  # a resumed run has patience again
-        return state, stop
-    causes = [trip for trip in trips if trip.action == "rollback"]
-    if not causes:
-        return state, None
-    assert hooks.start_over is not None
-    best = checkpoints.best()
-    if best is None:
-        params = hooks.start_over()
-        optimizer = step.start(params).optimizer
-    else:
-        params, optimizer, _ = checkpoints.restore(
-            best,
-            abstract(state.params, step.shardings.params),
-            abstract(state.optimizer, step.shardings.optimizer),
-        )
-    guards.rolled_back(done, best or 0, causes)
-    writer.event(done, {"rollback": True, **guards.rollbacks[-1], "lr_scale": guards.lr_scale})
-    if hooks.note is not None:
-        hooks.note(guards.rollbacks)
-    place = f"the checkpoint of step {best}" if best else "the start"
-    log.warning("step %d: back to %s, learning rate x %g", done, place, guards.lr_scale)
-    return step.state(done, params, optimizer, guards.lr_scale), None
+@dataclasses.dataclass
+class _Run:
+    """The state of a run, and what is done with it."""
+
+    config: Config
+    step: TrainStep
+    initial: Callable[[], Params]
+    batches: Batches
+    checkpoints: Checkpoints
+    logger: Logger
+    hooks: Hooks
+    guards: Guards | None
+    state: Any = None  # a TrainState; nobody else holds one
+    done: int = 0  # steps
+
+    def begin(self) -> int:
+        """Starts at the latest checkpoint, or at the beginning; returns the steps done before."""
+        first = self.checkpoints.latest()
+        if first is None:
+            self.state = self.step.start(self.initial())
+        else:
+            params, optimizer, progress_state = self._restore(first)
+            if self.guards is not None and "guards" in progress_state:
+                self.guards.restore(progress_state["guards"])
+            scale = self.guards.lr_scale if self.guards is not None else 1
+            self.state = self.step.state(first, params, optimizer, scale)
+            self.batches.set_state(progress_state["data"])
+            log.info("resumed at step %d of %d", first, self.config.steps)
+        self.done = first or 0
+        self.logger.truncate_after(-1 if first is None else first)
+        if self.guards is not None and self.hooks.note is not None:
+            self.hooks.note(self.guards.rollbacks)  # those after the checkpoint are undone
+        return self.done
+
+    def look_before(self) -> None:
+        """A validation before the first step, where the guard `clip` needs it for a start."""
+        if self.done or self.guards is None or self.guards.action("clip") == "off":
+            return
+        assert self.hooks.validate is not None
+        metrics = {f"val/{k}": v for k, v in self.hooks.validate(self.state.params, 0).items()}
+        self.logger.write(0, metrics)
+        self.guards.begin(metrics)
+
+    def log(self, window: _Window, batch: Mapping[str, Any]) -> tuple[dict[str, float], list[Trip]]:
+        """Logs the steps of the window: their figures, and the guards that these trip."""
+        figures, arrays = window.close(self.config.batch_size)
+        _check(figures, self.done, self.hooks)
+        if self.hooks.summarise is not None:
+            figures |= self.hooks.summarise(arrays, self.done)
+        if self.hooks.measure is not None:
+            figures |= self.hooks.measure(batch, arrays)
+        trips = []
+        if self.guards is not None:
+            trips = self.guards.observe(self.done, figures)
+            figures |= {"lr_scale": self.guards.lr_scale} if self.guards.rollbacks else {}
+        self.logger.write(self.done, {f"train/{k}": v for k, v in figures.items()})
+        return figures, trips
+
+    def validates(self, last: bool) -> bool:
+        """Whether a validation is due."""
+        every = self.config.eval.every
+        due = last or (every > 0 and self.done % every == 0)
+        return due and self.hooks.validate is not None
+
+    def validate(self) -> tuple[dict[str, float], list[Trip]]:
+        """Validates and logs: the figures, and the guards that these trip."""
+        assert self.hooks.validate is not None
+        metrics = self.hooks.validate(self.state.params, self.done)
+        self.logger.write(self.done, {f"val/{k}": v for k, v in metrics.items()})
+        trips = self.guards.observe_validation(self.done, metrics) if self.guards else []
+        return metrics, trips
+
+    def heed(self, trips: Sequence[Trip]) -> Trip | None:
+        """Does what the guards say; returns the one that stops the run, if one does."""
+        for trip in trips:
+            log.warning("step %d: %s (%s)", self.done, trip, trip.action)
+            self.logger.event(self.done, dataclasses.asdict(trip))
+        stop = next((trip for trip in trips if trip.action == "stop"), None)
+        causes = [trip for trip in trips if trip.action == "rollback"]
+        if self.guards is not None and stop is not None:
+            self.guards.forget()  # a resumed run has patience again
+        elif self.guards is not None and causes:
+            self._roll_back(self.guards, causes)
+        return stop
+
+    def _roll_back(self, guards: Guards, causes: list[Trip]) -> None:
+        """Parameters and moments of the best checkpoint, or of the start where there is none. The
+        step goes on, and with it the data, the random numbers and the schedule."""
+        self.state = None  # before another takes its place, not after
+        best = self.checkpoints.best()
+        if best is None:
+            _, params, optimizer, _ = self.step.start(self.initial())
+        else:
+            params, optimizer, _ = self._restore(best)
+        guards.rolled_back(self.done, best or 0, causes)
+        self.state = self.step.state(self.done, params, optimizer, guards.lr_scale)
+        event = {"rollback": True, **guards.rollbacks[-1], "lr_scale": guards.lr_scale}
+        self.logger.event(self.done, event)
+        if self.hooks.note is not None:
+            self.hooks.note(guards.rollbacks)
+        where = f"the checkpoint of step {best}" if best else "the start"
+        log.warning("step %d: back to %s, learning rate x %g", self.done, where, guards.lr_scale)
+
+    def _restore(self, step: int) -> tuple[Params, Any, dict[str, Any]]:
+        wanted = self.step.abstract
+        return self.checkpoints.restore(step, wanted.params, wanted.optimizer)
+
+    def save(self, metrics: Mapping[str, float] | None) -> None:
+        """A checkpoint of this step; with validation figures it may become the best one."""
+        progress_state = {"data": self.batches.get_state(), "seed": self.config.seed}
+        if self.guards is not None:
+            progress_state["guards"] = self.guards.state()
+        scored = metrics if metrics and METRIC in metrics else None
+        state = self.state
+        self.checkpoints.save(self.done, state.params, state.optimizer, progress_state, scored)
 
 
 class _Window:
-    """Logs since the last report. Only finished steps are read: the device never waits for it."""
+    """Steps since the last log. Only finished ones are read: the device never waits for it."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        self.logs: list[dict[str, Any]] = []
-        self.began = time.perf_counter()
+        self._figures: list[dict[str, Figure]] = []
+        self._arrays: dict[str, Any] = {}  # of the last step
+        self._began = time.perf_counter()
+        self._waited = 0.0
 
-    def add(self, logs: dict[str, Any]) -> None:
-        self.logs.append(logs)
-        if len(self.logs) > MAX_IN_FLIGHT:
-            jax.block_until_ready(self.logs[-1 - MAX_IN_FLIGHT]["loss"])
+    def waiting_for(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns; the time that it takes is counted as waiting for data."""
+        began = time.perf_counter()
+        made = make()
+        self._waited += time.perf_counter() - began
+        return made
 
-    def close(self, step: int, batch_size: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """Means of the scalars (the last value where a mean says nothing), and the last arrays."""
-        del step
-        values = jax.device_get([{k: v for k, v in x.items() if v.ndim == 0} for x in self.logs])
-        arrays = {k: v for k, v in self.logs[-1].items() if v.ndim > 0}
-        seconds = time.perf_counter() - self.began
-        figures = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
-        figures["steps_per_second"] = len(values) / seconds
-        figures["images_per_second"] = len(values) * batch_size / seconds
+    def add(self, output: StepOutput) -> None:
+        self._figures.append(output.figures)
+        self._arrays = output.arrays
+        if len(self._figures) > MAX_IN_FLIGHT:
+            jax.block_until_ready(self._figures[-1 - MAX_IN_FLIGHT]["loss"])
+
+    def close(self, batch_size: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """The figures of all steps, speed and memory among them, and the last step's arrays."""
+        figures, arrays, count = reduce(self._figures), self._arrays, len(self._figures)
+        seconds = time.perf_counter() - self._began
+        figures["steps_per_second"] = count / seconds
+        figures["images_per_second"] = count * batch_size / seconds
+        if "tokens" in self._figures[0]:
+            totals = jax.device_get([step["tokens"][0] for step in self._figures])
+            figures["tokens_per_second"] = float(sum(totals)) / seconds
+        figures["data_wait"] = self._waited / seconds  # share of the time
+        figures |= _device_memory()
         self.restart()
         return figures, arrays
+
+
+def _device_memory() -> dict[str, float]:
+    """GiB in use and at most so far, of the fullest device of this process; {} on CPUs."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
+    return {
+        figure: max(s[name] for s in stats) / 2**30
+        for figure, name in names.items()
+        if all(name in s for s in stats)
+    }
 
 
 def _check(figures: Mapping[str, float], step: int, hooks: Hooks) -> None:

@@ -37,45 +37,49 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
 
 
 def make_optimizer(
-    config: OptimConfig, steps: int, logical_axes: Mapping[str, LogicalAxes] | None = None
+    config: OptimConfig, logical_axes: Mapping[str, LogicalAxes] | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, the rule, weight decay on matrices, learning rates per group, the schedule.
+    """Clipping, the rule, weight decay on matrices, learning rates per group.
 
+    Its updates are those of a learning rate of 1: the step multiplies them by the schedule's.
     `logical_axes` of the parameters tell which axes of a kernel are inputs, which outputs, and
     which number the layers. Adafactor's `lr` is relative, as published: a step moves a parameter by
     `lr` times its root mean square.
     """
-    schedule = make_schedule(config, steps)
-    logical_axes = logical_axes or {}
+    axes = logical_axes or {}
+    rules = {
+        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        "muon": lambda: _muon(config, axes),
+        "adafactor": lambda: _adafactor(axes),
+        "sgd": optax.identity,
+    }
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.name == "muon":
-        dimensions: Any = {n: muon_dimensions(axes) for n, axes in logical_axes.items()}
-        # Muon's updates are made as large as Adam's (Liu et al. 2025, "Muon is scalable for LLM
-        # training"), so that both groups share one learning rate.
-        rule = muon(
-            schedule,
-            adam_learning_rate=schedule,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            weight_decay=config.weight_decay,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=dimensions,
-        )
-        parts.append(rule)
-    else:
-        rules = {
-            "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2),
-            "adafactor": lambda: _adafactor(logical_axes),
-            "sgd": optax.identity,
-        }
-        parts.append(rules[config.name]())
-        if config.weight_decay:
-            mask = functools.partial(_matrices, logical_axes=logical_axes)
-            parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
-        parts.append(optax.scale_by_learning_rate(schedule))
+    parts.append(rules[config.name]())
+    if config.weight_decay:
+        mask = functools.partial(_matrices, logical_axes=axes)
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+    parts.append(optax.scale(-1.0))
     if config.projector_lr_factor != 1:
         parts.append(optax.stateless(_faster_projector(config.projector_lr_factor)))
     return optax.chain(*parts)
+
+
+def _muon(
+    config: OptimConfig, logical_axes: Mapping[str, LogicalAxes]
+) -> optax.GradientTransformation:
+    """Muon for the kernels of hidden layers and Adam for the rest, up to learning rate and decay.
+
+    Muon's updates are made as large as Adam's (Liu et al. 2025, "Muon is scalable for LLM
+    training"), so that both groups share one learning rate.
+    """
+    dimensions: Any = {name: muon_dimensions(axes) for name, axes in logical_axes.items()}
+    return muon(
+        -1.0,  # optax turns the sign round; `make_optimizer` does so after the decay
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )
 
 
 def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
@@ -88,9 +92,7 @@ def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
     if len(axes) - layers < 2 or {"vocab", "position"} & set(axes):
         return None
     inputs = tuple(range(layers, layers + n_in))
-    # What is neither is a batch of matrices: layers, and kernels that only lie side by side.
-    outputs = (i for i in range(layers + n_in, len(axes)) if axes[i] != "fused")
-    return MuonDimensionNumbers(inputs, tuple(outputs))
+    return MuonDimensionNumbers(inputs, tuple(range(layers + n_in, len(axes))))
 
 
 def _split_axes(axes: LogicalAxes) -> tuple[int, int]:

@@ -1,68 +1,73 @@
-"""One jitted training step, the same for every stage: loss, gradient, update."""
+"""One jitted training step, the same for every objective: loss, gradient, update."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from har_jax.checkpoint import abstract
+from har_jax.figures import Figure, Last, Loss, LossFn, Mean, mean
 from har_jax.models.functional import Params
 from har_jax.sharding import replicated
+from har_jax.training.optimizer import Schedule
 from har_jax.types import Array, PyTree
-
-LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
     """What a step changes. Frozen parameters are no part of it, nor of a checkpoint."""
 
-    step: Array  # int32 []: updates done
+    step: Array  # int32 []: updates done; the schedule of the learning rate follows it
     params: Params  # the trained ones
     optimizer: PyTree
     lr_scale: Array  # float32 []: of the learning rate; 1 unless guards rolled the run back
 
 
-class StateShardings(NamedTuple):
-    """Where each part of a `TrainState` lives."""
+class StepOutput(NamedTuple):
+    """What a step tells."""
 
-    step: NamedSharding
-    params: dict[str, NamedSharding]
-    optimizer: PyTree
-    lr_scale: NamedSharding
+    figures: dict[str, Figure]  # to be logged
+    arrays: dict[str, Array]  # of the objective, such as a rollout's tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """`step(state, frozen, batch) -> (state, logs)`, and where the state lives."""
+    """`step(state, frozen, batch) -> (state, output)`, and what its state is.
 
-    function: Callable[..., tuple[TrainState, dict[str, Array]]]
+    Attributes:
+      abstract: shapes, dtypes and shardings of a state.
+    """
+
+    function: Callable[..., tuple[TrainState, StepOutput]]
     optimizer: optax.GradientTransformation
-    shardings: StateShardings
+    abstract: TrainState
 
     def __call__(
         self, state: TrainState, frozen: Params, batch: Mapping[str, Array]
-    ) -> tuple[TrainState, dict[str, Array]]:
+    ) -> tuple[TrainState, StepOutput]:
         return self.function(state, frozen, batch)
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step; optimizer moments are born in their shards."""
-        init = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)
-        return self.state(0, params, init(params))
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract.optimizer)
+        return self.state(0, params, jax.jit(self.optimizer.init, out_shardings=shardings)(params))
 
     def state(
         self, step: int, params: Params, optimizer: PyTree, lr_scale: float = 1
     ) -> TrainState:
         """A state from its parts."""
         return TrainState(
-            jax.device_put(np.int32(step), self.shardings.step),
+            jax.device_put(np.int32(step), self.abstract.step.sharding),
             params,
             optimizer,
-            jax.device_put(np.float32(lr_scale), self.shardings.lr_scale),
+            jax.device_put(np.float32(lr_scale), self.abstract.lr_scale.sharding),
         )
 
     @property
@@ -74,6 +79,7 @@ class TrainStep:
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
+    schedule: Schedule,
     params: Mapping[str, Any],
     param_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
@@ -83,32 +89,54 @@ def make_train_step(
 
     Everything random in step n comes from `fold_in(key(seed), n)`, so a resumed run draws what an
     unbroken one would have drawn. The state is donated.
+
+    Args:
+      optimizer: makes updates for a learning rate of 1.
+      schedule: step → learning rate. It follows the state's step, which goes on when guards take
+        parameters and moments back to an earlier checkpoint.
     """
-    shardings = StateShardings(
-        replicated(mesh),
-        dict(param_shardings),
-        optimizer_shardings(optimizer, params, param_shardings, mesh),
-        replicated(mesh),
-    )
 
     def step(
         state: TrainState, frozen: Params, batch: Mapping[str, Array]
-    ) -> tuple[TrainState, dict[str, Array]]:
+    ) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_of(trained: Params) -> tuple[Array, dict[str, Array]]:
-            return loss_fn({**frozen, **trained}, batch, key)
+        def loss_of(trained: Params) -> tuple[Array, Loss]:
+            loss = loss_fn({**frozen, **trained}, batch, key)
+            return loss.total / loss.weight, loss
 
-        (loss, logs), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        # 1. The loss, and its gradient with respect to the trained parameters alone.
+        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        # 2. The optimizer's update, scaled by the learning rate of this step.
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        updates = jax.tree.map(lambda u: u * state.lr_scale.astype(u.dtype), updates)
+        rate = jnp.asarray(schedule(state.step), jnp.float32) * state.lr_scale
+        updates = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
         params = cast(Params, optax.apply_updates(state.params, updates))
-        logs = {"loss": loss, **logs, "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, optimizer_state, state.lr_scale), logs
+        # 3. What is logged.
+        figures = {
+            "loss": Mean(loss.total, loss.weight),
+            **loss.figures,
+            "grad_norm": mean(optax.global_norm(grads)),
+            "learning_rate": Last(rate),
+        }
+        output = StepOutput(figures, loss.arrays)
+        return TrainState(state.step + 1, params, optimizer_state, state.lr_scale), output
 
-    out = TrainState(*cast(Any, shardings))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(out, None))
-    return TrainStep(jitted, optimizer, shardings)
+    whole = replicated(mesh)
+    number: Any = functools.partial(jax.ShapeDtypeStruct, (), sharding=whole)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
+    described = TrainState(
+        number(jnp.int32),
+        abstract(shapes, dict(param_shardings)),
+        abstract(
+            jax.eval_shape(optimizer.init, shapes),
+            optimizer_shardings(optimizer, shapes, param_shardings, mesh),
+        ),
+        number(jnp.float32),
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, described)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return TrainStep(jitted, optimizer, described)
 
 
 def optimizer_shardings(

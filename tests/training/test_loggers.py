@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from har_jax.files import read_json_lines
-from har_jax.training.loggers import METRICS, SAMPLES, MetricsWriter, console_line
+from har_jax.training.loggers import METRICS, SAMPLES, Logger, RunLog, console_line
 
 
 def lines(path):
@@ -15,10 +15,10 @@ def lines(path):
 
 
 def write_steps(run_dir, steps, **settings):
-    with MetricsWriter(run_dir, enabled=True, tensorboard=False, **settings) as writer:
+    with RunLog(run_dir, enabled=True, tensorboard=False, **settings) as logger:
         for step in steps:
-            writer.write(step, {"train/loss": 1.0 / step})
-            writer.samples(step, "val", [{"image_id": 7, "caption": f"at {step}"}])
+            logger.write(step, {"train/loss": 1.0 / step})
+            logger.samples(step, "val", [{"image_id": 7, "caption": f"at {step}"}])
 
 
 def events(run_dir):
@@ -49,18 +49,18 @@ def test_each_line_is_an_object_with_step_and_time(tmp_path):
     }
 
 
-def test_a_disabled_writer_leaves_no_trace(tmp_path):
-    with MetricsWriter(tmp_path / "run", enabled=False) as writer:
-        writer.write(1, {"train/loss": 1.0})
-        writer.samples(1, "val", [{"caption": "x"}])
-        writer.truncate_after(0)
+def test_a_disabled_log_leaves_no_trace(tmp_path):
+    with RunLog(tmp_path / "run", enabled=False) as logger:
+        logger.write(1, {"train/loss": 1.0})
+        logger.samples(1, "val", [{"caption": "x"}])
+        logger.truncate_after(0)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_json_lacks_becomes_null(tmp_path, value):
-    with MetricsWriter(tmp_path, enabled=True) as writer:
-        writer.write(1, {"train/loss": value, "train/ok": 2})
+    with RunLog(tmp_path, enabled=True) as logger:
+        logger.write(1, {"train/loss": value, "train/ok": 2})
     text = (tmp_path / METRICS).read_text()
     row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row["train/loss"] is None and row["train/ok"] == 2.0
@@ -68,10 +68,10 @@ def test_what_json_lacks_becomes_null(tmp_path, value):
 
 def test_resuming_leaves_neither_doubled_nor_phantom_steps(tmp_path):
     write_steps(tmp_path, [10, 20, 30, 40])
-    with MetricsWriter(tmp_path, enabled=True, tensorboard=False) as writer:
-        writer.truncate_after(20)
+    with RunLog(tmp_path, enabled=True, tensorboard=False) as logger:
+        logger.truncate_after(20)
         for step in (30, 40, 50):
-            writer.write(step, {"train/loss": -1.0})
+            logger.write(step, {"train/loss": -1.0})
     rows = lines(tmp_path / METRICS)
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
     assert [row["train/loss"] for row in rows[2:]] == [-1.0] * 3
@@ -79,12 +79,12 @@ def test_resuming_leaves_neither_doubled_nor_phantom_steps(tmp_path):
 
 
 def test_truncating_to_zero_and_of_nothing(tmp_path):
-    with MetricsWriter(tmp_path / "new", enabled=True) as writer:
-        writer.truncate_after(0)
+    with RunLog(tmp_path / "new", enabled=True) as logger:
+        logger.truncate_after(0)
     assert not (tmp_path / "new").exists()
     write_steps(tmp_path, [1])
-    with MetricsWriter(tmp_path, enabled=True) as writer:
-        writer.truncate_after(0)
+    with RunLog(tmp_path, enabled=True) as logger:
+        logger.truncate_after(0)
     assert (tmp_path / METRICS).read_text() == ""
 
 
@@ -98,8 +98,8 @@ def test_a_line_cut_off_by_a_kill(tmp_path, tail):
     assert [row["step"] for row in lines(tmp_path / METRICS)] == [10, 20, 40]
     with (tmp_path / METRICS).open("a") as file:
         file.write(tail)
-    with MetricsWriter(tmp_path, enabled=True) as writer:
-        writer.truncate_after(40)
+    with RunLog(tmp_path, enabled=True) as logger:
+        logger.truncate_after(40)
     assert [row["step"] for row in lines(tmp_path / METRICS)] == [10, 20, 40]
 
 
@@ -111,20 +111,20 @@ def test_truncation_is_atomic(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", killed)
-    writer = MetricsWriter(tmp_path, enabled=True)
+    logger = RunLog(tmp_path, enabled=True)
     with pytest.raises(KeyboardInterrupt):
-        writer.truncate_after(10)
+        logger.truncate_after(10)
     assert (tmp_path / METRICS).read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {METRICS, SAMPLES}
 
 
 def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
-    with MetricsWriter(tmp_path, enabled=True) as writer:
-        writer.write(10, {"train/loss": 1.0})
-        writer.write(20, {"train/loss": 2.0})
-    with MetricsWriter(tmp_path, enabled=True) as writer:
-        writer.truncate_after(10)
-        writer.write(20, {"train/loss": 3.0})
+    with RunLog(tmp_path, enabled=True) as logger:
+        logger.write(10, {"train/loss": 1.0})
+        logger.write(20, {"train/loss": 2.0})
+    with RunLog(tmp_path, enabled=True) as logger:
+        logger.truncate_after(10)
+        logger.write(20, {"train/loss": 3.0})
     found = events(tmp_path)
     scalars = [
         (e.step, v.tag, v.simple_value) for e in found for v in e.summary.value if v.simple_value
@@ -137,10 +137,31 @@ def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
 def test_the_console_line(tmp_path, caplog):
     with (
         caplog.at_level(logging.INFO, logger="har_jax"),
-        MetricsWriter(tmp_path, enabled=True, total_steps=600, tensorboard=False) as writer,
+        RunLog(tmp_path, enabled=True, total_steps=600, tensorboard=False) as logger,
     ):
-        writer.write(20, {"train/loss": 2.3456, "train/images_per_second": 850.2, "train/x": 1})
+        logger.write(20, {"train/loss": 2.3456, "train/images_per_second": 850.2, "train/x": 1})
     assert caplog.messages == ["step  20/600  train  loss   2.3456  850 img/s"]
+
+
+def test_a_logger_of_ones_own(tmp_path):
+    """It defines what it is interested in, and is told the same as the others."""
+    told = []
+
+    class Own(Logger):
+        def write(self, step, figures):
+            told.append((step, dict(figures)))
+
+        def truncate_after(self, step):
+            told.append(("truncate", step))
+
+    with RunLog(tmp_path, enabled=True, tensorboard=False, others=[Own()]) as logger:
+        logger.truncate_after(2)
+        logger.write(3, {"train/loss": 0.5})
+        logger.event(3, {"guard": "length"})
+        logger.samples(3, "val", [{"caption": "x"}])
+        logger.flush()
+    assert told == [("truncate", 2), (3, {"train/loss": 0.5})]
+    assert [row["step"] for row in lines(tmp_path / METRICS)] == [3, 3]
 
 
 def test_parts_of_a_reward_are_named_on_the_console():

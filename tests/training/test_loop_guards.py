@@ -1,6 +1,8 @@
 """The loop under guards: it stops, or goes back to its best checkpoint, and a run that was cut
 anywhere on that way ends as an unbroken one."""
 
+import concurrent.futures
+import gc
 import json
 
 import jax
@@ -11,13 +13,17 @@ import pytest
 
 from har_jax.checkpoint import Checkpoints
 from har_jax.config import Config, EvalConfig, GuardsConfig
+from har_jax.errors import UserError
+from har_jax.figures import Loss, mean
 from har_jax.sharding import MESH_AXES
 from har_jax.training.guards import Guards
-from har_jax.training.loggers import MetricsWriter
+from har_jax.training.loggers import RunLog
 from har_jax.training.loop import Hooks, fit
+from har_jax.training.profile import Profile
 from har_jax.training.step import make_train_step
 
 STEPS = 24
+SIZE = 37  # of the parameter: no other array is as large
 OFF = dict.fromkeys(("bad_end", "repetition", "length", "entropy", "reward", "kl", "clip"), "off")
 
 
@@ -51,18 +57,27 @@ def mesh():
 def step(mesh):
     def loss_fn(params, batch, key):
         noise = jax.random.normal(key)  # of the step's number, as in SCST's samples
-        return jnp.sum(params["w"] * (jnp.mean(batch["x"]) + noise)), {"entropy": params["w"][0]}
+        total = jnp.sum(params["w"] * (jnp.mean(batch["x"]) + noise))
+        return Loss(total, jnp.float32(1), {"entropy": mean(params["w"][0])})
 
-    shape = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    shape = {"w": jax.ShapeDtypeStruct((SIZE,), jnp.float32)}
     sharding = {"w": jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())}
-    return make_train_step(loss_fn, optax.adam(0.05), shape, sharding, mesh, 0)
+    return make_train_step(loss_fn, optax.adam(1.0), schedule, shape, sharding, mesh, 0)
+
+
+def schedule(n):
+    """Falls, so that a roll-back that took it back would be seen."""
+    return 0.05 * (1 - n / (2 * STEPS))
 
 
 def start():
-    return {"w": jnp.full((3,), 1.0)}
+    return {"w": jnp.full((SIZE,), 1.0)}
 
 
-def run(directory, mesh, step, *, stop_after=None, broken=(9, 10, 18, 19), **changes):
+def run(
+    directory, mesh, step, *, stop_after=None, broken=(9, 10, 18, 19), initial=start, profile=None,
+    validate=None, **changes,
+):  # fmt: skip
     """Trains; `bad_end_rate` is high at the steps in `broken`, and validation likes early steps."""
     settings = {"window": 1, "patience": 2, **OFF, "bad_end": "rollback", **changes}
     config = Config(
@@ -74,17 +89,21 @@ def run(directory, mesh, step, *, stop_after=None, broken=(9, 10, 18, 19), **cha
         guards=GuardsConfig(**settings),
     )
     notes = []
+    checkpoints = Checkpoints(directory)
+
+    def look(params, n):
+        checkpoints.wait()  # what is being saved is held as long
+        return (validate or like_early)(params, n)
+
     hooks = Hooks(
-        validate=lambda params, n: {"CIDEr": 1 / (1 + abs(n - 5)), "loss": float(params["w"][0])},
+        validate=look,
         summarise=lambda arrays, n: {"bad_end_rate": 0.9 if n in broken else 0.0},
-        start_over=start,
         note=lambda rollbacks: notes.append(list(rollbacks)),
     )
-    checkpoints = Checkpoints(directory)
-    with MetricsWriter(directory, tensorboard=False) as writer:
+    with RunLog(directory, tensorboard=False) as logger:
         result = fit(
-            config, step, start(), {}, Numbers(), checkpoints, writer, mesh, hooks,
-            guards=Guards(config.guards), stop_after=stop_after,
+            config, step, initial, {}, Numbers(), checkpoints, logger, mesh, hooks,
+            guards=Guards(config.guards), stop_after=stop_after, profile=profile,
         )  # fmt: skip
     checkpoints.close()
     return result, notes
@@ -92,8 +111,12 @@ def run(directory, mesh, step, *, stop_after=None, broken=(9, 10, 18, 19), **cha
 
 def rows(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time", "train/steps_per_second", "train/images_per_second")
+    timed = ("time", "train/steps_per_second", "train/images_per_second", "train/data_wait")
     return [{k: v for k, v in row.items() if k not in timed} for row in found]
+
+
+def like_early(params, n):
+    return {"CIDEr": 1 / (1 + abs(n - 5)), "loss": float(params["w"][0])}
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +138,19 @@ def test_rolling_back_restores_the_best_checkpoint_and_lowers_the_rate(unbroken)
 
     # Step 11 begins where step 5 began; its step is half as long, up to Adam's memory being equal.
     assert weight(11) == weight(5) == weight(20)
-    assert abs(weight(12) - weight(11)) == pytest.approx(0.5 * abs(weight(6) - weight(5)), rel=0.2)
+    shorter = 0.5 * schedule(10) / schedule(4)
+    taken, before = (abs(weight(n + 1) - weight(n)) for n in (11, 5))
+    assert taken == pytest.approx(shorter * before, rel=0.2)
     events = [row["event"] for row in rows(directory) if "event" in row]
     assert [e.get("guard", "rollback") for e in events] == ["bad_end", "rollback"] * 2
+
+
+def test_the_schedule_goes_on_after_a_rollback(unbroken):
+    """It follows the steps of the run, and is not taken back with the parameters."""
+    for row in rows(unbroken[0]):
+        if "train/loss" in row:
+            expected = row.get("train/lr_scale", 1) * schedule(row["step"] - 1)
+            assert row["train/learning_rate"] == pytest.approx(expected, rel=1e-6), row["step"]
 
 
 def test_cut_anywhere_it_ends_the_same(unbroken, mesh, step, tmp_path):
@@ -175,3 +208,55 @@ def test_a_checkpoint_saved_in_breach_does_not_become_the_best(mesh, step, tmp_p
     """At step 4, the one that validation likes best, captions break off (for one log only)."""
     run(tmp_path, mesh, step, broken=(4,), bad_end="stop")
     assert Checkpoints(tmp_path, read_only=True).best() == 8
+
+
+def held():
+    """How many arrays of the parameter's shape are alive: it and its two moments are three."""
+    gc.collect()
+    return sum(x.shape == (SIZE,) for x in jax.live_arrays())
+
+
+def test_a_resumed_run_holds_its_parameters_once(mesh, step, tmp_path):
+    """The start is not loaded at all, and nothing of a roll-back is kept either."""
+    before = held()
+    run(tmp_path, mesh, step, stop_after=6, broken=())
+    counts = []
+
+    def validate(params, n):
+        counts.append(held() - before)
+        return {"CIDEr": float(n)}
+
+    def never():
+        raise AssertionError("a resumed run needs no parameters of the start")
+
+    run(tmp_path, mesh, step, initial=never, validate=validate)
+    assert counts == [3] * 5
+    counts.clear()
+    run(tmp_path / "fresh", mesh, step, validate=validate, broken=(2, 3))  # back to the start
+    assert counts == [3] * 6
+
+
+def test_outside_the_main_thread(mesh, step, tmp_path, unbroken):
+    """Python lets no other thread handle signals: SIGTERM is left as it was, all else works."""
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        result, _ = threads.submit(run, tmp_path, mesh, step).result()
+    np.testing.assert_array_equal(result.state.params["w"], unbroken[1].state.params["w"])
+
+
+def test_a_profile_of_some_steps(mesh, step, tmp_path):
+    with Profile(tmp_path / "profile", 3, 5) as profile:
+        run(tmp_path, mesh, step, stop_after=7, profile=profile)
+    traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1
+
+
+def test_a_checkpoint_of_another_optimizer_structure(mesh, step, tmp_path):
+    """Older versions kept a count of the schedule in it."""
+    state = step.start(start())
+    checkpoints = Checkpoints(tmp_path)
+    older = (state.optimizer, optax.ScaleByScheduleState(jnp.int32(3)))
+    checkpoints.save(4, state.params, older, {"data": {"n": 4}})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"optimizer's state in .* another structure") as caught:
+        run(tmp_path, mesh, step)
+    assert "\n" not in str(caught.value)
