@@ -318,7 +318,6 @@ def test_an_unknown_split_is_suggested(run):
         (["--out=o", "--predictions=b"], "--references"),
         (["--out=o", "--checkpoint=a", "--references=b"], "--references goes with --predictions"),
         (["--out=o", "--checkpoint=a", "--metrics=CIDEr"], "--metrics goes with --predictions"),
-        (["--out=o", "--checkpoint=a", "--against=absent.json"], "absent.json"),
         (["--out=o", "--predictions=b", "--references=c", "--metrics=,"], "--metrics is empty"),
         (["--out=o", "--checkpoint=absent"], "absent"),
         (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit=-1"),
@@ -388,6 +387,7 @@ def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, mon
         ("--step=77", "no checkpoint of step 77"),
         ("--data=absent", "absent"),
         ("--clip=absent", "absent"),
+        ("--against=absent.json", "there is no file 'absent.json'"),
     ],
 )
 def test_what_a_run_lacks(trained, tmp_path, capsys, flag, message):

@@ -12,15 +12,14 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 import har_jax
-from har_jax import config as configs
-from har_jax import export, train
+from har_jax import config_file, export, train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
 from har_jax.data.images import decode
 from har_jax.errors import UserError
 from har_jax.interchange import llava
 from har_jax.interchange.families.mistral import load_mistral
-from har_jax.loading.blueprint import is_trained, read_foundation
+from har_jax.loading.parts import read_parts
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import part, prefixed, split
 from har_jax.text.tokenizer import load_tokenizer
@@ -37,19 +36,19 @@ PROMPT = "a picture of"
 def configure(workspace, run, **model):
     changes = {f"model__{key}": value for key, value in model.items()}
     arguments, overrides = train.parse(train_arguments(workspace, run, **changes))
-    return configs.load(arguments.config, overrides)
+    return config_file.load(arguments.config, overrides)
 
 
 def make_run(workspace, run, **model):
     """A run directory as training leaves it, of a captioner that was drawn and never trained."""
     config = configure(workspace, run, **model)
-    foundation = read_foundation(config.model)
-    open_run(run, config, run_info(config, base=foundation.base))
+    parts = read_parts(config.model)
+    open_run(run, config, run_info(config, base=parts.identity))
     lm = prefixed(split(load_mistral(config.model.lm))[1], "lm")
-    drawn = split(Captioner(foundation.config, rngs=nnx.Rngs(5)))[1]
+    drawn = split(Captioner(parts.blueprint.config, rngs=nnx.Rngs(5)))[1]
     # Large enough for the captions to depend on the images.
     projector = {k: v * 4 for k, v in drawn.items() if k.startswith("projector.")}
-    params = {k: v for k, v in (lm | projector).items() if is_trained(k, config.model)}
+    params = {k: v for k, v in (lm | projector).items() if parts.blueprint.is_trained(k)}
     checkpoints = Checkpoints(run)
     checkpoints.save(1, params, {"count": np.zeros(2)}, {})
     checkpoints.wait()
@@ -100,23 +99,22 @@ def test_transformers_writes_the_same_captions(workspace, runs, tmp_path, name, 
     for key, value in captioner.params.items():
         np.testing.assert_array_equal(again.params[key], value, err_msg=key)
         assert again.params[key].sharding == value.sharding
-    configs_of = [c.structure.merge(c.params).config for c in (again, captioner)]
+    configs_of = [c.blueprint.config for c in (again, captioner)]
     assert configs_of[0] == dataclasses.replace(configs_of[1], remat=configs_of[0].remat)
     assert again.config.data.max_tokens == captioner.config.data.max_tokens
     assert again.preprocessor == captioner.preprocessor
     other = har_jax.load_captioner(tmp_path / "hf", prompt="a photo")
-    prompt_ids = other.structure.merge(other.params).config.prompt
-    assert list(prompt_ids) == captioner.tokenizer.encode("a photo")[:-1]
+    assert list(other.blueprint.config.prompt_ids) == captioner.tokenizer.encode("a photo")[:-1]
 
     model = load_llava(tmp_path / "hf")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
     texts = [f"<image>{prompt}"] * len(images)
     inputs = processor(images=images, text=texts, return_tensors="pt")
-    tokenizer, config = captioner.tokenizer, read_foundation(captioner.config.model).config
+    tokenizer, config = captioner.tokenizer, captioner.blueprint.config
     image_id = model.config.image_token_id
-    asked = [tokenizer.bos_id, *[image_id] * config.visual_tokens, *config.prompt]
+    asked = [tokenizer.bos_id, *[image_id] * config.visual_tokens, *config.prompt_ids]
     assert inputs["input_ids"].tolist() == [asked] * len(images)
-    assert len(config.prompt) == (0 if name == "plain" else len(tokenizer.encode(PROMPT)) - 1)
+    assert len(config.prompt_ids) == (0 if name == "plain" else len(tokenizer.encode(PROMPT)) - 1)
     channels_last = inputs["pixel_values"].permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(channels_last, pixels)
 
@@ -147,13 +145,14 @@ def test_transformers_writes_the_same_captions(workspace, runs, tmp_path, name, 
 @pytest.mark.parametrize("free", [0, 2])
 def test_a_tied_decoder(workspace, tmp_path, free):
     """With rows that its tokenizer has no ids for, `<image>` takes the first and none is added."""
-    foundation = read_foundation(configure(workspace, tmp_path / "run").model)
-    n = foundation.tokenizer.vocab_size
-    lm = dataclasses.replace(foundation.config.lm, vocab_size=n + free, tie_word_embeddings=True)
-    model = Captioner(dataclasses.replace(foundation.config, lm=lm), rngs=nnx.Rngs(0))
-    pixels = foundation.preprocessor.to_hf()
+    parts = read_parts(configure(workspace, tmp_path / "run").model)
+    config, n = parts.blueprint.config, parts.tokenizer.vocab_size
+    lm = dataclasses.replace(config.lm, vocab_size=n + free, tie_word_embeddings=True)
+    config = dataclasses.replace(config, lm=lm)
+    model = Captioner(config, rngs=nnx.Rngs(0))
+    pixels, params = parts.preprocessor.to_hf(), split(model)[1]
     out = tmp_path / "hf"
-    assert llava.save_llava(model, foundation.tokenizer, pixels, out, max_tokens=9) == n
+    assert llava.save_llava(config, params, parts.tokenizer, pixels, out, max_tokens=9) == n
     theirs = load_llava(out)
     rows = theirs.lm_head.weight.detach().numpy()
     table = np.asarray(model.lm.embed_tokens.embedding[...])
@@ -218,10 +217,10 @@ def test_a_pooled_captioner(runs, tmp_path, capsys):
 
 
 def test_a_projector_of_another_width(workspace, tmp_path):
-    foundation = read_foundation(configure(workspace, tmp_path, projector_hidden=48).model)
+    config = read_parts(configure(workspace, tmp_path, projector_hidden=48).model).blueprint.config
     with pytest.raises(UserError, match=r"model.projector_hidden=48 .* 32 here"):
-        llava.check_expressible(foundation.config)
-    llava.check_expressible(dataclasses.replace(foundation.config, projector_hidden=32))
+        llava.check_expressible(config)
+    llava.check_expressible(dataclasses.replace(config, projector_hidden=32))
 
 
 def test_what_is_named_must_be_there(runs, tmp_path, capsys):
