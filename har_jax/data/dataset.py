@@ -162,7 +162,9 @@ def open_split(directory: PathLike, split: str) -> Split:
 
 
 class Split(Sequence):
-    """Read-only sequence of `Example`s in the order of the records. Images are never decoded.
+    """Read-only sequence of `Example`s in the order of the records, and their `Images`.
+
+    No image is decoded.
 
     Attributes:
       directory, name: where it came from.
@@ -176,6 +178,9 @@ class Split(Sequence):
 
     def __repr__(self) -> str:
         return f"Split({str(self.directory)!r}, {self.name!r}, {self._length} images)"
+
+    def __str__(self) -> str:
+        return f"{self.name!r} of {self.directory}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles for worker processes without open files and caches."""
@@ -235,6 +240,10 @@ class Split(Sequence):
     def image_ids(self) -> list[int]:
         """Image ids in the order of the examples."""
         return self.listing.image_ids
+
+    def name_of(self, i: int) -> str:
+        """What errors call an image."""
+        return f"{self.filenames[i]} (id {self.ids[i]}) of {self.directory}"
 
     @property
     def ids(self) -> list[int]:

@@ -17,7 +17,7 @@ import os
 import pathlib
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,53 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
             return _to_rgb(image)
     except _DECODING_ERRORS as error:
         raise UserError(f"image {name} does not decode: {error}; is the file cut off?") from error
+
+
+class Files:
+    """Image files as `data.protocols.Images`; each is read when it is asked for.
+
+    Attributes:
+      ids: 0, 1, ... in the order of the paths.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]):
+        self.paths = [os.fspath(path) for path in paths]
+        self.ids = range(len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, i: int) -> bytes:
+        """
+        Raises:
+          UserError: there is no such file, or it cannot be read.
+        """
+        path = self.paths[i]
+        try:
+            return pathlib.Path(path).read_bytes()
+        except IsADirectoryError:
+            raise UserError(
+                f"{path!r} is a directory; give image files, such as {path}/*.jpg"
+            ) from None
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no image {path!r}; give paths of existing image files"
+            ) from None
+        except OSError as error:
+            raise UserError(f"image {path!r} cannot be read: {error.strerror or error}") from None
+
+    def name_of(self, i: int) -> str:
+        """What errors call an image."""
+        return repr(self.paths[i])
+
+    def check(self) -> None:
+        """Decodes all of them, one after the other.
+
+        Raises:
+          UserError: names the first that is no image.
+        """
+        for i in self.ids:
+            decode(self.read(i), name=self.name_of(i))
 
 
 # What Pillow's plugins raise on broken files.

@@ -25,7 +25,7 @@ _HASHED_AT_ONCE = 1 << 30  # bytes of records that are read where a dataset keep
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class ImageSet:
     """A set of images.
 
     Attributes:
@@ -69,11 +69,11 @@ class Shared:
         return f"{count} {'image' if count == 1 else 'images'} ({'; '.join(parts)})"
 
 
-def images_of(split: Split) -> Images:
+def image_set(split: Split) -> ImageSet:
     """The images of a split. Records are read only where a small dataset keeps no hashes."""
     contents = contents_of(split)
     known = frozenset() if contents is None else frozenset(contents)
-    return Images(id_space(split.directory), frozenset(split.image_ids), known)
+    return ImageSet(id_space(split.directory), frozenset(split.image_ids), known)
 
 
 def contents_of(split: Split) -> list[int] | None:
@@ -93,7 +93,7 @@ def content_key(sha256: str) -> int:
     return int(sha256[:16], 16)
 
 
-def read_images(spec: str) -> Images:
+def read_image_set(spec: str) -> ImageSet:
     """The images of a dataset, "DIR", or of one split of it, "DIR:SPLIT".
 
     Raises:
@@ -103,15 +103,15 @@ def read_images(spec: str) -> Images:
     if not directory or pathlib.Path(spec).is_dir():
         directory, split = spec, ""
     found = [open_split(directory, name) for name in ([split] if split else split_names(directory))]
-    parts = [images_of(each) for each in found]
-    return Images(
+    parts = [image_set(each) for each in found]
+    return ImageSet(
         parts[0].ids_of,
         frozenset().union(*(part.ids for part in parts)),
         frozenset().union(*(part.contents for part in parts)),
     )
 
 
-def shared(split: Split, others: Iterable[Images]) -> Shared:
+def shared(split: Split, others: Iterable[ImageSet]) -> Shared:
     """The images of `split` that are among the others."""
     space, contents = id_space(split.directory), contents_of(split)
     by_id: dict[int, None] = {}
@@ -125,7 +125,7 @@ def shared(split: Split, others: Iterable[Images]) -> Shared:
     return Shared(list(by_id), list(by_content))
 
 
-def save(run: PathLike, images: Sequence[Images]) -> None:
+def save(run: PathLike, images: Sequence[ImageSet]) -> None:
     """Writes `trained_on.npz` into a run directory."""
     arrays = {}
     for number, part in enumerate(images):
@@ -137,7 +137,7 @@ def save(run: PathLike, images: Sequence[Images]) -> None:
     write_bytes(pathlib.Path(run) / TRAINED_ON, buffer.getvalue())
 
 
-def load(run: PathLike) -> list[Images] | None:
+def load(run: PathLike) -> list[ImageSet] | None:
     """What `save` wrote; None where a run (of an older version) has none.
 
     Raises:
@@ -147,7 +147,7 @@ def load(run: PathLike) -> list[Images] | None:
     try:
         with np.load(path) as arrays:
             return [
-                Images(
+                ImageSet(
                     str(arrays[f"ids_of.{number}"]),
                     frozenset(arrays[f"ids.{number}"].tolist()),
                     frozenset(arrays[f"contents.{number}"].tolist()),

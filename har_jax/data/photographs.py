@@ -21,7 +21,7 @@ from har_jax.data.builder import Shard, ShardWriter
 from har_jax.data.dataset import Example, PathLike
 from har_jax.data.entries import Entry, Problems, Reading, check_unique
 from har_jax.data.images import decode
-from har_jax.data.overlap import Images, content_key, read_images
+from har_jax.data.overlap import ImageSet, content_key, read_image_set
 from har_jax.errors import UserError
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def prepare(
     problems = Problems()
     reading = read(problems)
     check_unique(reading.entries)
-    excluded = [(spec, read_images(spec)) for spec in options.exclude]
+    excluded = [(spec, read_image_set(spec)) for spec in options.exclude]
     for spec, images in excluded:
         if not images.contents and not (reading.ids and reading.ids == images.ids_of):
             raise UserError(
@@ -133,7 +133,7 @@ def _held_out_first(split: str) -> tuple[int, str]:
 
 
 def _not_excluded(
-    reading: Reading, excluded: Sequence[tuple[str, Images]], problems: Problems
+    reading: Reading, excluded: Sequence[tuple[str, ImageSet]], problems: Problems
 ) -> Iterator[Entry]:
     for entry in reading.entries:
         for spec, images in excluded:
@@ -148,7 +148,7 @@ def _not_excluded(
 def _key(
     entries: Sequence[Entry],
     roots: Sequence[pathlib.Path],
-    excluded: Sequence[tuple[str, Images]],
+    excluded: Sequence[tuple[str, ImageSet]],
 ) -> str:
     """Of all that decides what is in the records, except the images themselves."""
     digest = hashlib.sha256()
@@ -179,7 +179,7 @@ class _Source:
     def __init__(
         self,
         roots: Sequence[pathlib.Path],
-        excluded: Sequence[tuple[str, Images]],
+        excluded: Sequence[tuple[str, ImageSet]],
         duplicates: str,
     ):
         self._roots, self._excluded, self._drop = roots, excluded, duplicates == "drop"

@@ -25,9 +25,10 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from har_jax.data.dataset import Example, Split
-from har_jax.data.features.cache import FeatureCache, SplitFeatures, digest_of
+from har_jax.data.dataset import Split
+from har_jax.data.features.cache import FeatureCache, ImageFeatures, digest_of
 from har_jax.data.images import Preprocessor
+from har_jax.data.protocols import Images
 from har_jax.errors import UserError
 from har_jax.text.tokenizer import CaptionTokenizer
 
@@ -120,7 +121,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        looks: Pixels | SplitFeatures,
+        looks: Pixels | ImageFeatures,
         captions: EncodedCaptions,
         image_ids: Int64[np.ndarray, " N"],
         *,
@@ -211,40 +212,52 @@ class Order:
 
 
 def eval_batches(
-    split: Split,
+    images: Images,
     preprocessor: Preprocessor | None,
     *,
     batch_size: int,
     features: FeatureCache | None = None,
+    captions: tuple[EncodedCaptions, int] | None = None,
 ) -> Iterator[Batch]:
-    """One pass in the order of the split: `image` [B,H,W,3], `image_id` [B], `valid` bool [B].
+    """One pass in the order of the images: `image` [B,H,W,3], `image_id` [B], `valid` bool [B].
 
     The last batch is filled up by repeating its last image, with `valid` False there. With
     `features` there is `features` [B,S,Dv] in the place of `image`.
 
+    Args:
+      captions: (the captions of the images, R): adds `tokens` [B,R,T] and `lengths` [B,R] as in
+        `train_batches`, with length 0 where `valid` is False. Of an image with more than R captions
+        the same R are given in every pass.
+
     Raises:
-      UserError: `batch_size` is not positive, the cache does not cover the split, or an image does
-        not decode.
+      UserError: `batch_size` is not positive, the cache lacks an image, or an image does not
+        decode.
     """
-    image_ids = np.asarray(split.image_ids, np.int64)
-    looks = _looks(split, preprocessor, features, 0)
+    image_ids = np.asarray(images.ids, np.int64)
+    looks = _looks(images, preprocessor, features, 0)
 
     def load(indices: Int64[np.ndarray, " B"], valid: Bool[np.ndarray, " B"]) -> Batch:
-        return {_key(looks): looks.take(indices), "image_id": image_ids[indices], "valid": valid}
+        batch = {_key(looks): looks.take(indices), "image_id": image_ids[indices], "valid": valid}
+        if captions is not None:
+            encoded, count = captions
+            rows = np.stack([np.zeros_like(indices), indices], axis=1)  # all of epoch 0
+            tokens, lengths = encoded.take(rows, count, seed=0)
+            batch |= {"tokens": tokens, "lengths": np.where(valid[:, None], lengths, 0)}
+        return batch
 
-    return _in_order(0, len(split), batch_size, load)
+    return _in_order(0, len(images), batch_size, load)
 
 
 def image_batches(
-    split: Split, preprocessor: Preprocessor, first: int, stop: int, *, batch_size: int
+    images: Images, preprocessor: Preprocessor, first: int, stop: int, *, batch_size: int
 ) -> Iterator[Batch]:
-    """The examples first..stop-1: `image`, `valid` as `eval_batches`, and `digest` uint64 [B] of
+    """The images first..stop-1: `image`, `valid` as `eval_batches`, and `digest` uint64 [B] of
     the encoded bytes (`features.digest_of`)."""
-    pixels = Pixels(split, preprocessor, cache_bytes=0)
+    pixels = Pixels(images, preprocessor, cache_bytes=0)
 
     def load(indices: Int64[np.ndarray, " B"], valid: Bool[np.ndarray, " B"]) -> Batch:
-        images, digests = pixels.take_with_digests(indices)
-        return {"image": images, "digest": digests, "valid": valid}
+        normalised, digests = pixels.take_with_digests(indices)
+        return {"image": normalised, "digest": digests, "valid": valid}
 
     return _in_order(first, stop, batch_size, load)
 
@@ -269,41 +282,42 @@ def _in_order(
 
 
 def _looks(
-    split: Split,
+    images: Images,
     preprocessor: Preprocessor | None,
     features: FeatureCache | None,
     cache_bytes: int,
-) -> Pixels | SplitFeatures:
+) -> Pixels | ImageFeatures:
     """Where the batches take from what the captioner sees."""
     if features is not None:
-        return features.of(split)
+        return features.of(images)
     if preprocessor is None:
         raise UserError(
             "this captioner was trained on imported features and has no encoder of images; give "
             "the features of these images (config.data.features)"
         )
-    return Pixels(split, preprocessor, cache_bytes=cache_bytes)
+    return Pixels(images, preprocessor, cache_bytes=cache_bytes)
 
 
-def _key(looks: Pixels | SplitFeatures) -> str:
-    return "features" if isinstance(looks, SplitFeatures) else "image"
+def _key(looks: Pixels | ImageFeatures) -> str:
+    return "features" if isinstance(looks, ImageFeatures) else "image"
 
 
 class Pixels:
-    """Preprocessed images of a split, read as they are asked for. Thread-safe.
+    """Preprocessed images, read as they are asked for. Thread-safe.
 
     Args:
       cache_bytes: decoded pixels (uint8) are kept if all of them fit in so many bytes.
     """
 
-    def __init__(self, split: Split, preprocessor: Preprocessor, *, cache_bytes: int):
-        self._split, self._preprocessor = split, preprocessor
+    def __init__(self, images: Images, preprocessor: Preprocessor, *, cache_bytes: int):
+        self._images, self._preprocessor = images, preprocessor
+        self._name_of = getattr(images, "name_of", lambda i: f"of id {images.ids[i]}")
         self.size = preprocessor.output_size
         height, width = self.size
         self._cache: np.ndarray | None = None
-        if len(split) * height * width * 3 <= cache_bytes:
-            self._cache = np.empty((len(split), height, width, 3), np.uint8)
-            self._held = np.zeros(len(split), bool)
+        if len(images) * height * width * 3 <= cache_bytes:
+            self._cache = np.empty((len(images), height, width, 3), np.uint8)
+            self._held = np.zeros(len(images), bool)
         self._lock = threading.Lock()
 
     def take(self, indices: Int64[np.ndarray, " B"]) -> Float32[np.ndarray, "B H W 3"]:
@@ -323,17 +337,18 @@ class Pixels:
     ) -> tuple[Float32[np.ndarray, "B H W 3"], UInt64[np.ndarray, " B"]]:
         """Normalised pixels, and digests of the bytes that they were decoded from."""
         wanted, rows = np.unique(indices, return_inverse=True)
-        examples = [self._split[int(i)] for i in wanted]
-        digests = np.array([digest_of(example.image) for example in examples], np.uint64)
-        pixels = np.stack([self._decode(example) for example in examples])
+        encoded = [self._images.read(int(i)) for i in wanted]
+        digests = np.array([digest_of(image) for image in encoded], np.uint64)
+        pixels = np.stack(
+            [self._decode(i, image) for i, image in zip(wanted, encoded, strict=True)]
+        )
         return self._preprocessor.normalise(pixels[rows]), digests[rows]
 
     def _read(self, index: int) -> np.ndarray:
-        return self._decode(self._split[int(index)])
+        return self._decode(index, self._images.read(int(index)))
 
-    def _decode(self, example: Example) -> np.ndarray:
-        name = f"{example.filename} (id {example.image_id}) of {self._split.directory}"
-        return self._preprocessor.pixels(example.image, name=name)
+    def _decode(self, index: int, image: bytes) -> np.ndarray:
+        return self._preprocessor.pixels(image, name=self._name_of(int(index)))
 
 
 class EncodedCaptions:

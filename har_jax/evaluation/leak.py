@@ -6,15 +6,15 @@ import os
 
 from har_jax.data import overlap
 from har_jax.data.dataset import Split, id_space, open_split
-from har_jax.data.overlap import Images
+from har_jax.data.overlap import ImageSet
 from har_jax.data.subset import take
 from har_jax.errors import UserError
-from har_jax.loading.blueprint import read_run
+from har_jax.loading.runs import read_run
 
 PathLike = str | os.PathLike[str]
 
 
-def trained_on(run: PathLike) -> list[Images] | None:
+def trained_on(run: PathLike) -> list[ImageSet] | None:
     """The images that a run, and the run it started from, were trained on.
 
     From its `trained_on.npz`, or (runs of older versions) from the dataset that it names; None if
@@ -30,7 +30,7 @@ def trained_on(run: PathLike) -> list[Images] | None:
         split = take(whole, fraction=data.fraction, shots=data.shots, seed=data.subset_seed)
     except UserError:
         return None
-    own = [overlap.images_of(split)]
+    own = [overlap.image_set(split)]
     parent = (info.get("parent") or {}).get("run")
     if not parent:
         return own
@@ -62,7 +62,7 @@ def check_unseen(run: PathLike, split: Split, *, allow: bool = False) -> list[st
     if same and data.train_split == split.name:
         return [f"{split.name!r} of {data.dir} is what the run was trained on"]
     images = trained_on(run)
-    where = f"{split.name!r} of {split.directory}"
+    where = str(split)
     if images is None:
         return [
             f"whether {where} overlaps with what the run was trained on was not checked: "
@@ -87,7 +87,7 @@ def check_unseen(run: PathLike, split: Split, *, allow: bool = False) -> list[st
     return []
 
 
-def _comparable(split: Split, images: list[Images]) -> bool:
+def _comparable(split: Split, images: list[ImageSet]) -> bool:
     """Whether each set of images could be compared with the split, by one way or the other."""
     space = id_space(split.directory)
     hashed = overlap.contents_of(split) is not None

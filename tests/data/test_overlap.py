@@ -1,4 +1,4 @@
-"""Images that two splits share, and how `prepare` keeps them apart."""
+"""ImageSet that two splits share, and how `prepare` keeps them apart."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from har_jax.data import overlap
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example, id_space, open_split
-from har_jax.data.overlap import Images
+from har_jax.data.overlap import ImageSet
 from har_jax.errors import UserError
 from har_jax.prepare import main
 from tests.data.test_dataset import png
@@ -26,7 +26,7 @@ def dataset(path, rows, ids="coco"):
 def test_by_id_in_one_id_space_and_by_content_always(tmp_path):
     trained = dataset(tmp_path / "a", [("train", i, i) for i in range(5)])
     scored = [("test", 3, 103), ("test", 4, 4), ("test", 50, 0), ("test", 51, 104)]
-    images = overlap.images_of(open_split(trained, "train"))
+    images = overlap.image_set(open_split(trained, "train"))
     same = open_split(dataset(tmp_path / "b", scored), "test")
     found = overlap.shared(same, [images])
     assert (found.by_id, found.by_content, found.ids) == ([3, 4], [4, 50], [3, 4, 50])
@@ -39,14 +39,14 @@ def test_by_id_in_one_id_space_and_by_content_always(tmp_path):
 
 def test_datasets_without_hashes_are_read(tmp_path, monkeypatch):
     path = dataset(tmp_path / "a", [("train", i, i) for i in range(5)])
-    whole = overlap.images_of(open_split(path, "train"))
+    whole = overlap.image_set(open_split(path, "train"))
     index = json.loads((path / "captions.train.json").read_text())
     for image in index["images"]:
         del image["sha256"]
     (path / "captions.train.json").write_text(json.dumps(index))
-    assert overlap.images_of(open_split(path, "train")) == whole
+    assert overlap.image_set(open_split(path, "train")) == whole
     monkeypatch.setattr(overlap, "_HASHED_AT_ONCE", 10)  # a large one is not
-    assert overlap.images_of(open_split(path, "train")).contents == frozenset()
+    assert overlap.image_set(open_split(path, "train")).contents == frozenset()
 
 
 def test_id_spaces(tmp_path, scenes_dir):
@@ -69,8 +69,8 @@ def test_id_spaces(tmp_path, scenes_dir):
 
 def test_what_a_run_saw_is_kept(tmp_path):
     images = [
-        Images("coco", frozenset({1, 5, 2**40}), frozenset({3, 2**64 - 1})),
-        Images("", frozenset(range(10)), frozenset()),
+        ImageSet("coco", frozenset({1, 5, 2**40}), frozenset({3, 2**64 - 1})),
+        ImageSet("", frozenset(range(10)), frozenset()),
     ]
     assert overlap.load(tmp_path) is None
     overlap.save(tmp_path, images)
@@ -182,11 +182,11 @@ def test_train2017_against_karpathys_test(real_data, tmp_path, capsys):
     assert main(["coco", images, *train, f"--out={tmp_path / 'all'}"]) == 0
     found = overlap.shared(
         open_split(tmp_path / "karpathy", "test"),
-        [overlap.images_of(open_split(tmp_path / "all", "train"))],
+        [overlap.image_set(open_split(tmp_path / "all", "train"))],
     )
     assert len(found.by_id) == len(found.by_content) == 10
     arguments = ["coco", images, *train, f"--exclude={tmp_path / 'karpathy'}:test"]
     assert main([*arguments, f"--out={tmp_path / 'rest'}"]) == 0
-    rest = overlap.images_of(open_split(tmp_path / "rest", "train"))
+    rest = overlap.image_set(open_split(tmp_path / "rest", "train"))
     assert len(rest.ids) == 70
     assert not overlap.shared(open_split(tmp_path / "karpathy", "test"), [rest]).ids

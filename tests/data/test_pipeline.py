@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from har_jax.data import pipeline
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example, open_split
-from har_jax.data.images import Preprocessor
+from har_jax.data.images import Files, Preprocessor
 from har_jax.data.pipeline import EncodedCaptions, eval_batches, train_batches
 from har_jax.errors import UserError
 from tests.conftest import ROOT
@@ -103,7 +103,7 @@ def test_processes_share_each_epoch(open_batches, count):
 READER = """
 import json, sys
 from har_jax.data.dataset import open_split
-from har_jax.data.images import Preprocessor
+from har_jax.data.images import Files, Preprocessor
 from har_jax.data.pipeline import train_batches
 from har_jax.text.tokenizer import load_tokenizer
 
@@ -273,6 +273,50 @@ def test_evaluation_is_one_pass_in_order(scenes_dir):
     expected = [PREPROCESSOR(example.image) for example in split]
     np.testing.assert_array_equal(pixels[:7], expected)
     np.testing.assert_array_equal(pixels[7:], [expected[-1]] * 2)
+
+
+def test_evaluation_gives_captions_too(ragged_dir, tokenizer):
+    split = open_split(ragged_dir, "train")
+    encoded = EncodedCaptions(split.captions, tokenizer, 12)
+    options = {"batch_size": 4, "captions": (encoded, 3)}
+    batches, again = (list(eval_batches(split, PREPROCESSOR, **options)) for _ in range(2))
+    assert all(map(same, batches, again))
+    for batch in batches:
+        assert batch["tokens"].shape == (4, 3, 12)
+        for i, tokens, lengths, valid in zip(
+            batch["image_id"], batch["tokens"], batch["lengths"], batch["valid"], strict=True
+        ):
+            references = split.references()[i]
+            assert (lengths > 0).sum() == (min(3, len(references)) if valid else 0)
+            shown = [tokenizer.decode(row) for row in tokens[lengths > 0]]
+            assert [text for text in references if text in shown] == shown
+    assert not batches[-1]["valid"].all()
+
+
+def test_files_are_images(scenes_dir, tmp_path):
+    """Whatever has a length, ids and bytes can be captioned; files are read when asked for."""
+    split = open_split(scenes_dir, "val")
+    paths = [tmp_path / f"{i}.png" for i in range(len(split))]
+    for path, example in zip(paths, split, strict=True):
+        path.write_bytes(example.image)
+    files = Files(paths)
+    files.check()
+    for ours, theirs in zip(
+        *(eval_batches(images, PREPROCESSOR, batch_size=3) for images in (files, split)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+    assert list(files.ids) == list(range(7)) and files.read(2) == split.read(2)
+    paths[3].write_text("none")
+    paths[5].unlink()
+    with pytest.raises(UserError, match=r"3\.png' is not an image"):
+        files.check()
+    with pytest.raises(UserError, match=r"3\.png' is not an image"):
+        list(eval_batches(files, PREPROCESSOR, batch_size=3))
+    with pytest.raises(UserError, match=r"there is no image .*5\.png'; give paths of existing"):
+        files.read(5)
+    with pytest.raises(UserError, match=r"is a directory; give image files, such as .*/\*\.jpg"):
+        Files([tmp_path]).check()
 
 
 @pytest.mark.parametrize(

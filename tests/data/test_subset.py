@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.data.dataset import open_split
-from har_jax.data.overlap import images_of
+from har_jax.data.overlap import image_set
 from har_jax.data.subset import Subset, choose, take
 from har_jax.errors import UserError
 
@@ -41,7 +41,7 @@ def test_it_reads_like_a_split(scenes_dir):
     assert part[-1] == whole[positions[-1]]
     assert part.filenames == [whole.filenames[i] for i in positions]
     assert part.references() == {i: whole.references()[i] for i in part.image_ids}
-    assert images_of(part).contents < images_of(whole).contents
+    assert image_set(part).contents < image_set(whole).contents
     copy = pickle.loads(pickle.dumps(part))
     assert list(copy) == list(part) and copy.captions == part.captions
     with pytest.raises(IndexError):

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from har_jax.data.dataset import Split
+from har_jax.data.protocols import Images
 from har_jax.errors import UserError
 from har_jax.files import read_json
 
@@ -201,13 +202,13 @@ class FeatureCache:
                 now.compute_dtype,
             )
 
-    def of(self, split: Split) -> SplitFeatures:
-        """The features of a split (or of a part of it), by image id.
+    def of(self, images: Images) -> ImageFeatures:
+        """The features of these images, such as a split or a part of one, by image id.
 
         Raises:
           UserError: images without features, or that are not those that were encoded.
         """
-        wanted = np.asarray(split.image_ids, np.int64)
+        wanted = np.asarray(images.ids, np.int64)
         order, ids = self._sorted_ids
         places = np.minimum(np.searchsorted(ids, wanted), max(0, len(ids) - 1))
         known = ids[places] == wanted if len(ids) else np.zeros(len(wanted), bool)
@@ -215,21 +216,21 @@ class FeatureCache:
             lacking = wanted[~known]
             raise UserError(
                 f"feature cache {self.directory} lacks {len(lacking):,} of the {len(wanted):,} "
-                f"images of {split.name!r} of {split.directory} (such as id {lacking[0]}); it "
-                f"holds {self._contents()}; make it with --split={split.name} as well"
+                f"images of {images} (such as id {lacking[0]}); it holds {self._contents()}; make "
+                "it with --split=NAME of these as well"
             )
         rows = order[places]
-        for i, digest in known_digests(split).items():
+        for i, digest in known_digests(images).items():
             if digest != self._index["digest"][rows[i]]:
                 raise UserError(
                     f"feature cache {self.directory} was made of another image {wanted[i]} than "
-                    f"{split.directory} holds in {split.name!r}; make it anew for this dataset"
+                    f"{images} holds; make it anew for these images"
                 )
-        return SplitFeatures(self, rows)
+        return ImageFeatures(self, rows)
 
-    def covers(self, split: Split) -> bool:
-        """Whether every image of a split has features."""
-        return bool(np.isin(np.asarray(split.image_ids, np.int64), self._index["image_id"]).all())
+    def covers(self, images: Images) -> bool:
+        """Whether every image has features."""
+        return bool(np.isin(np.asarray(images.ids, np.int64), self._index["image_id"]).all())
 
     def take(self, rows: Int64[np.ndarray, " B"]) -> Float[np.ndarray, "B S Dv"]:
         """Features of these rows; only their pages are read."""
@@ -289,24 +290,24 @@ class FeatureCache:
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitFeatures:
-    """Features of the examples of one split, in its order."""
+class ImageFeatures:
+    """Features of some images, in their order."""
 
     cache: FeatureCache
     rows: Int64[np.ndarray, " N"]
 
     def take(self, indices: Int64[np.ndarray, " B"]) -> Float[np.ndarray, "B S Dv"]:
-        """Features of these examples of the split."""
+        """Features of the images at these places."""
         return self.cache.take(self.rows[indices])
 
 
-def known_digests(split: Split) -> dict[int, int]:
-    """{position: digest of the image} of all images where the dataset lists what they hold, else
-    of a few, spread over the split, which are read."""
-    if split.listing.contents is not None:
-        return {i: _digest(bytes.fromhex(x)) for i, x in enumerate(split.listing.contents)}
-    some = np.linspace(0, len(split) - 1, min(len(split), _SAMPLED)).astype(int)
-    return {int(i): digest_of(split[int(i)].image) for i in np.unique(some)}
+def known_digests(images: Images) -> dict[int, int]:
+    """{position: digest of the image} of all images where a dataset lists what they hold, else of
+    a few, spread over them, which are read."""
+    if isinstance(images, Split) and images.listing.contents is not None:
+        return {i: _digest(bytes.fromhex(x)) for i, x in enumerate(images.listing.contents)}
+    some = np.linspace(0, len(images) - 1, min(len(images), _SAMPLED)).astype(int)
+    return {int(i): digest_of(images.read(int(i))) for i in np.unique(some)}
 
 
 def digest_of(image: bytes) -> int:
