@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.progress import write
 
 COMMANDS = {
     "prepare": "write a dataset, a feature cache, or miniature models",
@@ -93,6 +92,8 @@ class AboveBars(logging.Handler):
     """Writes to stderr without tearing a progress bar that is being drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from har_jax.progress import write  # tqdm: not needed where nothing is said
+
         write(self.format(record))
 
 

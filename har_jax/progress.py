@@ -13,20 +13,12 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 T = TypeVar("T")
 
 
-def write(line: str) -> None:
-    """Prints a line to stderr without tearing whatever bar is being drawn there."""
-    if _mode() == "bar":
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
-
-
-class Progress:
+class progress(tqdm):
     """Counts: `with progress(total=100, desc="train", unit="step") as bar: bar.update(1)`.
 
     Args:
@@ -36,67 +28,51 @@ class Progress:
       initial: how many were done before (a resumed run).
     """
 
+    monitor_interval = 0  # every update looks at the clock, so no thread need watch a stuck bar
+
     def __init__(
         self, total: int | None = None, *, desc: str = "", unit: str = "it", initial: int = 0
     ):
-        self.total, self.desc, self.unit, self.initial = total, desc, unit, initial
-        self.done = initial
-        self._bar: Any = None
-        self._mode = _mode()
+        wish = os.environ.get("HAR_PROGRESS")
+        bar = wish == "1" or (wish != "0" and sys.stderr.isatty())
+        super().__init__(
+            total=total,
+            initial=initial,
+            desc=desc,
+            unit=f" {unit}",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.2,
+            miniters=1,
+            disable=not bar,
+        )
+        self._log = not bar and wish != "0"
+        self._what, self._unit, self._before, self._began = desc, unit, initial, time.monotonic()
+        if self._log:
+            start = f" from {initial}" if initial else ""
+            of = f": {total} {unit}" if total is not None else ""
+            write(f"{desc}{of}{start} ...")
 
-    def __enter__(self) -> Progress:
-        self._began = time.monotonic()
-        if self._mode == "bar":
-            from tqdm import tqdm  # not needed where no one looks
+    def update(self, n: float | None = 1) -> bool | None:
+        """Counts `n` more."""
+        if self.disable:  # tqdm itself does not count then
+            self.n += n or 0
+        return super().update(n)
 
-            self._bar = tqdm(
-                total=self.total,
-                initial=self.initial,
-                desc=self.desc,
-                unit=f" {self.unit}",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.2,
-            )
-        elif self._mode == "log":
-            start = f" from {self.initial}" if self.initial else ""
-            of = f": {self.total} {self.unit}" if self.total is not None else ""
-            print(f"{self.desc}{of}{start} ...", file=sys.stderr, flush=True)
-        return self
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Prints a line to stderr without tearing whatever bar is being drawn there."""
+        super().write(s, file or sys.stderr, end, nolock)
 
-    def update(self, count: int = 1) -> None:
-        """Counts `count` more."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def set_postfix(self, figures: dict[str, Any]) -> None:
-        """Figures to show beside the bar, e.g. `{"loss": "1.23"}`."""
-        if self._bar is not None:
-            self._bar.set_postfix(figures, refresh=False)
-
-    def write(self, line: str) -> None:
-        """Prints a line to stderr without tearing the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self._mode == "log":
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        super().__exit__(kind, value, trace)
+        if self._log:
             took = time.monotonic() - self._began
             end = "stopped after" if kind else "done,"
-            count = self.done - self.initial
-            print(
-                f"{self.desc}: {end} {count} {self.unit} in {took:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            write(f"{self._what}: {end} {self.n - self._before} {self._unit} in {took:.1f} s")
 
 
-progress = Progress
+write = progress.write
 
 
 def track(
@@ -109,11 +85,3 @@ def track(
         for item in items:
             yield item
             bar.update()
-
-
-def _mode() -> str:
-    """`"bar"`, `"log"` or `"silent"`."""
-    wish = os.environ.get("HAR_PROGRESS")
-    if wish == "0":
-        return "silent"
-    return "bar" if wish == "1" or sys.stderr.isatty() else "log"

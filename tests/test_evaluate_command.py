@@ -146,7 +146,7 @@ def test_scoring_files_starts_no_heavy_library(tmp_path):
     """Half of the time of scoring a few thousand captions went into imports."""
     (tmp_path / "predictions.json").write_text(json.dumps(results()))
     (tmp_path / "references.json").write_text(json.dumps(coco()))
-    heavy = "jax numba scipy jaxtyping transformers PIL tensorflow_datasets"
+    heavy = "jax tqdm numba scipy jaxtyping transformers PIL tensorflow_datasets"
     code = f"""
 import sys
 from har_jax.evaluate import main

@@ -20,7 +20,7 @@ def test_what_stops_says_so(monkeypatch, capsys):
     except KeyboardInterrupt:
         pass
     assert "from 4" in capsys.readouterr().err.splitlines()[0]
-    assert bar.done == 6
+    assert bar.n == 6
 
 
 def test_silence_and_bars_on_demand(monkeypatch, capsys):
