@@ -1,32 +1,34 @@
 """A reward as a function of device arrays, usable inside a jitted step.
 
-The callback runs inside `shard_map` over *all* axes of the mesh: each process scores the rows of
-its own devices, once. (In plain jit process 0 would score the whole global batch; in `shard_map`
-over some axes every replica would score its rows again.)
+The host is asked inside `shard_map`, once for the rows of each place on the axes `data` and `fsdp`,
+so each process scores the rows of its own devices, and each row is scored once: the devices that
+share rows (along `tensor`) get them from the first of them. (In plain jit process 0 would score the
+whole global batch.)
+
+The host returns arrays, one for each of its parts and those that device parts ask for
+(`contract.DeviceReward`); the step computes device parts from these, weighs and adds. Nothing is
+kept on the way, so XLA may call the host as it likes.
 
 An exception cannot cross the compiled program without losing its traceback, so it is kept, the
 rewards become NaN, and `raise_if_failed` raises the original on the host.
-
-Parts of a reward that need a network (`contract.DeviceReward`) get what they need from the same
-callback, and their values in the step itself.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
 from jax.sharding import PartitionSpec
 
 from har_jax.errors import UserError
-from har_jax.rewards.contract import DeviceReward, Reward, checked
+from har_jax.rewards.contract import checked
 from har_jax.rewards.mix import MixedReward
+from har_jax.sharding import BATCH_AXES
 from har_jax.types import Array, Float, Int
 
 # XLA:CPU hangs when a callback on one of several virtual devices receives an operand of 128 KiB or
@@ -37,149 +39,148 @@ _CPU_POOL = 32
 
 
 class RewardCallback:
-    """`reward` for use inside jit: device arrays in, rewards [B, R] out, no gradient.
+    """`reward` for use inside jit: device arrays in, rewards [B, R] and their parts out, no
+    gradient.
 
     Args:
-      reward: thread-safe host code, see `rewards.contract`; device parts only inside a
-        `MixedReward`.
+      reward: its parts are thread-safe, see `rewards.contract`; `MixedReward.single` makes one of a
+        reward that is no sum.
       decode: token ids without EOS -> text; host code, thread-safe.
       eos_id: the token that ends a caption.
-      mesh: devices of the computation; the images of a batch are split over all of them. None
-        means one device.
-      kind: "pure" (XLA may drop an unused call) or "io" (runs exactly once per execution).
+      mesh: devices of the computation; the images of a batch are split over those of its axes that
+        are `sharding.BATCH_AXES`. None means one device.
       vocab_size: with at most 65,536 tokens they travel as uint16, half the bytes.
     """
 
     def __init__(
         self,
-        reward: Reward,
+        reward: MixedReward,
         decode: Callable[[list[int]], str],
         *,
         eos_id: int,
         mesh: jax.sharding.Mesh | None = None,
-        kind: Literal["pure", "io"] = "pure",
         vocab_size: int | None = None,
     ):
-        if kind not in ("pure", "io"):
-            raise UserError(f"kind of reward callback is {kind!r}; choose 'pure' or 'io'")
         self.reward = reward
-        self._device: dict[str, DeviceReward] = {}
-        if isinstance(reward, MixedReward):
-            self._device = reward.device_parts
+        self._device = reward.device_parts
         self._decode = decode
         self._eos_id = eos_id
         self._mesh = mesh if mesh is not None and mesh.size > 1 else None
-        self._kind = kind
         small = vocab_size is not None and vocab_size <= 2**16
         self._token_dtype = jnp.uint16 if small else jnp.int32
-        self._lock = threading.Lock()
         self._failure: Exception | None = None
 
     def __call__(
         self,
-        image_ids_b: Int[Array, " B"],
-        tokens_brt: Int[Array, "B R T"],
-        lengths_br: Int[Array, "B R"],
-        params: Mapping[str, Array] | None = None,
-    ) -> Float[Array, "B R"]:
-        """See `with_parts`, whose first result this is."""
-        return self.with_parts(image_ids_b, tokens_brt, lengths_br, params)[0]
-
-    def with_parts(
-        self,
-        image_ids_b: Int[Array, " B"],
-        tokens_brt: Int[Array, "B R T"],
-        lengths_br: Int[Array, "B R"],
+        image_ids: Int[Array, " B"],
+        tokens: Int[Array, "B R T"],
+        lengths: Int[Array, "B R"],
         params: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, "B R"], dict[str, Float[Array, "B R"]]]:
         """Rewards of captions whose lengths count EOS; length 0 is an empty, unfinished caption.
 
         Args:
-          params: the step's frozen parameters, of which device parts read their own.
+          params: the step's parameters, of which device parts read their own (`MixedReward.load`).
 
         Returns:
-          (rewards, {name of a device part: its values without its weight}).
+          (rewards, {name of a part: its values without its weight}).
 
         Raises:
           UserError: shapes that do not fit, B not divisible by the mesh, operands that would hang.
         """
-        batch, rows = tokens_brt.shape[:2]
-        if image_ids_b.shape != (batch,) or lengths_br.shape != (batch, rows):
+        batch, rows = tokens.shape[:2]
+        if image_ids.shape != (batch,) or lengths.shape != (batch, rows):
             raise UserError(
-                f"image ids {image_ids_b.shape} and lengths {lengths_br.shape} do not fit tokens "
-                f"{tokens_brt.shape}; need [B], [B, R] and [B, R, T]"
+                f"image ids {image_ids.shape} and lengths {lengths.shape} do not fit tokens "
+                f"{tokens.shape}; need [B], [B, R] and [B, R, T]"
             )
         operands = (
-            as_int32(image_ids_b),
-            tokens_brt.astype(self._token_dtype),
-            lengths_br.astype(jnp.int32),
+            as_int32(image_ids),
+            tokens.astype(self._token_dtype),
+            lengths.astype(jnp.int32),
         )
-        if self._mesh is None:
-            return self._finish(self._call(*operands), params or {})
-        _check_mesh(self._mesh, batch, max(x.size * x.dtype.itemsize for x in operands))
-        by_image = PartitionSpec(self._mesh.axis_names)
-        # A callback has no rule for replication checks; every axis is used, so nothing replicates.
-        sharded = jax.shard_map(
-            self._call,
-            mesh=self._mesh,
-            in_specs=(by_image, by_image, by_image),
-            out_specs=by_image,
-            check_vma=False,
-        )
-        return self._finish(sharded(*operands), params or {})
+        # 1. The host's parts, and what device parts need of it.
+        asked = self._ask_host(*operands) if self._mesh is None else self._by_shards(*operands)
+        failed_b, *arrays = jax.lax.stop_gradient(asked)
+        # 2. The device parts.
+        frozen = jax.lax.stop_gradient(dict(params or {}))
+        parts = {}
+        for name in self.reward.parts:
+            mine = [arrays.pop(0) for _ in self._results_of(name, batch, rows)]
+            if name in self._device:
+                own = self.reward.params_of(name, frozen)
+                values = self._device[name].in_jit(own, *mine).astype(jnp.float32)
+            else:
+                (values,) = mine
+            parts[name] = values + failed_b[:, None]
+        # 3. Their sum, with weights.
+        total = sum(weight * parts[name] for name, weight in self.reward.weights.items())
+        return jnp.asarray(total), parts
 
     def raise_if_failed(self) -> None:
         """Raises, once, the first exception that a call of the reward has raised."""
-        with self._lock:
-            failure, self._failure = self._failure, None
+        failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
-    def _finish(
-        self, found: Sequence[Array], params: Mapping[str, Array]
-    ) -> tuple[Array, dict[str, Array]]:
-        """Adds the device parts to what the host gave."""
-        rewards, *prepared = jax.lax.stop_gradient(list(found))
-        if not isinstance(self.reward, MixedReward):
-            return rewards, {}
-        params = jax.lax.stop_gradient(dict(params))
-        values = {}
-        for name, part in self._device.items():
-            n = len(part.shapes(*rewards.shape))
-            mine, prepared = prepared[:n], prepared[n:]
-            values[name] = part.in_jit(params, *mine).astype(jnp.float32)
-            rewards = rewards + self.reward.weights[name] * values[name]
-        return rewards, values
+    def _by_shards(self, *operands: Array) -> list[Array]:
+        """`_ask_host`, where the images are split over a mesh."""
+        mesh = self._mesh
+        assert mesh is not None
+        split = tuple(axis for axis in mesh.axis_names if axis in BATCH_AXES)
+        others = tuple(axis for axis in mesh.axis_names if axis not in BATCH_AXES)
+        n_shards = math.prod(mesh.shape[axis] for axis in split)
+        _check_mesh(mesh, n_shards, len(operands[0]), max(x.nbytes for x in operands))
 
-    def _call(self, image_ids_b, tokens_brt, lengths_br):
-        """The callback itself, on one device's rows."""
-        results = tuple(
-            jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self._shapes(lengths_br.shape)
-        )
-        if self._kind == "io":
-            return io_callback(self._score, results, image_ids_b, tokens_brt, lengths_br)
-        return jax.pure_callback(self._score, results, image_ids_b, tokens_brt, lengths_br)
+        def ask(*operands: Array) -> list[Array]:
+            if n_shards == mesh.size:
+                return self._ask_host(*operands)
+            results = self._results(*operands[2].shape)
+            found = jax.lax.cond(  # one of the devices that share these rows asks for all of them
+                jax.lax.axis_index(others) == 0,
+                self._ask_host,
+                lambda *_: [jnp.zeros(x.shape, x.dtype) for x in results],
+                *operands,
+            )
+            return [jax.lax.psum(x, others).astype(x.dtype) for x in found]
 
-    def _shapes(self, shape: tuple[int, int]) -> list[tuple[tuple[int, ...], Any]]:
-        """Of what a call returns: the host's rewards, then the arrays of each device part."""
-        return [(shape, jnp.float32), *(x for p in self._device.values() for x in p.shapes(*shape))]
+        by_image = PartitionSpec(split)
+        # A callback has no rule for replication checks.
+        return jax.shard_map(
+            ask, mesh=mesh, in_specs=by_image, out_specs=by_image, check_vma=False
+        )(*operands)
 
-    def _score(self, image_ids, tokens, lengths) -> tuple[np.ndarray, ...]:
+    def _ask_host(self, image_ids: Array, tokens: Array, lengths: Array) -> list[Array]:
+        results = self._results(*lengths.shape)
+        return jax.pure_callback(self._score, results, image_ids, tokens, lengths)
+
+    def _results(self, batch: int, rows: int) -> list[jax.ShapeDtypeStruct]:
+        """Of what the host returns: [B], 0 or NaN where it failed, then the arrays of each part."""
+        results = [jax.ShapeDtypeStruct((batch,), jnp.float32)]
+        for name in self.reward.parts:
+            results += self._results_of(name, batch, rows)
+        return results
+
+    def _results_of(self, name: str, batch: int, rows: int) -> list[jax.ShapeDtypeStruct]:
+        if name not in self._device:
+            return [jax.ShapeDtypeStruct((batch, rows), jnp.float32)]
+        return [jax.ShapeDtypeStruct(*x) for x in self._device[name].shapes(batch, rows)]
+
+    def _score(self, image_ids: Any, tokens: Any, lengths: Any) -> list[np.ndarray]:
         """Runs on the host, in a thread of XLA. Only numpy here: jnp would wait for that thread."""
         try:
             return self._score_or_raise(
                 np.asarray(image_ids).astype(np.int64), np.asarray(tokens), np.asarray(lengths)
             )
         except Exception as error:  # anything: it is raised again by raise_if_failed
-            with self._lock:
-                if self._failure is None:
-                    self._failure = error
-            first, *others = self._shapes(lengths.shape)
-            return (np.full(first[0], np.nan, np.float32), *(np.zeros(*x) for x in others))
+            self._failure = self._failure or error
+            flag, *others = self._results(*lengths.shape)
+            nan = np.full(flag.shape, np.nan, np.float32)
+            return [nan, *(np.zeros(x.shape, x.dtype) for x in others)]
 
     def _score_or_raise(
         self, image_ids: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    ) -> list[np.ndarray]:
         last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], axis=2)[..., 0]
         ended = (lengths > 0) & (last == self._eos_id)
         words = lengths - ended
@@ -187,21 +188,22 @@ class RewardCallback:
             [self._decode(row[:count]) for row, count in zip(rows, counts, strict=True)]
             for rows, counts in zip(tokens.tolist(), words.tolist(), strict=True)
         ]
-        if not self._device:
-            return (checked(self.reward, image_ids, captions, ended),)
-        assert isinstance(self.reward, MixedReward)
-        rewards = self.reward.host_sum(image_ids, captions, ended)
-        prepared = [x for p in self._device.values() for x in p.prepare(image_ids, captions)]
-        return (rewards, *prepared)
+        found = [np.zeros(len(image_ids), np.float32)]
+        for name, part in self.reward.parts.items():
+            if name in self._device:
+                found += self._device[name].prepare(image_ids, captions)
+            else:
+                found.append(checked(part, image_ids, captions, ended))
+        return found
 
 
-def _check_mesh(mesh: jax.sharding.Mesh, batch: int, operand_bytes: int) -> None:
-    if batch % mesh.size:
+def _check_mesh(mesh: jax.sharding.Mesh, n_shards: int, batch: int, operand_bytes: int) -> None:
+    if batch % n_shards:
         raise UserError(
-            f"a batch of {batch} images cannot be split over {mesh.size} devices "
-            f"(mesh {dict(mesh.shape)}); use a multiple of {mesh.size}"
+            f"a batch of {batch} images cannot be split over {n_shards} (the axes "
+            f"{', '.join(BATCH_AXES)} of the mesh {dict(mesh.shape)}); use a multiple of {n_shards}"
         )
-    per_shard = operand_bytes // mesh.size
+    per_shard = operand_bytes // n_shards
     if mesh.devices.flat[0].platform != "cpu" or per_shard < _CPU_OPERAND_LIMIT:
         return
     if int(os.environ.get("NPROC") or 0) < _CPU_POOL:

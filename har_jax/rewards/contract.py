@@ -10,11 +10,13 @@ two runs with different signatures are not comparable.
 A neural reward does not run on the host: a callback may not start a computation on the devices that
 wait for it. A `DeviceReward` therefore has two halves. `prepare` runs in the callback and turns
 captions into arrays (token ids, look-ups); `in_jit` runs in the step, on the devices, and turns
-these into rewards. `MixedReward` keeps both kinds apart.
+these into rewards. A `LoadedReward` has something to read before the first step, such as the
+parameters of `in_jit`. `rewards.callback` and `MixedReward` look for both by their methods.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,7 +69,27 @@ class DeviceReward(Protocol):
         ...
 
     def in_jit(self, params: Mapping[str, Any], *prepared: Any) -> Any:
-        """The device half: [B, R] from the arrays of `prepare` and the step's frozen parameters."""
+        """The device half: [B, R] from what `load` returned and from the arrays of `prepare`."""
+        ...
+
+
+@runtime_checkable
+class LoadedReward(Protocol):
+    """A reward with something to read before the first step; it touches no device until then."""
+
+    def load(self, mesh: Any, folder: str | os.PathLike[str] | None) -> Mapping[str, Any]:
+        """Makes it ready for steps on a `jax.sharding.Mesh` (None: one device).
+
+        Args:
+          folder: the run's directory, which may hold what `save` left there.
+
+        Returns:
+          The parameters of `in_jit` in their shards, under names of its own; {} if it has none.
+        """
+        ...
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Keeps for the next `load` what took long to make."""
         ...
 
 

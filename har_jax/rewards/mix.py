@@ -21,11 +21,10 @@ part without training on it.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import math
+import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,11 +32,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError, did_you_mean
-from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.metrics.document_frequency import DocumentFrequency
+from har_jax.plugins import load_function
 from har_jax.rewards.bias import BiasPenalty
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
-from har_jax.rewards.contract import DeviceReward, Reward, checked, name_of
+from har_jax.rewards.contract import DeviceReward, LoadedReward, Reward, checked, name_of
 from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
 
 Spec = str | Mapping[str, float]
@@ -174,7 +174,7 @@ class FunctionReward:
 
     def __init__(self, path: str, references: Mapping[int, Sequence[str]]):
         self._path = path
-        function = _import(path)
+        function = load_function(path, "reward")
         try:
             takes = inspect.signature(function).parameters
         except (TypeError, ValueError):  # some built-in functions do not say what they take
@@ -204,26 +204,6 @@ class FunctionReward:
             ) from None
 
 
-def _import(path: str) -> Callable[..., Any]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that the user's own module lacks is named too.
-        raise UserError(
-            f"reward {path!r}: there is no module {error.name!r}; put its directory on PYTHONPATH "
-            "and write package.module:function"
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        what = "no" if function is None else f"a {type(function).__name__} and no function"
-        raise UserError(
-            f"reward {path!r}: {module_name} has {what} {attribute!r}"
-            f"{did_you_mean(attribute, vars(module))}"
-        )
-    return function
-
-
 def _source_hash(function: Callable[..., Any]) -> str:
     try:
         source = inspect.getsource(function)
@@ -251,9 +231,11 @@ class MixedReward:
             )
         self.parts = dict(parts)
         self.weights = {name: float(weights[name]) for name in parts}
-        self._lock = threading.Lock()
-        self._sums = dict.fromkeys(self.parts, 0.0)
-        self._counts = dict.fromkeys(self.parts, 0)
+
+    @classmethod
+    def single(cls, reward: Reward, name: str = "reward") -> MixedReward:
+        """A sum of one part of weight 1."""
+        return cls({name: reward}, {name: 1.0})
 
     @property
     def signature(self) -> str:
@@ -269,27 +251,42 @@ class MixedReward:
         """The parts that a step computes on its devices; the callback computes the others."""
         return {name: part for name, part in self.parts.items() if isinstance(part, DeviceReward)}
 
+    def load(self, mesh: Any, folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Makes the parts ready for steps, see `contract.LoadedReward`; returns the parameters that
+        a step has to be given, each under its part's name (`params_of`)."""
+        params: dict[str, Any] = {}
+        for name, part in self.parts.items():
+            if isinstance(part, LoadedReward):
+                found = part.load(mesh, folder)
+                params |= {f"reward.{name}.{own}": value for own, value in found.items()}
+        return params
+
+    def params_of(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A part's own among the parameters of a step, under the names that it gave them."""
+        start = f"reward.{name}."
+        return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Keeps in a run's directory what its parts took long to make."""
+        for part in self.parts.values():
+            if isinstance(part, LoadedReward):
+                part.save(folder)
+
     def breakdown(
         self,
         image_ids: Int64[np.ndarray, " B"],
         captions: Sequence[Sequence[str]],
         ended: Bool[np.ndarray, "B R"],
     ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
-        """(the reward, {name: the part's values without its weight}), not for callbacks.
+        """(the reward, {name: the part's values without its weight}), on the host alone. Inside a
+        step `rewards.callback` computes the same.
 
         Raises:
           UserError: see `contract.checked`; the message names the part.
         """
-        return self._breakdown(self.parts, image_ids, captions, ended)
-
-    def _breakdown(
-        self,
-        parts: Mapping[str, Reward],
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
-        values = {name: checked(part, image_ids, captions, ended) for name, part in parts.items()}
+        values = {
+            name: checked(part, image_ids, captions, ended) for name, part in self.parts.items()
+        }
         # Summed in double precision, so that a single part of weight 1 stays what it is.
         total = np.zeros(ended.shape)
         for name, v in values.items():
@@ -302,40 +299,5 @@ class MixedReward:
         captions: Sequence[Sequence[str]],
         ended: Bool[np.ndarray, "B R"],
     ) -> Float32[np.ndarray, "B R"]:
-        """See `contract.Reward`; not for callbacks where there are `device_parts`."""
-        return self._counted(self.parts, image_ids, captions, ended)
-
-    def host_sum(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
-        """The sum of all parts but `device_parts`; 0 where these are all."""
-        device = self.device_parts
-        parts = {name: part for name, part in self.parts.items() if name not in device}
-        return self._counted(parts, image_ids, captions, ended)
-
-    def _counted(
-        self,
-        parts: Mapping[str, Reward],
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
-        total, values = self._breakdown(parts, image_ids, captions, ended)
-        sums = {name: float(v.sum(dtype=np.float64)) for name, v in values.items()}
-        with self._lock:
-            for name, value in sums.items():
-                self._sums[name] += value
-                self._counts[name] += total.size
-        return total
-
-    def take_means(self) -> dict[str, float]:
-        """{name: mean of the part's values, unweighted} over all captions that the host rewarded
-        since the last call; {} if there were none. For logs: a jitted step returns the sum."""
-        with self._lock:
-            sums, counts = self._sums, self._counts
-            self._sums = dict.fromkeys(self.parts, 0.0)
-            self._counts = dict.fromkeys(self.parts, 0)
-        return {name: sums[name] / counts[name] for name in sums if counts[name]}
+        """See `contract.Reward`; the first result of `breakdown`."""
+        return self.breakdown(image_ids, captions, ended)[0]

@@ -12,14 +12,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from har_jax.errors import UserError
 from har_jax.rewards.callback import RewardCallback, as_int32
+from har_jax.rewards.mix import MixedReward
 
 EOS = 2
 MESHES = {
     "one": None,
     "data8": {"data": 8},
+    "8x1x1": {"data": 8, "fsdp": 1, "tensor": 1},
     "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},
-    "1x8x1": {"data": 1, "fsdp": 8, "tensor": 1},
+    "1x4x2": {"data": 1, "fsdp": 4, "tensor": 2},
+    "1x1x8": {"data": 1, "fsdp": 1, "tensor": 8},
+    "one's own": {"stage": 2, "fsdp": 2, "model": 2},
+    "no batch axis": {"model": 8},
 }
+CALLS = {"data8": 8, "8x1x1": 8, "2x2x2": 4, "1x4x2": 4, "one's own": 2}  # else 1
 
 
 def make_mesh(name):
@@ -88,28 +94,51 @@ def by_hand(image_ids, tokens, lengths):
     return seen, values
 
 
-@pytest.mark.parametrize("kind", ["pure", "io"])
+def callback_of(reward, mesh=None, vocab_size=None):
+    return RewardCallback(
+        MixedReward.single(reward), decode, eos_id=EOS, mesh=mesh, vocab_size=vocab_size
+    )
+
+
 @pytest.mark.parametrize("name", MESHES)
-def test_each_row_once_and_in_place(name, kind):
+def test_each_row_once_and_in_place(name):
     mesh = make_mesh(name)
     reward = Recorder()
-    callback = RewardCallback(reward, decode, eos_id=EOS, mesh=mesh, kind=kind, vocab_size=300)
+    callback = callback_of(reward, mesh, vocab_size=300)
     operands = batch()
     seen, values = by_hand(*operands)
     if mesh is not None:  # however the inputs lie
         placed = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
         operands = tuple(jax.device_put(x, placed) for x in operands)
-    got = jax.jit(callback)(*operands)
-    np.testing.assert_allclose(got, values, rtol=1e-6)
+    got, parts = jax.jit(callback)(*operands)
+    np.testing.assert_array_equal(got, values)  # a single part of weight 1, bit for bit
+    np.testing.assert_array_equal(parts["reward"], values)
     callback.raise_if_failed()
     assert reward.seen == seen
-    assert reward.calls == (1 if mesh is None else 8)
+    assert reward.calls == CALLS.get(name, 1)
     assert got.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["one", "1x4x2"])
+def test_a_sum_and_its_parts(name):
+    class Words:
+        signature = "words"
+
+        def __call__(self, image_ids, captions, ended):
+            return np.array([[len(c.split()) for c in row] for row in captions], np.float32)
+
+    mixed = MixedReward({"worth": Recorder(), "words": Words()}, {"worth": 0.3, "words": -2.0})
+    callback = RewardCallback(mixed, decode, eos_id=EOS, mesh=make_mesh(name))
+    got, parts = jax.jit(callback)(*batch(b=4))
+    assert set(parts) == {"worth", "words"}
+    _, worth = by_hand(*batch(b=4))
+    np.testing.assert_array_equal(parts["worth"], worth)
+    np.testing.assert_allclose(got, 0.3 * worth - 2.0 * np.asarray(parts["words"]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["one", "2x2x2"])
 def test_differentiates_as_a_constant(name):
-    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=make_mesh(name))
+    callback = callback_of(Recorder(), make_mesh(name))
     image_ids, tokens, lengths = batch()
 
     @jax.jit
@@ -117,7 +146,7 @@ def test_differentiates_as_a_constant(name):
         drawn = jnp.asarray(tokens) + jnp.argmax(w).astype(
             jnp.int32
         )  # depends on w, as a rollout does
-        return jnp.sum(callback(jnp.asarray(image_ids), drawn, jnp.asarray(lengths)) * w[0])
+        return jnp.sum(callback(jnp.asarray(image_ids), drawn, jnp.asarray(lengths))[0] * w[0])
 
     value, gradient = jax.value_and_grad(loss)(jnp.array([2.0, 1.0]))
     _, values = by_hand(image_ids, tokens, lengths)
@@ -132,12 +161,12 @@ class Failing(Recorder):
         return super().__call__(image_ids, captions, ended)
 
 
-@pytest.mark.parametrize("name", ["one", "data8"])
+@pytest.mark.parametrize("name", ["one", "data8", "1x4x2"])
 def test_an_exception_comes_back_with_its_traceback(name):
-    callback = RewardCallback(Failing(), decode, eos_id=EOS, mesh=make_mesh(name))
-    values = np.asarray(jax.jit(callback)(*batch()))
+    callback = callback_of(Failing(), make_mesh(name))
+    values = np.asarray(jax.jit(callback)(*batch())[0])
     assert np.isnan(values[5]).all()
-    if name == "data8":
+    if name != "one":
         assert np.isfinite(values[:4]).all()  # other devices' rows
     with pytest.raises(KeyError, match="no such image") as caught:
         callback.raise_if_failed()
@@ -152,8 +181,8 @@ def test_a_bad_value_is_named():
         def __call__(self, image_ids, captions, ended):
             return np.full(ended.shape, np.nan, np.float32)
 
-    callback = RewardCallback(Bad(), decode, eos_id=EOS)
-    assert np.isnan(jax.jit(callback)(*batch())).all()
+    callback = callback_of(Bad())
+    assert np.isnan(jax.jit(callback)(*batch())[0]).all()
     with pytest.raises(UserError, match=r"reward Bad\[x1\] gave nan"):
         callback.raise_if_failed()
 
@@ -161,14 +190,14 @@ def test_a_bad_value_is_named():
 def test_many_steps_beside_collectives():
     """The pattern that deadlocks when the host's thread pool is too small."""
     mesh = make_mesh("2x2x2")
-    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh, vocab_size=300)
+    callback = callback_of(Recorder(), mesh, vocab_size=300)
     operands = batch(b=64, r=6, t=24)
     _, values = by_hand(*operands)
 
     @jax.jit
     def step(x, *operands):
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "fsdp")))
-        return x @ x.T + jnp.sum(callback(*operands)), callback(*operands)
+        return x @ x.T + jnp.sum(callback(*operands)[0]), callback(*operands)[0]
 
     for _ in range(10):
         _, got = step(jnp.ones((64, 64)), *operands)
@@ -178,22 +207,21 @@ def test_many_steps_beside_collectives():
 def test_bad_shapes_and_sizes(monkeypatch):
     mesh = make_mesh("data8")
     image_ids, tokens, lengths = batch(b=12)
-    callback = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh)
-    with pytest.raises(UserError, match="12 images cannot be split over 8 devices"):
+    callback = callback_of(Recorder(), mesh)
+    with pytest.raises(UserError, match=r"12 images cannot be split over 8 .*a multiple of 8"):
         jax.jit(callback)(image_ids, tokens, lengths)
+    jax.eval_shape(callback_of(Recorder(), make_mesh("1x4x2")), image_ids, tokens, lengths)
     with pytest.raises(UserError, match="do not fit tokens"):
         jax.jit(callback)(image_ids[:3], tokens, lengths)
-    with pytest.raises(UserError, match="choose 'pure' or 'io'"):
-        RewardCallback(Recorder(), decode, eos_id=EOS, kind="both")
 
     large = batch(b=64, r=8, t=300)
     monkeypatch.setenv("NPROC", "2")
     with pytest.raises(UserError, match="set NPROC=32"):
         jax.eval_shape(callback, *large)
-    small = RewardCallback(Recorder(), decode, eos_id=EOS, mesh=mesh, vocab_size=32_000)
-    assert jax.eval_shape(small, *large).shape == (64, 8)  # uint16 halves it
+    small = callback_of(Recorder(), mesh, vocab_size=32_000)
+    assert jax.eval_shape(small, *large)[0].shape == (64, 8)  # uint16 halves it
     monkeypatch.setenv("NPROC", "32")
-    assert jax.eval_shape(callback, *large).shape == (64, 8)
+    assert jax.eval_shape(callback, *large)[0].shape == (64, 8)
 
 
 def test_image_ids_must_fit_a_device_integer():

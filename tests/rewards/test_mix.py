@@ -143,6 +143,15 @@ def test_a_sum_and_its_parts():
     np.testing.assert_array_equal(total, checked(reward, IDS, CAPTIONS, ENDED))
 
 
+def test_a_single_reward():
+    reward = MixedReward.single(BleuReward(REFERENCES))
+    np.testing.assert_array_equal(
+        reward(IDS, CAPTIONS, ENDED), BleuReward(REFERENCES)(IDS, CAPTIONS, ENDED)
+    )
+    assert reward.signature == BleuReward(REFERENCES).signature
+    assert reward.weights == {"reward": 1.0}
+
+
 def test_signature_names_parts_and_weights():
     one, two = (build(f"cider_d - {w}*bias", DF, REFERENCES).signature for w in ("1.0", "0.5"))
     assert one == f"1.0*{CiderDReward(DF, REFERENCES).signature} + -1.0*bias[lic]+ptb"
@@ -152,28 +161,13 @@ def test_signature_names_parts_and_weights():
     assert mine.startswith("tests.rewards.test_mix:longer[") and len(mine.split("[")[1]) == 9
 
 
-def test_means_are_unweighted_and_taken_once():
-    reward = build("2*repetition - bias", None, REFERENCES)
-    assert reward.take_means() == {}
-    reward(IDS, CAPTIONS, ENDED)
-    reward(IDS[:1], CAPTIONS[:1], ENDED[:1])
-    _, parts = reward.breakdown(IDS, CAPTIONS, ENDED)
-    expected = {name: (v.sum() + v[0].sum()) / 12 for name, v in parts.items()}
-    assert reward.take_means() == pytest.approx(expected)
-    assert reward.take_means() == {}
-
-
 def test_threads():
     reward = build("cider_d + bleu - bias - length - repetition", DF, REFERENCES)
     expected = reward(IDS, CAPTIONS, ENDED)
-    reward.take_means()
     fresh = build("cider_d + bleu - bias - length - repetition", DF, REFERENCES)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for got in pool.map(lambda _: fresh(IDS, CAPTIONS, ENDED), range(64)):
             np.testing.assert_array_equal(got, expected)
-    means = fresh.take_means()
-    _, parts = fresh.breakdown(IDS, CAPTIONS, ENDED)
-    assert means == pytest.approx({name: v.mean() for name, v in parts.items()}, rel=1e-6)
 
 
 @pytest.mark.parametrize(
