@@ -13,8 +13,7 @@ from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
 
 DESCRIPTION = """\
-Captions a split of a dataset with a trained run and scores the captions against the references, or
-scores captions that are there already.
+Scores captions against references: those of a trained run, on a split, or those of a file.
 
 Writes DIR/predictions.json (COCO results), DIR/scores.json and DIR/per_image.json. Values are as
 the official tools print them (CIDEr 1.2, not 120), with 95 % bootstrap intervals. A metric that
