@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.stage != "scst":
         raise UserError(
             f"--config={arguments.config} is of stage {config.stage!r}; the doctor looks at SCST: "
-            "--config=configs/scst.py"
+            "--config=scst:tiny"
         )
     return examine(config, arguments.images, as_json=arguments.json)
 
@@ -56,15 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def examine(config: Config, images: int, *, as_json: bool = False) -> int:
     """Prints the findings; 2 if one of them should stop a run."""
     from har_jax.sessions import doctor
-    from har_jax.sessions import run as session
-    from har_jax.sessions.plan import make_plan
+    from har_jax.sessions.assemble import assemble
+    from har_jax.sessions.plan import plan_session
 
-    plan = make_plan(config, "")
+    plan = plan_session(config, "")
     findings = doctor.examine_texts(plan, images)
     # A reward that cannot be computed needs no policy to show it.
     broken = any(f.name == "reward" and f.severity == "stop" for f in findings)
     if not broken:
-        findings += doctor.examine_policy(session.assemble(plan), images).findings
+        session = assemble(plan)
+        findings += doctor.examine_policy(session, session.initial_params(), images).findings
     if as_json:
         print(dumps([vars(finding) for finding in findings], indent=1))
     else:
