@@ -1,8 +1,8 @@
 """Imports point downward, file by file, and only one file knows each heavy library.
 
 The table is that of `docs/architecture.md`, which is read here: a room, or a file named by itself,
-stands on one floor. A file imports from lower floors; from its own room; and, on its own floor, from
-no other room. There are no circles anywhere.
+stands on one floor. A file imports from lower floors; from its own room; and, on its own floor,
+from no other room. There are no circles anywhere.
 """
 
 import ast

@@ -16,23 +16,19 @@ import torch
 import transformers
 
 import har_jax
-from har_jax import config as configs
-from har_jax import export, train
+from har_jax import config_file, export, train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
 from har_jax.interchange.families.mistral import load_mistral
-from har_jax.loading.blueprint import (
-    is_trained,
-    new_lora_params,
-    new_projector_params,
-    read_foundation,
-    read_run,
-)
+from har_jax.loading.blueprint import draw
+from har_jax.loading.parts import read_parts
+from har_jax.loading.runs import read_run
+from har_jax.loading.weights import new_trained
 from har_jax.models import lora
 from har_jax.models.functional import part, split
-from har_jax.sessions import run as session
-from har_jax.sessions.plan import make_plan
+from har_jax.sessions.assemble import assemble
+from har_jax.sessions.plan import plan_session
 from har_jax.sharding import make_mesh
 from har_jax.training.run_dir import open_run, run_info
 from tests.conftest import ROOT
@@ -116,35 +112,38 @@ def test_scst_goes_on_with_the_adapters(workspace, run, captioner, tmp_path):
     settings = {**LORA, "init_from": run, "model__frozen_dtype": "bfloat16"}
     argv = train_arguments(workspace, tmp_path / "scst", "scst", **settings)
     arguments, overrides = train.parse(argv)
-    plan = make_plan(configs.load(arguments.config, overrides), tmp_path / "scst")
-    begun = session.assemble(plan)
-    assert begun.trained.keys() == {n for n in captioner.params if is_trained(n, plan.config.model)}
-    for name, value in begun.trained.items():
+    plan = plan_session(config_file.load(arguments.config, overrides), tmp_path / "scst")
+    begun = assemble(plan)
+    trained = begun.initial_params()
+    assert trained.keys() == set(begun.blueprint.trained)
+    for name, value in trained.items():
         np.testing.assert_array_equal(value, captioner.params[name], err_msg=name)
-    assert not begun.frozen.keys() & begun.trained.keys()
-    assert {**begun.frozen, **begun.trained}.keys() == captioner.params.keys()
+    assert not begun.frozen.keys() & trained.keys()
+    assert {**begun.frozen, **trained}.keys() == captioner.params.keys()
     assert {x.dtype for x in begun.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+    # The blueprint says so beforehand.
+    shapes = begun.blueprint.shapes
+    assert all(x.dtype == shapes[n].dtype for n, x in (begun.frozen | trained).items())
 
 
 def test_new_adapters_are_born_in_their_shards(workspace, run):
     config, _ = read_run(run)
     mesh = make_mesh(2, 2, 2)
-    foundation = read_foundation(config.model)
-    drawn = new_lora_params(foundation, config.model, 0, mesh)
-    shardings = foundation.structure(config.model).shardings(mesh)
-    assert drawn.keys() == {n for n in shardings if lora.is_factor(n)}
+    blueprint = draw(config.model)
+    drawn = new_trained(blueprint, 0, mesh)
+    shardings = blueprint.shardings(mesh)
+    assert drawn.keys() == set(blueprint.trained)
     assert all(x.sharding == shardings[n] for n, x in drawn.items())
     a = drawn["lm.layers.0.attn.q.lora_a"]
     assert a.addressable_shards[0].data.shape == (a.shape[0] // 2, 4)
     assert not np.array_equal(a, drawn["lm.layers.1.attn.q.lora_a"])
     assert not any(x.any() for n, x in drawn.items() if n.endswith("lora_b"))
 
-    layout = dataclasses.replace(config.model, scan_layers=True, fused=True)
-    stacked = new_lora_params(read_foundation(layout), layout, 0, mesh)
-    assert {n for n in stacked if n.endswith("lora_a")} == {
-        f"lm.{n}.lora_a" for n in ("layers.attn.qkv", "layers.attn.o", "layers.mlp.down", "lm_head")
-    }
-    a = stacked["lm.layers.attn.qkv.lora_a"]
+    layout = dataclasses.replace(config.model, scan_layers=True)
+    stacked = new_trained(draw(layout), 0, mesh)
+    kinds = (*(f"layers.attn.{n}" for n in "qkvo"), "layers.mlp.down", "lm_head")
+    assert {n for n in stacked if n.endswith("lora_a")} == {f"lm.{n}.lora_a" for n in kinds}
+    a = stacked["lm.layers.attn.q.lora_a"]
     assert a.shape == (2, 32, 4) and not np.array_equal(a[0], a[1])
     assert a.addressable_shards[0].data.shape == (2, 16, 4)
 
@@ -380,10 +379,10 @@ def test_directories_that_do_not_fit(workspace, exported, tmp_path):
 def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys, workspace):
     settings = train_arguments(workspace, tmp_path / "run", model__train_lm=False)
     arguments, overrides = train.parse(settings)
-    config = configs.load(arguments.config, overrides)
-    foundation = read_foundation(config.model)
-    open_run(tmp_path / "run", config, run_info(config, base=foundation.base))
-    projector = new_projector_params(foundation, config.model, 0, make_mesh())
+    config = config_file.load(arguments.config, overrides)
+    parts = read_parts(config.model)
+    open_run(tmp_path / "run", config, run_info(config, base=parts.identity))
+    projector = new_trained(parts.blueprint, 0, make_mesh())
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(1, projector, {"count": np.zeros(2)}, {})
     checkpoints.close()

@@ -131,9 +131,7 @@ def test_conversion_is_exact_both_ways():
 
 
 def test_shardings():
-    both = structure_of(
-        lambda: Captioner(small_config(scan_layers=True), rngs=nnx.Rngs(0))
-    )
+    both = structure_of(lambda: Captioner(small_config(scan_layers=True), rngs=nnx.Rngs(0)))
     mesh = make_mesh(2, 2, 2)
     P = jax.sharding.PartitionSpec
     specs = {name: s.spec for name, s in both.shardings(mesh).items()}

@@ -12,11 +12,11 @@ from flax import nnx
 from har_jax.config import ScstConfig
 from har_jax.decoding import DecodePlan, decode
 from har_jax.models.captioner import Captioner
-from har_jax.models.logprobs import length_mask
 from har_jax.models.functional import split, structure_of
 from har_jax.models.layouts import convert
-from har_jax.objectives.likelihood import make_mle_loss
+from har_jax.models.logprobs import length_mask
 from har_jax.objectives.experience import Experience
+from har_jax.objectives.likelihood import make_mle_loss
 from har_jax.objectives.policy_gradient import advantages, policy_gradient_loss
 from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.rewards.callback import RewardCallback
@@ -46,7 +46,9 @@ def text_of(ids):
 
 
 def reward_callback(mesh=None):
-    return RewardCallback(MixedReward.single(CountEven()), text_of, eos_id=2, mesh=mesh, vocab_size=14)
+    return RewardCallback(
+        MixedReward.single(CountEven()), text_of, eos_id=2, mesh=mesh, vocab_size=14
+    )
 
 
 def value_and_grad(loss_fn):
@@ -221,9 +223,7 @@ def test_one_step_holds_one_loop_and_one_callback():
     assert (4, 1 + K, T) in carried  # the rows of the one loop: greedy and K samples
 
 
-@pytest.mark.parametrize(
-    "layout", [{}, {"scan_layers": True}], ids=["plain", "scan"]
-)
+@pytest.mark.parametrize("layout", [{}, {"scan_layers": True}], ids=["plain", "scan"])
 def test_eight_devices_give_the_same_gradient(layout):
     """In any layout of the decoder's parameters, too."""
     structure, params = split(small_captioner())

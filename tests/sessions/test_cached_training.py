@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 import har_jax
-from har_jax import caption, evaluate, prepare, train
-from har_jax import config as configs
+from har_jax import caption, config_file, evaluate, prepare, train
 from har_jax.data.dataset import open_split
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.images import Preprocessor
+from har_jax.distributed import put_batch
 from har_jax.errors import UserError
 from har_jax.evaluation.run import evaluate_run
-from har_jax.distributed import put_batch
-from har_jax.sessions import run as session
+from har_jax.sessions.assemble import assemble
 from har_jax.sessions.plan import plan_session
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
@@ -65,13 +64,13 @@ def runs(workspace, cache, tmp_path_factory):
 
 
 def first_loss(argv):
-    """(loss, logs) of the first batch of a run, as its session computes them."""
+    """Of the first batch of a run, as its session computes it."""
     arguments, overrides = train.parse(argv)
-    config = configs.load(arguments.config, overrides)
-    made = session.assemble(plan_session(config, arguments.workdir))
-    params, batch = {**made.frozen, **made.trained}, put_batch(next(made.batches), made.mesh)
+    config = config_file.load(arguments.config, overrides)
+    made = assemble(plan_session(config, arguments.workdir))
+    batch = put_batch(next(made.batches), made.mesh)
     with jax.set_mesh(made.mesh):
-        return jax.jit(made.loss_fn)(params, batch, jax.random.key(0))
+        return made.look(made.initial_params(), made.frozen, batch, jax.random.key(0))
 
 
 def figures(run, key):
@@ -125,9 +124,10 @@ def test_scst_from_the_cache_equals_scst_from_images(runs, workspace, cache, tmp
             workspace, tmp_path / "run", "scst", init_from=runs / "images", scst__samples=2, **more
         )
         found.append(first_loss(argv))
-    (loss, logs), (cached, cached_logs) = found
-    np.testing.assert_allclose(cached, loss, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(cached_logs["rollout/tokens"], logs["rollout/tokens"])
+    loss, cached = found
+    np.testing.assert_allclose(cached.total, loss.total, rtol=1e-6, atol=1e-6)
+    for name in ("samples/tokens", "greedy/tokens"):
+        np.testing.assert_array_equal(cached.arrays[name], loss.arrays[name])
 
 
 def test_a_cached_run_holds_no_tower(runs):
@@ -150,7 +150,8 @@ def test_halved_features_are_as_near_as_their_bits(runs, workspace, cache, tmp_p
     assert np.abs(half - whole).max() > 0
     assert (np.abs(half - whole) <= step * np.abs(whole) + 1e-7).all()
     argv = settings(workspace, tmp_path / "run", data__features=tmp_path / "half")
-    loss = float(first_loss(argv)[0])
+    found = first_loss(argv)
+    loss = float(found.total / found.weight)
     first = figures(runs / "cached", "train/loss")[0]
     assert 0 < abs(loss - first) < 2 * step * first
 

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from har_jax import config as configs
+from har_jax import config_file, train
 from har_jax import doctor as doctor_command
-from har_jax import train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import document_frequency_path, open_split
-from har_jax.evaluation.run import Captions, caption_split, images_of
+from har_jax.evaluation.run import First, Predictions, write_captions
 from har_jax.loading.captioner import LoadedCaptioner
+from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.models.captioner import Captioner
 from har_jax.scorers.clip import ClipScorer
+from har_jax.sessions import assemble as sessions
 from har_jax.sessions import observe
-from har_jax.sessions import run as sessions
 from har_jax.sessions.doctor import examine_policy, examine_texts
 from har_jax.sessions.observe import validator
 from har_jax.sessions.plan import plan_session
@@ -29,7 +29,7 @@ from har_jax.sharding import MESH_AXES
 from har_jax.text import ptb
 from har_jax.text.tokenizer import load_tokenizer, train_tokenizer
 from har_jax.training.guards import Guards
-from har_jax.training.loggers import MetricsWriter
+from har_jax.training.loggers import RunLog
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
 
@@ -71,12 +71,17 @@ def scst_arguments(workspace, mle, run, **changes):
 
 def plan_of(workspace, mle, **changes):
     arguments, overrides = train.parse(scst_arguments(workspace, mle, "unused", **changes))
-    return plan_session(configs.load(arguments.config, overrides), "unused")
+    return plan_session(config_file.load(arguments.config, overrides), "unused")
 
 
 @pytest.fixture(scope="module")
 def session(workspace, mle):
     return sessions.assemble(plan_of(workspace, mle))
+
+
+@pytest.fixture(scope="module")
+def trained(session):
+    return session.initial_params()
 
 
 def by_name(findings):
@@ -92,15 +97,15 @@ def refused(capsys, argv, workdir):
     return lines[-1]
 
 
-def test_without_a_fault_nothing_stops(workspace, mle, session, monkeypatch, capsys):
-    examination = examine_policy(session, 32)
+def test_without_a_fault_nothing_stops(workspace, mle, session, trained, monkeypatch, capsys):
+    examination = examine_policy(session, trained, 32)
     findings = [*examine_texts(session.plan), *examination.findings]
     assert not [str(finding) for finding in findings if finding.severity == "stop"]
     assert {"df", "reward", "eos", "ended", "temperature", "vocabulary"} <= by_name(findings).keys()
     assert examination.figures["reward_greedy"] > 0.5
     # What it looked at is not taken from the training.
     before = session.batches.get_state()
-    examine_policy(session, 16)
+    examine_policy(session, trained, 16)
     assert session.batches.get_state() == before
     # The command: the same findings, here with the session of above.
     monkeypatch.setattr(sessions, "assemble", lambda plan: session)
@@ -143,12 +148,12 @@ def test_a_broken_reward(workspace, mle, tmp_path, capsys, reward, message):
     assert "reward: " in line and message in line
 
 
-def test_a_reward_that_breaks_only_on_what_the_policy_writes(session, monkeypatch):
+def test_a_reward_that_breaks_only_on_what_the_policy_writes(session, trained, monkeypatch):
     def broken(*arguments):
         raise ZeroDivisionError("an empty caption")
 
     monkeypatch.setattr(session.callback, "reward", broken)
-    finding = by_name(examine_policy(session, 16).findings)["reward"]
+    finding = by_name(examine_policy(session, trained, 16).findings)["reward"]
     assert finding.severity == "stop" and "ZeroDivisionError: an empty caption" in finding.text
 
 
@@ -159,9 +164,9 @@ def test_a_reward_without_the_end(workspace, mle):
 
 def test_references_without_the_end(workspace, mle, monkeypatch):
     plan = plan_of(workspace, mle)
-    whole = type(plan.foundation.tokenizer).encode_batch
+    whole = type(plan.parts.tokenizer).encode_batch
     monkeypatch.setattr(
-        type(plan.foundation.tokenizer),
+        type(plan.parts.tokenizer),
         "encode_batch",
         lambda self, texts: [ids[:-1] for ids in whole(self, texts)],
     )
@@ -169,34 +174,34 @@ def test_references_without_the_end(workspace, mle, monkeypatch):
     assert finding.severity == "stop" and finding.text.startswith("0 of 240")
 
 
-def test_a_policy_that_never_ends(session, monkeypatch):
-    eos = session.plan.foundation.tokenizer.eos_id
-    heads = [n for n, x in session.trained.items() if x.shape[-1] > 400 and x.ndim == 2]
+def test_a_policy_that_never_ends(session, trained):
+    eos = session.plan.parts.tokenizer.eos_id
+    heads = [n for n, x in trained.items() if x.shape[-1] > 400 and x.ndim == 2]
     assert len(heads) == 1
-    head = session.trained[heads[0]]
+    head = trained[heads[0]]
     without = jnp.where(jnp.arange(head.shape[-1]) == eos, 0.0, 4 * head)
-    monkeypatch.setattr(session, "trained", {**session.trained, heads[0]: without})
-    finding = by_name(examine_policy(session, 16).findings)["ended"]
+    changed = {**trained, heads[0]: without}
+    finding = by_name(examine_policy(session, changed, 16).findings)["ended"]
     assert finding.severity == "stop" and "was EOS dropped" in finding.advice
 
 
-def test_a_tokenizer_of_another_vocabulary(session, monkeypatch, tmp_path):
+def test_a_tokenizer_of_another_vocabulary(session, trained, monkeypatch, tmp_path):
     """Pieces of other texts under the same ids: whole captions decode into words of nobody."""
     other = ["we", "the", "people", "of", "these", "united", "states", "form", "perfect", "union"]
     texts = [" ".join(other[i:] + other[:i]) for i in range(len(other))] * 4
     train_tokenizer(texts, 420, tmp_path)
-    foundation = dataclasses.replace(session.plan.foundation, tokenizer=load_tokenizer(tmp_path))
-    monkeypatch.setattr(session, "plan", dataclasses.replace(session.plan, foundation=foundation))
-    monkeypatch.setattr(session.callback, "_decode", foundation.tokenizer.decode)
-    finding = by_name(examine_policy(session, 16).findings)["vocabulary"]
+    parts = dataclasses.replace(session.plan.parts, tokenizer=load_tokenizer(tmp_path))
+    monkeypatch.setattr(session, "plan", dataclasses.replace(session.plan, parts=parts))
+    monkeypatch.setattr(session.callback, "_decode", parts.tokenizer.decode)
+    finding = by_name(examine_policy(session, trained, 16).findings)["vocabulary"]
     assert finding.severity == "stop" and "tokenizer spells other words" in finding.advice
 
 
 def test_a_tokenizer_that_changes_words(workspace, mle, monkeypatch):
     plan = plan_of(workspace, mle)
-    decode = type(plan.foundation.tokenizer).decode
+    decode = type(plan.parts.tokenizer).decode
     monkeypatch.setattr(
-        type(plan.foundation.tokenizer),
+        type(plan.parts.tokenizer),
         "decode",
         lambda self, ids: decode(self, ids).replace("e", "3"),
     )
@@ -210,37 +215,42 @@ def test_another_temperature_in_the_update(workspace, mle, monkeypatch):
         Captioner, "score", lambda self, cache, tokens, temperature=1.0: score(self, cache, tokens)
     )
     session = sessions.assemble(plan_of(workspace, mle, scst__temperature=0.8))
-    found = [f for f in examine_policy(session, 16).findings if f.name == "temperature"]
+    findings = examine_policy(session, session.initial_params(), 16).findings
+    found = [f for f in findings if f.name == "temperature"]
     assert [f.severity for f in found] == ["stop", "warn"]
     assert "samples are not drawn from the policy that is updated" in found[0].advice
 
 
-def test_the_guard_of_clip_score_sees_what_evaluation_sees(workspace, mle, session, monkeypatch):
+def test_the_guard_of_clip_score_sees_what_evaluation_sees(
+    workspace, mle, session, trained, monkeypatch
+):
     """Of the same captions; and then captions that CIDEr likes and the CLIP does not."""
     clip = workspace / "models/clip-b"
     plan = plan_of(workspace, mle, eval__clip_score=clip, guards__clip="stop")
-    with MetricsWriter("unused", enabled=False) as writer:
-        validate = validator(plan, session.structure, session.frozen, session.mesh, writer)
-    figures = validate(session.trained, 0)
+    with RunLog("unused", enabled=False) as logger:
+        validate = validator(dataclasses.replace(session, plan=plan), logger)
+    figures = validate(trained, 0)
     live = LoadedCaptioner(
-        session.structure,
-        {**session.frozen, **session.trained},
-        plan.foundation.tokenizer,
-        plan.foundation.preprocessor,
+        session.blueprint,
+        {**session.frozen, **trained},
+        plan.parts.tokenizer,
+        plan.parts.preprocessor,
         session.mesh,
         plan.config,
     )
-    split = open_split(workspace / "data", "val")
-    texts = caption_split(live, split, limit=8).texts
-    scored = ClipScorer(clip).score(images_of(split, 8), texts, split.references())
+    split = First(open_split(workspace / "data", "val"), 8)
+    texts = write_captions(CaptionerWriter(live), split).texts
+    images = ((i, split.read(n)) for n, i in enumerate(split.ids))
+    references = open_split(workspace / "data", "val").references()
+    scored = ClipScorer(clip).score(images, texts, references)
     assert figures["CLIPScore"] == pytest.approx(scored.clip_score, abs=1e-5)
 
     guards = Guards(dataclasses.replace(plan.config.guards, clip_drop=0.001))
     guards.begin({f"val/{name}": value for name, value in figures.items()})
     worst = min(scored.per_image, key=lambda i: scored.per_image[i][0])
-    monkeypatch.setattr(observe, "caption_split", lambda *a, **k: hacked)
-    hacked = Captions(dict.fromkeys(texts, texts[worst]), dict.fromkeys(texts, True))
-    after = validate(session.trained, 9)
+    monkeypatch.setattr(observe, "write_captions", lambda *a, **k: hacked)
+    hacked = Predictions(dict.fromkeys(texts, texts[worst]), dict.fromkeys(texts, True))
+    after = validate(trained, 9)
     assert after["CLIPScore"] < figures["CLIPScore"] - 0.001
     trips = guards.observe_validation(9, {**after, "CIDEr": figures["CIDEr"] + 0.1})
     assert [trip.guard for trip in trips] == ["clip"]
