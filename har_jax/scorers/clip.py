@@ -7,23 +7,26 @@ own encoder, and better to a CLIP that rewarded it. `independence_warning` compa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
-from har_jax.interchange.families.clip import load_clip
-from har_jax.interchange.hf_dir import read_config, resolve, weights_fingerprint
+from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, clip_table
+from har_jax.interchange.families.family import Family
+from har_jax.interchange.hf_dir import resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
-from har_jax.models.encoders.clip import CLIPConfig, TextConfig
-from har_jax.models.functional import split
+from har_jax.models.encoders.clip import CLIPConfig, TextConfig, TextTower
+from har_jax.models.functional import Params, Structure
 from har_jax.progress import progress
 from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
 from har_jax.types import Array, Float
@@ -38,8 +41,31 @@ class ClipScores:
     per_image: dict[int, tuple[float, float]]  # (CLIP-S, RefCLIP-S)
 
 
+def unit(vectors: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    """Rows of length 1, float32."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+Tower = Literal["vision", "text"]
+
+# The text tower and the width of its projection, as `VISION_FAMILY` has the other one.
+_TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
+    ("clip",),
+    lambda hf: (CLIPConfig.from_hf(hf).text, CLIPConfig.from_hf(hf).projection_dim),
+    lambda config: CLIPConfig(text=config[0], projection_dim=config[1]).to_hf(),
+    lambda config, rngs, dtype: TextTower(*config, rngs=rngs, dtype=dtype),
+    lambda bare: [
+        dataclasses.replace(row, path=row.path.removeprefix("text."))
+        for row in clip_table()
+        if row.path.startswith("text.")
+    ],
+    lambda config: r"(.*\.)?position_ids|vision_model\..*|visual_projection\..*|logit_scale",
+)
+
+
 class ClipFiles:
-    """What a CLIP's Hugging Face directory says without its weights; no device is touched.
+    """A CLIP's Hugging Face directory. Only `load` reads weights or touches a device.
 
     Attributes:
       path, config: the directory and its configuration.
@@ -56,7 +82,7 @@ class ClipFiles:
         self.preprocess = Preprocessor.from_hf(self.path)
         self.tokenize = load_clip_tokenizer(self.path)
         self.fingerprint = weights_fingerprint(self.path)
-        self.config = CLIPConfig.from_hf(read_config(self.path, ["clip"]))
+        self.config = CLIP_FAMILY.read_config(self.path)
         _check_tokenizer(self.path, self.config.text, self.tokenize)
 
     @property
@@ -66,6 +92,23 @@ class ClipFiles:
         weights = self.fingerprint.removeprefix("sha256:")[:12]
         return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,clip={weights}]"
 
+    def structure(self, tower: Tower) -> Structure[Any]:
+        """What one of the two towers is: `structure.merge(params).embed(inputs)`."""
+        return self._family(tower)[0].structure(self._family(tower)[1], "float32")
+
+    def load(self, tower: Tower, mesh: Mesh | None = None) -> Params:
+        """Its parameters, in their shards; nothing of the other tower is read."""
+        family, config = self._family(tower)
+        structure = self.structure(tower)
+        return family.load_params(
+            structure.shapes, structure.logical_axes, config, self.path, mesh=mesh
+        )
+
+    def _family(self, tower: Tower) -> tuple[Family, tuple]:
+        if tower == "vision":
+            return VISION_FAMILY, (self.config.vision, self.config.projection_dim)
+        return _TEXT_FAMILY, (self.config.text, self.config.projection_dim)
+
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
         return self.tokenize([PROMPT + text for text in texts])
@@ -74,7 +117,7 @@ class ClipFiles:
 class ClipScorer:
     """A CLIP from a Hugging Face directory, with its own tokenizer and image preprocessing.
 
-    Embeds in batches of one shape: each tower is compiled once.
+    Embeds in batches of one shape: each tower is compiled once, and loaded when first needed.
 
     Raises:
       UserError: see `ClipFiles`.
@@ -84,16 +127,26 @@ class ClipScorer:
         self.files = directory if isinstance(directory, ClipFiles) else ClipFiles(directory)
         self.batch_size = batch_size
         self.fingerprint, self.signature = self.files.fingerprint, self.files.signature
-        structure, params = split(load_clip(self.files.path))
-        self._params = params
-        self._image = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))
-        self._text = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))
+
+    @functools.cached_property
+    def _vision(self) -> Callable[[Array], Array]:
+        return self._tower("vision")
+
+    @functools.cached_property
+    def _text(self) -> Callable[[Array], Array]:
+        return self._tower("text")
+
+    def _tower(self, tower: Tower) -> Callable[[Array], Array]:
+        """Inputs → unit vectors."""
+        structure = self.files.structure(tower)
+        embed = jax.jit(lambda params, x: unit(structure.merge(params).embed(x)))
+        return functools.partial(embed, self.files.load(tower))
 
     def embed_images(
         self, images: Iterable[Any], bar: progress | None = None
     ) -> Float[np.ndarray, "n e"]:
         """Unit vectors of images: encoded bytes, paths or PIL images."""
-        return self._embed(self._image, map(self.files.preprocess, images), bar)
+        return self._embed(self._vision, map(self.files.preprocess, images), bar)
 
     def embed_texts(
         self, texts: Sequence[str], bar: progress | None = None
@@ -107,7 +160,7 @@ class ClipScorer:
 
     def _embed(
         self,
-        function: Callable[[Any, Array], Array],
+        tower: Callable[[Array], Array],
         rows: Iterable[np.ndarray],
         bar: progress | None,
     ) -> Float[np.ndarray, "n e"]:
@@ -115,7 +168,7 @@ class ClipScorer:
         for batch in _batches(rows, self.batch_size):
             # The last one is padded by repetition: a batch of another size would compile again.
             padded = np.stack(batch + batch[-1:] * (self.batch_size - len(batch)))
-            out = np.asarray(function(self._params, jnp.asarray(padded)))
+            out = np.asarray(tower(jnp.asarray(padded)))
             found.append(out[: len(batch)])
             if bar is not None:
                 bar.update(len(batch))

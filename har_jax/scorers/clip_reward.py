@@ -2,7 +2,8 @@
 
 The images of the training split are embedded once, before the first step. In a step the callback
 turns captions into the CLIP's token ids and looks up the images' embeddings; the text tower runs on
-the devices, inside the step, on parameters that are an argument of it.
+the devices, inside the step, on parameters that are an argument of it; no other part of the CLIP is
+kept.
 
 `2.0*clip_score + cider_d` is the mixture of Cho et al. ("Fine-grained Image Captioning with CLIP
 Reward", 2022, as their code has it). Score the result with another CLIP: the one that rewarded is
@@ -16,33 +17,25 @@ import hashlib
 import io
 import os
 import pathlib
-import threading
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, Int64
 
 from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
-from har_jax.interchange.families.clip import load_clip
 from har_jax.metrics.clip_score import WEIGHT, clip_score
-from har_jax.models.encoders.clip import TextTower
-from har_jax.models.functional import Params, part, prefixed, split, structure_of
+from har_jax.models.functional import Params
 from har_jax.progress import progress
-from har_jax.rewards.mix import MixedReward
-from har_jax.scorers.clip import ClipFiles, ClipScorer
+from har_jax.scorers.clip import ClipFiles, ClipScorer, unit
 from har_jax.types import Array, Float, Int
-
-PREFIX = "reward_clip"
-"""What the names of its parameters begin with among the step's frozen ones."""
 
 
 class ClipScoreReward:
-    """See the module's docstring; a `rewards.contract.DeviceReward`.
+    """See the module's docstring; a `DeviceReward` and a `LoadedReward` of `rewards.contract`.
 
     Making one touches no device. `load` does, and must have been called before a step runs.
 
@@ -62,12 +55,8 @@ class ClipScoreReward:
         self._row = {image_id: row for row, image_id in enumerate(images.image_ids)}
         self._vectors: Float32[np.ndarray, "N e"] | None = None
         self._scorer: ClipScorer | None = None
-        self._lock = threading.Lock()
+        self._text = self._files.structure("text")
         self.signature = self._files.signature
-        config = self._files.config
-        self._structure = structure_of(
-            lambda: TextTower(config.text, config.projection_dim, rngs=nnx.Rngs(0))
-        )
 
     # ------------------------------------------------------------- before the first step
 
@@ -84,8 +73,8 @@ class ClipScoreReward:
         return f"image_embeddings.{digest.hexdigest()[:16]}.npy"
 
     def load(self, mesh: Mesh | None, folder: str | os.PathLike[str] | None = None) -> Params:
-        """Embeds the images, or reads what `save` left in `folder`; returns the step's parameters,
-        in their shards. Every process embeds all images: it does not know which it will draw."""
+        """Embeds the images, or reads what `save` left in `folder`; returns the text tower, in its
+        shards. Every process embeds all images: it does not know which it will draw."""
         path = None if folder is None else pathlib.Path(folder, self.cache_name)
         shape = (len(self._split), self._files.config.projection_dim)
         vectors = _read(path, shape)
@@ -93,9 +82,8 @@ class ClipScoreReward:
             with progress(len(self._split), desc="images for clip_score", unit="images") as bar:
                 images = (example.image for example in self._split)
                 vectors = self._loaded().embed_images(images, bar).astype(np.float32)
-        self._vectors, self._scorer = vectors, None
-        tower = load_clip(self._files.path, mesh=mesh).text
-        return prefixed(split(tower)[1], PREFIX)
+        self._vectors, self._scorer = vectors, None  # the vision tower goes before the other comes
+        return self._files.load("text", mesh)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Keeps the embeddings for the next `load`."""
@@ -133,9 +121,7 @@ class ClipScoreReward:
     ) -> Float[Array, "B R"]:
         """See `rewards.contract.DeviceReward`."""
         b, r, length = tokens_brl.shape
-        tower = self._structure.merge(part(params, PREFIX))
-        texts = tower.embed(tokens_brl.reshape(b * r, length)).astype(jnp.float32)
-        texts = texts / jnp.linalg.norm(texts, axis=-1, keepdims=True)
+        texts = unit(self._text.merge(params).embed(tokens_brl.reshape(b * r, length)))
         cosines = jnp.einsum("bre,be->br", texts.reshape(b, r, -1), images_be)
         return WEIGHT * jnp.maximum(cosines, 0.0)
 
@@ -153,13 +139,13 @@ class ClipScoreReward:
           UserError: an image that is not of the split.
         """
         rows = self._rows(image_ids)
-        with self._lock:
-            if self._vectors is not None:
-                looks = self._vectors[rows]
-            else:
-                looks = self._loaded().embed_images(self._split[int(row)].image for row in rows)
-            texts = self._loaded().embed_texts([text for group in captions for text in group])
+        scorer = self._loaded()
+        if self._vectors is not None:
+            looks = self._vectors[rows]
+        else:
+            looks = scorer.embed_images(self._split[row].image for row in rows)
         looks = np.repeat(looks, ended.shape[1], axis=0)
+        texts = scorer.embed_texts([text for group in captions for text in group])
         return clip_score(looks, texts).reshape(ended.shape).astype(np.float32)
 
     def _rows(self, image_ids: Int64[np.ndarray, " B"]) -> list[int]:
@@ -175,11 +161,6 @@ class ClipScoreReward:
         if self._scorer is None:
             self._scorer = ClipScorer(self._files, batch_size=self._batch_size)
         return self._scorer
-
-
-def clip_parts(reward: MixedReward) -> list[ClipScoreReward]:
-    """The parts of a reward that have to be loaded before a step, and saved after."""
-    return [part for part in reward.parts.values() if isinstance(part, ClipScoreReward)]
 
 
 def _read(path: pathlib.Path | None, shape: tuple[int, int]) -> np.ndarray | None:

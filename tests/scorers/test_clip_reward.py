@@ -1,5 +1,6 @@
 """CLIPScore as a reward: the same values as the metric's, in a step and outside, on any mesh."""
 
+import gc
 import json
 import shutil
 
@@ -7,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from har_jax import evaluate, train
 from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
 from har_jax.files import read_json_lines
+from har_jax.interchange.families.clip import load_clip
 from har_jax.metrics.clip_score import clip_score
 from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers import clip_reward
 from har_jax.scorers.clip import ClipScorer
-from har_jax.scorers.clip_reward import ClipScoreReward, clip_parts
+from har_jax.scorers.clip_reward import ClipScoreReward
 from har_jax.sharding import batch_sharding, make_mesh
 from tests.objectives.test_scst import count_primitives
 from tests.training.commands import train_arguments
@@ -83,16 +86,17 @@ def expected(clip, images, batch):
 def test_a_step_computes_what_the_metric_computes(clip, images, batch, expected, shape):
     part = ClipScoreReward(clip, images)
     mesh = make_mesh(*shape) if shape else None
-    params = part.load(mesh)
     mixed = MixedReward(
         {"length": Length(), "clip_score": part}, {"length": 0.5, "clip_score": 2.0}
     )
+    params = mixed.load(mesh)
+    assert all(name.startswith("reward.clip_score.") for name in params)
     callback = RewardCallback(mixed, text_of, eos_id=EOS, mesh=mesh, vocab_size=len(WORDS))
 
     @jax.jit
     def step(scale, params, *operands):
         def loss(scale):
-            rewards, parts = callback.with_parts(*operands, params)
+            rewards, parts = callback(*operands, params)
             return scale * jnp.sum(rewards), (rewards, parts)
 
         return jax.value_and_grad(loss, has_aux=True)(scale)
@@ -106,7 +110,7 @@ def test_a_step_computes_what_the_metric_computes(clip, images, batch, expected,
     n_words = batch[2]
     np.testing.assert_allclose(rewards, 0.5 * n_words + 2.0 * expected, atol=1e-5)
     np.testing.assert_allclose(gradient, np.sum(rewards), rtol=1e-5)  # the rewards are constants
-    assert mixed.take_means() == {"length": pytest.approx(n_words.mean())}
+    np.testing.assert_array_equal(parts["length"], n_words)
     traced = jax.make_jaxpr(step)(1.0, params, *batch)
     assert count_primitives(traced.jaxpr, ["pure_callback"]) == {"pure_callback": 1}
 
@@ -123,14 +127,26 @@ def test_outside_of_a_step_it_is_a_reward_like_any_other(clip, images, batch, ex
 
 def test_an_unknown_image_in_a_step_is_reported(clip, images, batch):
     part = ClipScoreReward(clip, images)
-    params = part.load(None)
-    mixed = MixedReward({"clip_score": part}, {"clip_score": 1.0})
+    mixed = MixedReward.single(part)
+    params = mixed.load(None)
     callback = RewardCallback(mixed, text_of, eos_id=EOS)
     _, tokens, lengths = batch
-    rewards = jax.jit(callback)(np.arange(B, dtype=np.int32), tokens, lengths, params)
+    rewards, _ = jax.jit(callback)(np.arange(B, dtype=np.int32), tokens, lengths, params)
     assert np.isnan(rewards).all()
     with pytest.raises(UserError, match="clip_score has no image 0"):
         callback.raise_if_failed()
+
+
+def test_a_step_needs_the_text_tower_and_nothing_else(clip, images):
+    """The tower of the images is gone before the other one is there."""
+    gc.collect()
+    before = {id(x) for x in jax.live_arrays()}
+    params = ClipScoreReward(clip, images).load(None)
+    gc.collect()
+    left = [x for x in jax.live_arrays() if id(x) not in before]
+    assert sum(x.nbytes for x in left) == sum(x.nbytes for x in params.values())
+    whole = sum(x.size for x in jax.tree.leaves(nnx.state(load_clip(clip))))
+    assert sum(x.size for x in params.values()) < 0.6 * whole
 
 
 def test_images_are_embedded_once(clip, images, tmp_path, monkeypatch):
@@ -200,4 +216,3 @@ def test_a_clip_with_another_models_tokenizer_is_refused_before_a_device_is_touc
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="ends texts with id"):
         ClipScoreReward(copy, images)
-    assert clip_parts(MixedReward({"length": Length()}, {"length": 1.0})) == []
