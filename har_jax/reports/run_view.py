@@ -8,7 +8,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,10 +223,6 @@ class DatasetImages:
         if image_id not in self._index:
             return None
         return data_uri(self._split[self._index[image_id]].image)
-
-
-ImageSource = Callable[[int], str | None]
-"""Image id → data URI, or None where there is no image."""
 
 
 def data_uri(image: bytes) -> str | None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Kind = Literal["score", "words", "rate"]
+Scores = Mapping[str, Any]  # the contents of a scores.json
+Columns = Mapping[str, Sequence[Scores]]  # {"MLE": [scores of each seed], "SCST": [...]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Row:
         return f"{text} {'pt' if self.measure.kind == 'rate' else '%'}"
 
 
-def lookup(scores: Mapping[str, Any], key: str) -> float | None:
+def lookup(scores: Scores, key: str) -> float | None:
     """`scores["a"]["b"]` for "a/b"; None if it is missing, null or not finite."""
     value: Any = scores
     for part in key.split("/"):
@@ -104,9 +106,7 @@ def lookup(scores: Mapping[str, Any], key: str) -> float | None:
     return float(value)
 
 
-def comparison_rows(
-    columns: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[Measure] = MEASURES
-) -> list[Row]:
+def comparison_rows(columns: Columns, measures: Sequence[Measure] = MEASURES) -> list[Row]:
     """The measures that at least one column has, in their order."""
     rows = []
     for measure in measures:
@@ -146,7 +146,7 @@ def format_cell(cell: Cell, kind: Kind) -> str:
 
 
 def comparison_table(
-    columns: Mapping[str, Sequence[Mapping[str, Any]]],
+    columns: Columns,
     *,
     title: str = "",
     extra: Mapping[str, Mapping[str, str]] | None = None,
@@ -182,32 +182,26 @@ def _framed(title: str, lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([title, rule, text(lines[0]), *map(text, lines[1:]), rule])
 
 
-def markdown_table(
-    systems: Mapping[str, Sequence[Mapping[str, Any]]], measures: Sequence[Measure]
-) -> str:
+def markdown_table(systems: Columns, measures: Sequence[Measure]) -> str:
     """A row for each system, a column for each measure that at least one of them has."""
     rows = comparison_rows(systems, measures)
-    lines = [["", *(row.measure.label for row in rows)]]
-    lines += [[name, *(row.texts[i] for row in rows)] for i, name in enumerate(systems)]
-    header, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([header.replace("|  |", "| |", 1), "|---|" + "---:|" * len(rows), *body])
+    lines = [
+        "| | " + " | ".join(row.measure.label for row in rows) + " |",
+        "|---|" + "---:|" * len(rows),
+    ]
+    for i, name in enumerate(systems):
+        lines.append(f"| {name} | " + " | ".join(row.texts[i] for row in rows) + " |")
+    return "\n".join(lines)
 
 
-def differences(
-    scores: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], key: str
-) -> list[float] | None:
+def differences(scores: Sequence[Scores], others: Sequence[Scores], key: str) -> list[float] | None:
     """A measure of `scores` minus that of `others`, seed by seed; None where a value is missing."""
     pairs = [(lookup(a, key), lookup(b, key)) for a, b in zip(scores, others, strict=True)]
     found = [a - b for a, b in pairs if a is not None and b is not None]
     return found if len(found) == len(pairs) else None
 
 
-def contrast(
-    systems: Mapping[str, Sequence[Mapping[str, Any]]],
-    name: str,
-    other: str,
-    measures: Sequence[Measure],
-) -> str:
+def contrast(systems: Columns, name: str, other: str, measures: Sequence[Measure]) -> str:
     """`A against B: CIDEr +0.103 (+0.080 to +0.120), ...`: means and ranges over the seeds."""
     parts = []
     for measure in measures:
@@ -223,7 +217,7 @@ def contrast(
     return f"{name} against {other}: " + ", ".join(parts)
 
 
-def _title(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _title(columns: Columns) -> str:
     runs = [scores for column in columns.values() for scores in column]
     images = {scores["n_images"] for scores in runs if scores.get("n_images") is not None}
     seeds = max((len(column) for column in columns.values()), default=0)
@@ -265,7 +259,7 @@ def _signed(value: float) -> str:
     return "0.000" if float(text) == 0 else text
 
 
-def scores_table(scores: Mapping[str, Any]) -> str:
+def scores_table(scores: Scores) -> str:
     """One evaluation as text: its figures, its control, what was skipped and what to beware of."""
     source = scores.get("source", {})
     named = [str(source[k]) for k in ("stage", "split", "method") if source.get(k)]
