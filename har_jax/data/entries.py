@@ -20,7 +20,7 @@ class Entry:
     Attributes:
       split: which split it belongs to.
       image_id: unique within the id space.
-      names: file names to look for in each image folder, best first.
+      names: file names to look for in each image folder, best first; () where none is known.
       captions: (caption id, text).
       filename: the image's name in the dataset; by default the last part of the first name.
       domain: nocaps' "in-domain", "near-domain" or "out-domain"; "" elsewhere.
@@ -34,7 +34,7 @@ class Entry:
     domain: str = ""
 
     def __post_init__(self) -> None:
-        if not self.filename:
+        if not self.filename and self.names:
             object.__setattr__(self, "filename", pathlib.PurePosixPath(self.names[0]).name)
 
 

@@ -195,7 +195,7 @@ def write(
     return True
 
 
-def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], None]) -> None:
+def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], object]) -> None:
     dtype = DTYPES[build.dtype]
     n = shard.stop - shard.first
     values = np.empty((n, *build.shape), dtype)

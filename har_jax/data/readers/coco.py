@@ -12,7 +12,7 @@ Image ids are COCO's in both, so that splits made from either can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from har_jax.data.dataset import PathLike
@@ -21,7 +21,7 @@ from har_jax.errors import UserError
 from har_jax.files import read_json
 
 RESTVAL = ("train", "keep", "drop")
-_FORMATS = "COCO captions JSON or Karpathy's dataset_coco.json"
+FORMATS = "COCO captions JSON or Karpathy's dataset_coco.json"
 
 
 def read_files(
@@ -69,43 +69,34 @@ def read_file(
     split: str | None,
     restval: str,
     default_split: str,
-    problems: Problems,
+    problems: Problems | None,
 ) -> tuple[list[Entry], str]:
-    """(entries, id space) of one file; see `read_files`."""
-    data = read_json(path, _FORMATS)
+    """(entries, id space) of one file; see `read_files`.
+
+    Without `problems` nothing is dropped, and nothing is looked at but the shape of the file: what
+    is evaluated with other people's references is what these people would evaluate with.
+    """
+    data = read_json(path, FORMATS)
     images = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(images, list) or not images or not isinstance(images[0], dict):
-        raise UserError(
-            f"{path} is not a captions file: it must be an object with a list 'images'; got "
-            f"{_shape(data)}"
-        )
-    space = "coco"
-    try:
-        if "sentences" in images[0]:
-            if split is not None:
-                raise UserError(
-                    f"--split={split} does not go with {path}, which names the split of each image"
-                )
-            entries = list(_karpathy(images, restval))
-            if "cocoid" not in images[0]:  # Flickr's files of the same format
-                space = str(data.get("dataset", ""))
-        elif isinstance(data.get("annotations"), list):
-            split = split or default_split
-            entries = list(_coco(images, data["annotations"], split, problems))
-        else:
+    if not isinstance(images, list):
+        raise UserError(f"{path} has no list `images`; got {_shape(data)}, give {FORMATS}")
+    if isinstance(data.get("annotations"), list):
+        entries = _coco(path, images, data["annotations"], split or default_split, problems)
+        space = "coco"
+    elif images and isinstance(images[0], dict) and "sentences" in images[0]:
+        if split is not None:
             raise UserError(
-                f"{path} has 'images' but neither 'annotations' (COCO) nor 'sentences' in each "
-                f"image (Karpathy); got {_shape(data)}"
+                f"--split={split} does not go with {path}, which names the split of each image"
             )
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        what = f"the key {error}" if isinstance(error, KeyError) else str(error)
+        entries = _karpathy(path, images, restval)
+        # Flickr's files of the same format have no COCO ids.
+        space = "coco" if "cocoid" in images[0] else str(data.get("dataset", ""))
+    else:
         raise UserError(
-            f"{path} is not a captions file: an entry has trouble with {what}; expected COCO's or "
-            "Karpathy's format"
-        ) from error
-    return list(usable(entries, problems)), space
+            f"{path} has a list `images`, but neither `annotations` (COCO) nor `sentences` in each "
+            f"image (Karpathy); got {_shape(data)}, give {FORMATS}"
+        )
+    return list(entries if problems is None else usable(entries, problems)), space
 
 
 def _shape(data: Any) -> str:
@@ -115,43 +106,89 @@ def _shape(data: Any) -> str:
 
 
 def _coco(
+    path: PathLike,
     images: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
     split: str,
-    problems: Problems,
-) -> Iterator[Entry]:
-    captions: dict[int, list[tuple[int, Any]]] = {int(image["id"]): [] for image in images}
+    problems: Problems | None,
+) -> list[Entry]:
+    captions: dict[int, list[tuple[int, Any]]] = {}
+    listed: list[tuple[int, tuple[str, ...], str]] = []
     seen: set[int] = set()
-    for annotation in annotations:
-        caption_id, image_id = int(annotation["id"]), int(annotation["image_id"])
-        if caption_id in seen:
+
+    def take_image(_: int, image: Mapping[str, Any]) -> None:
+        image_id = _whole(image["id"])
+        # Only who looks for the files needs their names.
+        name = image["file_name"] if problems is not None else image.get("file_name", "")
+        listed.append((image_id, (str(name),) if name else (), str(image.get("domain", ""))))
+        captions[image_id] = []
+
+    def take_annotation(number: int, annotation: Mapping[str, Any]) -> None:
+        image_id, text = _whole(annotation["image_id"]), annotation["caption"]
+        caption_id = _whole(annotation.get("id", number))
+        if problems is None:
+            captions.setdefault(image_id, []).append((caption_id, text))
+        elif caption_id in seen:
             problems.add("captions with the id of another", caption_id)
         elif image_id not in captions:
             problems.add("captions of images that are not listed", f"caption {caption_id}")
         else:
-            captions[image_id].append((caption_id, annotation["caption"]))
+            captions[image_id].append((caption_id, text))
         seen.add(caption_id)
-    for image in images:
-        image_id = int(image["id"])
-        yield Entry(
-            split,
-            image_id,
-            (str(image["file_name"]),),
-            tuple(captions[image_id]),
-            domain=str(image.get("domain", "")),
-        )
+
+    _each(path, "image", images, take_image)
+    known = len(captions)
+    _each(path, "annotation", annotations, take_annotation)
+    listed += [(image_id, (), "") for image_id in list(captions)[known:]]
+    return [
+        Entry(split, image_id, names, tuple(captions[image_id]), domain=domain)
+        for image_id, names, domain in listed
+    ]
 
 
-def _karpathy(images: Sequence[Mapping[str, Any]], restval: str) -> Iterator[Entry]:
-    for number, image in enumerate(images):
+def _karpathy(path: PathLike, images: Sequence[Mapping[str, Any]], restval: str) -> list[Entry]:
+    entries: list[Entry] = []
+    count = 0
+
+    def take(number: int, image: Mapping[str, Any]) -> None:
+        nonlocal count
         split = image["split"]
         if split == "restval":
             if restval == "drop":
-                continue
+                return
             split = "train" if restval == "train" else split
         # Flickr's files of the same format have no COCO ids.
-        image_id = int(image.get("cocoid", image.get("imgid", number)))
+        image_id = _whole(image.get("cocoid", image.get("imgid", number)))
         name, folder = str(image["filename"]), str(image.get("filepath", ""))
         names = (name, f"{folder}/{name}") if folder else (name,)
-        captions = tuple((int(s["sentid"]), s["raw"]) for s in image["sentences"])
-        yield Entry(split, image_id, names, captions)
+        captions = []
+        for sentence in image["sentences"]:
+            captions.append((_whole(sentence.get("sentid", count)), sentence["raw"]))
+            count += 1
+        entries.append(Entry(split, image_id, names, tuple(captions)))
+
+    _each(path, "image", images, take)
+    return entries
+
+
+def _each(path: PathLike, kind: str, rows: Sequence[Any], take: Callable[[int, Any], None]) -> None:
+    """`take(number, row)` of each; what is malformed is named."""
+    number = 0
+    try:
+        for number, row in enumerate(rows):
+            take(number, row)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"has trouble: {error}"
+        raise UserError(
+            f"{path} is not a captions file: {kind} {number} {what}; give {FORMATS}"
+        ) from error
+
+
+def _whole(value: Any) -> int:
+    """An id, which some tools write as a text."""
+    if type(value) is int:
+        return value
+    number = int(value)
+    if isinstance(value, float) and value != number:
+        raise ValueError(f"the id {value}, which is no whole number")
+    return number
