@@ -6,11 +6,11 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from har_jax import config as configs
+from har_jax import config_file
+from har_jax.command_line import new_parser, read_overrides, setup_logging
+from har_jax.config import Config
 from har_jax.errors import UserError, command
-from har_jax.flags import read_overrides, setup_logging
 from har_jax.progress import write
 
 log = logging.getLogger("har_jax")
@@ -29,21 +29,16 @@ examples:
   python -m har_jax.train --config=configs/mle.py:tiny --workdir=runs/mle
   python -m har_jax.train --config=configs/scst.py:tiny --workdir=runs/scst \\
       --config.init_from=runs/mle --config.optim.lr=1e-4
-  JAX_PLATFORMS=cpu python -m har_jax.train --config=configs/mle.py:tiny --print-config
+  python -m har_jax.train --config=scst:tiny --print-config
 
---config.KEY=VALUE changes one setting of the file; --print-config lists them all.
+FILE is a Python file, or the name of presets that come with the package (mle, scst).
+--config.KEY=VALUE changes one setting of it; --print-config lists them all.
 """
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
     """The arguments, and the `--config.KEY=VALUE` (or `--config.KEY VALUE`) overrides."""
-    parser = argparse.ArgumentParser(
-        prog="python -m har_jax.train",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser("train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--config", metavar="FILE[:PRESET]", required=True, help="configuration file"
     )
@@ -54,16 +49,29 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     parser.add_argument(
         "--stop-after", type=int, metavar="N", help="leave in order after N steps of this process"
     )
+    parser.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps, both included, in DIR/profile"
+    )
     known, rest = parser.parse_known_args(argv)
     overrides = read_overrides(rest, parser.prog)
     return known, overrides
+
+
+def _steps(text: str | None) -> tuple[int, int] | None:
+    """`100:105` as (100, 105)."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile={text}: give the first and the last step, such as 100:105")
+    return int(first), int(last)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parse(argv)
     setup_logging()
-    config = configs.load(arguments.config, overrides)
+    config = config_file.load(arguments.config, overrides)
     if arguments.print_config:
         import yaml
 
@@ -71,18 +79,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments.workdir:
         raise UserError("--workdir is missing; give the run directory: --workdir=runs/NAME")
-    return run(config, arguments.workdir, stop_after=arguments.stop_after)
+    return run(config, arguments.workdir, arguments.stop_after, _steps(arguments.profile))
 
 
-def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) -> int:
+def run(
+    config: Config, workdir: str, stop_after: int | None, profile: tuple[int, int] | None
+) -> int:
     """Everything that needs no device first, then the run itself."""
+    from har_jax.distributed import join_processes
     from har_jax.sessions import run as session
-    from har_jax.sessions.plan import make_plan
+    from har_jax.sessions.plan import plan_session
+    from har_jax.training.profile import Profile
 
-    plan = make_plan(config, workdir)
+    plan = plan_session(config, workdir)
     if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
         join_processes()
-    outcome = session.train(plan, stop_after=stop_after)
+    traced = Profile(os.path.join(workdir, "profile"), *profile) if profile else None
+    outcome = session.train(plan, stop_after=stop_after, profile=traced)
     if outcome.stopped_by:
         name = outcome.stopped_by.guard
         write(
@@ -94,19 +107,6 @@ def run(config: configs.Config, workdir: str, *, stop_after: int | None = None) 
         log.info("left in order at step %d; the same command continues this run", outcome.step)
         return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
     return 0
-
-
-def join_processes() -> None:
-    """Makes this process one of a job. TPU pods and Slurm tell JAX who is who; elsewhere
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
-    import jax
-
-    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given: dict[str, Any] = {
-        key: int(os.environ[name]) for key, name in names.items() if name in os.environ
-    }
-    jax.distributed.initialize(**given)
-    log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.training.test_two_processes import free_port
 SAVE = """
 import pathlib, sys
 import jax
-from har_jax.train import join_processes
+from har_jax.distributed import join_processes
 join_processes()
 from har_jax.config import LoraConfig
 from har_jax.interchange import peft

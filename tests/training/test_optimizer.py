@@ -21,6 +21,11 @@ def test_schedule(schedule):
     assert all(a >= b - 1e-9 for a, b in itertools.pairwise(values[4:]))
 
 
+def scaled(updates, rate):
+    """As a step does it: an optimizer's updates are those of a learning rate of 1."""
+    return {name: rate * update for name, update in updates.items()}
+
+
 def test_groups_clipping_and_decay():
     params = {"projector.w": jnp.ones((2, 2)), "lm.w": jnp.ones((2, 2)), "lm.norm": jnp.ones(2)}
     grads = {k: jnp.full_like(v, 3.0) for k, v in params.items()}
@@ -32,8 +37,9 @@ def test_groups_clipping_and_decay():
         clip_norm=1.0,
         weight_decay=0.5,
     )
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates = scaled(updates, config.lr)
     clipped = 3.0 / float(optax.global_norm(grads))
     np.testing.assert_allclose(updates["lm.norm"], -0.1 * clipped, rtol=1e-5)
     np.testing.assert_allclose(updates["lm.w"], -0.1 * (clipped + 0.5), rtol=1e-5)
@@ -43,15 +49,33 @@ def test_groups_clipping_and_decay():
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "sgd"])
 def test_every_rule_descends(name):
     config = OptimConfig(name=name, lr=0.05, schedule="constant", clip_norm=0)
-    optimizer = make_optimizer(config, 300, {"lm.w": ("embed", "mlp")})
+    optimizer = make_optimizer(config, {"lm.w": ("embed", "mlp")})
     params = {"lm.w": jnp.ones((4, 4))}
     state = optimizer.init(params)
 
     @jax.jit
     def step(params, state):
         updates, state = optimizer.update({"lm.w": 2 * params["lm.w"]}, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, scaled(updates, config.lr)), state
 
     for _ in range(300):
         params, state = step(params, state)
     assert float(jnp.abs(params["lm.w"]).max()) < 0.5
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "sgd"])
+def test_weight_decay_reaches_every_matrix_and_no_vector(name):
+    """Embeddings too, which Muon leaves to Adam."""
+    axes = {
+        "lm.embed": ("vocab", "embed"),
+        "lm.layers.up": ("layers", "embed", "mlp"),
+        "lm.layers.norm": ("layers", "embed"),
+        "lm.norm": ("embed",),
+    }
+    shapes = {"lm.embed": (7, 4), "lm.layers.up": (2, 4, 5), "lm.layers.norm": (2, 4)}
+    params = {n: jnp.ones(shape) for n, shape in {**shapes, "lm.norm": (4,)}.items()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make_optimizer(OptimConfig(name=name, weight_decay=0.5, clip_norm=0), axes)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for key, update in updates.items():
+        np.testing.assert_allclose(update, 0 if "norm" in key else -0.5, err_msg=key)
