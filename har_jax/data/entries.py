@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pathlib
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +35,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not self.filename and self.names:
-            object.__setattr__(self, "filename", pathlib.PurePosixPath(self.names[0]).name)
+            object.__setattr__(self, "filename", posixpath.basename(self.names[0]))
 
 
 @dataclasses.dataclass(frozen=True)

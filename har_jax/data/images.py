@@ -51,11 +51,7 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
       UserError: no such file, empty, not an image, cut off, or too large to be one.
     """
     if isinstance(image, (str, os.PathLike)):
-        name = name or os.fspath(image)
-        try:
-            image = pathlib.Path(image).read_bytes()
-        except OSError as error:
-            raise UserError(f"image {name} cannot be read: {error.strerror or error}") from error
+        name, image = name or os.fspath(image), _read(image)
     name = name or "given as bytes"
     if not isinstance(image, Image.Image):
         data = bytes(image)
@@ -82,43 +78,32 @@ class Files:
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]):
-        self.paths = [os.fspath(path) for path in paths]
-        self.ids = range(len(self.paths))
+        self.paths, self.ids = list(paths), range(len(paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, i: int) -> bytes:
-        """
-        Raises:
-          UserError: there is no such file, or it cannot be read.
-        """
-        path = self.paths[i]
-        try:
-            return pathlib.Path(path).read_bytes()
-        except IsADirectoryError:
-            raise UserError(
-                f"{path!r} is a directory; give image files, such as {path}/*.jpg"
-            ) from None
-        except FileNotFoundError:
-            raise UserError(
-                f"there is no image {path!r}; give paths of existing image files"
-            ) from None
-        except OSError as error:
-            raise UserError(f"image {path!r} cannot be read: {error.strerror or error}") from None
+        """Raises UserError where there is no such file, or it cannot be read."""
+        return _read(self.paths[i])
 
     def name_of(self, i: int) -> str:
         """What errors call an image."""
-        return repr(self.paths[i])
+        return os.fspath(self.paths[i])
 
     def check(self) -> None:
-        """Decodes all of them, one after the other.
+        """Decodes all of them; raises UserError at the first that is no image."""
+        for path in self.paths:
+            decode(path)
 
-        Raises:
-          UserError: names the first that is no image.
-        """
-        for i in self.ids:
-            decode(self.read(i), name=self.name_of(i))
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"image {os.fspath(path)} cannot be read: {error.strerror or error}; give image files"
+        ) from error
 
 
 # What Pillow's plugins raise on broken files.

@@ -49,21 +49,7 @@ def visual(batch: Mapping[str, ArrayT]) -> ArrayT:
     return batch["features"] if "features" in batch else batch["image"]
 
 
-def train_batches(
-    split: Split,
-    preprocessor: Preprocessor | None,
-    tokenizer: CaptionTokenizer,
-    *,
-    batch_size: int,
-    captions_per_image: int,
-    max_tokens: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    cache_images: bool = True,
-    cache_bytes: int = CACHE_BYTES,
-    features: FeatureCache | None = None,
-) -> TrainBatches:
+class TrainBatches:
     """An endless, resumable iterator over this process's batches.
 
     Each batch holds
@@ -76,44 +62,6 @@ def train_batches(
     An image with more than R captions shows R of them, others in the next epoch; one with fewer has
     rows of length 0. A caption of more than T tokens is cut, and then has no EOS.
 
-    Args:
-      batch_size: B, images per process.
-      captions_per_image: R.
-      max_tokens: T.
-      process_index, process_count: which rows of the global batch of B * process_count are taken.
-      features: takes the place of images and their preprocessing.
-
-    Raises:
-      UserError: a size that makes no sense, an empty split, or one that the cache does not cover.
-    """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("captions_per_image", captions_per_image, 1),
-        ("max_tokens", max_tokens, 2),
-        ("process_count", process_count, 1),
-        ("the number of images", len(split), 1),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be at least {least}")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process_index is {process_index} of {process_count} processes")
-    looks = _looks(split, preprocessor, features, cache_bytes if cache_images else 0)
-    captions = EncodedCaptions(split.captions, tokenizer, max_tokens)
-    return TrainBatches(
-        looks,
-        captions,
-        np.asarray(split.image_ids, np.int64),
-        batch_size=batch_size,
-        captions_per_image=captions_per_image,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-class TrainBatches:
-    """Iterator of batches with `get_state` and `set_state`; made by `train_batches`.
-
     Attributes:
       captions: the encoded captions, with the count of those that were cut.
       steps_per_epoch: global batches per pass over the images (not always whole).
@@ -121,31 +69,56 @@ class TrainBatches:
 
     def __init__(
         self,
-        looks: Pixels | ImageFeatures,
-        captions: EncodedCaptions,
-        image_ids: Int64[np.ndarray, " N"],
+        split: Split,
+        preprocessor: Preprocessor | None,
+        tokenizer: CaptionTokenizer,
         *,
         batch_size: int,
         captions_per_image: int,
+        max_tokens: int,
         seed: int,
-        process_index: int,
-        process_count: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        cache_images: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+        features: FeatureCache | None = None,
     ):
-        import grain
+        """
+        Args:
+          batch_size: B, images per process.
+          captions_per_image: R.
+          max_tokens: T.
+          process_index, process_count: which rows of the global batch of B * process_count are
+            taken.
+          features: takes the place of images and their preprocessing.
 
-        self._looks, self.captions, self._image_ids = looks, captions, image_ids
+        Raises:
+          UserError: a size that makes no sense, an empty split, or one that the cache does not
+            cover.
+        """
+        n, global_size = len(split), batch_size * process_count
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("captions_per_image", captions_per_image, 1),
+            ("max_tokens", max_tokens, 2),
+            ("process_count", process_count, 1),
+            ("the number of images", n, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= process_index < process_count:
+            raise UserError(f"process_index is {process_index} of {process_count} processes")
+        self._looks = _looks(split, preprocessor, features, cache_bytes if cache_images else 0)
+        self.captions = EncodedCaptions(split.captions, tokenizer, max_tokens)
+        self._image_ids = np.asarray(split.ids, np.int64)
         self._rows, self._seed = captions_per_image, seed
-        n, global_size = len(image_ids), batch_size * process_count
         self.steps_per_epoch = n / global_size
         # What the meaning of a state depends on; process count and index are free to change.
         self._identity = {"images": n, "global_batch_size": global_size, "seed": seed}
         self._order = Order(n, seed)
         self._mine = process_index * batch_size + np.arange(batch_size)
         self._global_size = global_size
-        steps = grain.MapDataset.range(_ENDLESS).map(self._load)
-        threads = min(8, os.cpu_count() or 1)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        self._iterator = iter(steps.to_iter_dataset(options))
+        self._iterator = _ahead(_ENDLESS, self._load, 2)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -226,7 +199,7 @@ def eval_batches(
 
     Args:
       captions: (the captions of the images, R): adds `tokens` [B,R,T] and `lengths` [B,R] as in
-        `train_batches`, with length 0 where `valid` is False. Of an image with more than R captions
+        `TrainBatches`, with length 0 where `valid` is False. Of an image with more than R captions
         the same R are given in every pass.
 
     Raises:
@@ -266,8 +239,6 @@ def _in_order(
     first: int, stop: int, batch_size: int, load: Callable[[np.ndarray, np.ndarray], Batch]
 ) -> Iterator[Batch]:
     """`load(indices, valid)` of one batch after the other, some ahead, in threads."""
-    import grain
-
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
 
@@ -275,10 +246,16 @@ def _in_order(
         wanted = first + number * batch_size + np.arange(batch_size)
         return load(np.minimum(wanted, stop - 1), wanted < stop)
 
+    return _ahead(-(-(stop - first) // batch_size), numbered, 1)
+
+
+def _ahead(count: int, load: Callable[[int], Batch], buffered: int) -> Any:
+    """Grain's iterator over `load(0)`, ..., `load(count - 1)`: `buffered` ahead per thread."""
+    import grain
+
     threads = min(8, os.cpu_count() or 1)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    count = -(-(stop - first) // batch_size)
-    return iter(grain.MapDataset.range(count).map(numbered).to_iter_dataset(options))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered * threads)
+    return iter(grain.MapDataset.range(count).map(load).to_iter_dataset(options))
 
 
 def _looks(
@@ -339,9 +316,7 @@ class Pixels:
         wanted, rows = np.unique(indices, return_inverse=True)
         encoded = [self._images.read(int(i)) for i in wanted]
         digests = np.array([digest_of(image) for image in encoded], np.uint64)
-        pixels = np.stack(
-            [self._decode(i, image) for i, image in zip(wanted, encoded, strict=True)]
-        )
+        pixels = np.stack(list(map(self._decode, wanted, encoded)))
         return self._preprocessor.normalise(pixels[rows]), digests[rows]
 
     def _read(self, index: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from har_jax.data.features.build import Build, is_complete, write
 from har_jax.data.features.cache import MANIFEST, FeatureCache, Origin, digest_of
 from har_jax.data.features.imported import open_import
 from har_jax.data.images import Preprocessor
-from har_jax.data.pipeline import eval_batches, train_batches
+from har_jax.data.pipeline import TrainBatches, eval_batches
 from har_jax.data.subset import take as subset
 from har_jax.errors import UserError
 from tests.conftest import ROOT
@@ -97,8 +97,8 @@ def test_a_part_of_a_split_finds_its_own(cache, scenes_dir):
 def test_batches_carry_features_in_the_place_of_images(cache, scenes_dir, tokenizer):
     split = open_split(scenes_dir, "train")
     options = {"batch_size": 4, "captions_per_image": 5, "max_tokens": 12, "seed": 1}
-    plain = train_batches(split, Preprocessor.for_size(16), tokenizer, **options)
-    cached = train_batches(split, None, tokenizer, features=cache, **options)
+    plain = TrainBatches(split, Preprocessor.for_size(16), tokenizer, **options)
+    cached = TrainBatches(split, None, tokenizer, features=cache, **options)
     for _ in range(20):
         a, b = next(plain), next(cached)
         assert b.keys() == a.keys() - {"image"} | {"features"}
