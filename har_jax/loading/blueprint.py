@@ -148,7 +148,7 @@ class Blueprint:
     # ---------------------------------------------------------------------- batches
 
     def batch(self, config: Config) -> Shapes:
-        """Of the global batches of a run, as `data.pipeline.train_batches` makes them for it.
+        """Of the global batches of a run, as `data.pipeline.TrainBatches` makes them for it.
 
         Raises:
           UserError: `data.max_tokens` is 0, so that only the captions could tell T.

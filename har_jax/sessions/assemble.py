@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from har_jax.config import check_devices
-from har_jax.data.pipeline import TrainBatches, train_batches
+from har_jax.data.pipeline import TrainBatches
 from har_jax.distributed import batch_part
 from har_jax.figures import Loss, LossFn
 from har_jax.loading.blueprint import Blueprint
@@ -97,7 +97,7 @@ def _batches(plan: SessionPlan, mesh: Mesh) -> TrainBatches:
     """This process's rows of the global batches."""
     config, parts = plan.config, plan.parts
     part, of = batch_part(mesh)
-    return train_batches(
+    return TrainBatches(
         plan.train_split,
         parts.preprocessor,
         parts.tokenizer,

@@ -43,7 +43,7 @@ class TrainingError(RuntimeError):
 
 
 class Batches(Protocol):
-    """An iterator whose state can be saved and restored exactly (`data.pipeline.train_batches`)."""
+    """An iterator whose state can be saved and restored exactly (`data.pipeline.TrainBatches`)."""
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...

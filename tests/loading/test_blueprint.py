@@ -93,7 +93,7 @@ def test_batches_and_shardings(directories):
 
 def test_a_batch_is_what_the_pipeline_makes(workspace):
     from har_jax.data.dataset import open_split
-    from har_jax.data.pipeline import train_batches
+    from har_jax.data.pipeline import TrainBatches
 
     where = {
         name: str(workspace / "models" / d) for name, d in (("clip", "clip-l"), ("lm", "mistral"))
@@ -101,7 +101,7 @@ def test_a_batch_is_what_the_pipeline_makes(workspace):
     parts = read_parts(ModelConfig(**where))
     data = DataConfig(max_tokens=12, captions_per_image=3)
     made = next(
-        train_batches(
+        TrainBatches(
             open_split(workspace / "data", "train"),
             parts.preprocessor,
             parts.tokenizer,
