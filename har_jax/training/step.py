@@ -109,15 +109,15 @@ def make_train_step(
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         # 2. The optimizer's update, scaled by the learning rate of this step.
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        rate = jnp.asarray(schedule(state.step), jnp.float32) * state.lr_scale
-        updates = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
+        rate, scale = jnp.asarray(schedule(state.step), jnp.float32), state.lr_scale
+        updates = jax.tree.map(lambda u: u * rate.astype(u.dtype) * scale.astype(u.dtype), updates)
         params = cast(Params, optax.apply_updates(state.params, updates))
         # 3. What is logged.
         figures = {
             "loss": Mean(loss.total, loss.weight),
             **loss.figures,
             "grad_norm": mean(optax.global_norm(grads)),
-            "learning_rate": Last(rate),
+            "learning_rate": Last(rate * scale),
         }
         output = StepOutput(figures, loss.arrays)
         return TrainState(state.step + 1, params, optimizer_state, state.lr_scale), output
