@@ -365,7 +365,7 @@ def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, mon
     scores = json.loads((out / "scores.json").read_text())
     split = open_split(workspace / "data", "test")
     rows = json.loads((out / "per_image.json").read_text())
-    assert [row["image_id"] for row in rows] == split.image_ids[:11]
+    assert [row["image_id"] for row in rows] == split.ids[:11]
     assert all(row["references"] == split.references()[row["image_id"]] for row in rows)
     assert scores["n_images"] == 11 and "ratio" in scores["control"]
     assert scores["source"] | {"split": "test", "step": 2, "method": "greedy"} == scores["source"]

@@ -100,6 +100,6 @@ def test_a_writer(mine, workspace, tmp_path):
     scores = evaluate_writer(mine.Parrot(), split, tmp_path / "out", limit=5).scores
     assert scores["n_images"] == 5 and scores["CIDEr"] is not None
     written = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert [row["image_id"] for row in written] == split.image_ids[:5]
+    assert [row["image_id"] for row in written] == split.ids[:5]
     assert written[3]["caption"] == f"a picture of {len(split.read(3))} bytes"
     assert json.loads((tmp_path / "out/scores.json").read_text())["health"]["cut_rate"] is None

@@ -14,7 +14,7 @@ from har_jax.data.subset import Subset, take
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import check_unseen, trained_on
 from har_jax.metrics.cider_d import DocumentFrequency
-from har_jax.sessions.plan import make_plan
+from har_jax.sessions.plan import plan_session
 from har_jax.text import ptb
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
@@ -61,19 +61,19 @@ def test_a_run_knows_what_it_was_trained_on(run, workspace):
 
 def test_the_plan_of_a_subset(run, workspace):
     """Lengths, batches and document frequencies are those of the subset alone."""
-    plan = make_plan(config_of(run, max_tokens=0), "unused")
+    plan = plan_session(config_of(run, max_tokens=0), "unused")
     assert isinstance(plan.train_split, Subset) and len(plan.train_split) == 24
     config = config_of(run)
     scst = Config.from_dict(config.to_dict() | {"stage": "scst", "init_from": str(run)})
-    plan = make_plan(scst, "unused")
+    plan = plan_session(scst, "unused")
     words = [[ptb.words(t) for t in texts] for texts in plan.train_split.references().values()]
     counted = DocumentFrequency.from_references(words, name="train[24 images]")
     assert f"df[train[24 images],N=24,{counted.fingerprint[:8]}" in plan.reward.signature
     assert plan.trained_on == [*overlap.load(run), overlap.images_of(plan.train_split)]
     with pytest.raises(UserError, match="shots=99 is more than the 48 images"):
-        make_plan(config_of(run, shots=99), "unused")
+        plan_session(config_of(run, shots=99), "unused")
     with pytest.raises(UserError, match="both set; give one"):
-        make_plan(config_of(run, shots=24, fraction=0.5), "unused")
+        plan_session(config_of(run, shots=24, fraction=0.5), "unused")
 
 
 def test_a_subset_of_another_size_does_not_resume(run, workspace, tmp_path, capsys):
@@ -94,12 +94,12 @@ def test_validation_images_must_not_be_trained_on(run, workspace, tmp_path):
     with pytest.raises(
         UserError, match=r"1 image \(1 by content: .*'val' are also in what 'train' trains"
     ):
-        make_plan(config, "unused")
+        plan_session(config, "unused")
 
 
 def test_scoring_what_was_trained_on_is_refused(run, workspace, tmp_path, capsys):
-    seen = take(open_split(workspace / "data", "train"), shots=24).image_ids
-    position = open_split(workspace / "data", "train").image_ids.index(seen[0])
+    seen = take(open_split(workspace / "data", "train"), shots=24).ids
+    position = open_split(workspace / "data", "train").ids.index(seen[0])
     data = copy_of(workspace, tmp_path / "leaky", [position])
     out = tmp_path / "eval"
     flags = [f"--checkpoint={run}", f"--data={data}", f"--out={out}", "--limit=3"]

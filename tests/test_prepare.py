@@ -109,7 +109,7 @@ def test_real_photographs_through_every_reader(mini, tmp_path, capsys, reader, f
         expected = [row for row in images if one_split or row[0] == split]
         assert found.filenames == [name for _, _, name, _ in expected]
         if file in ("dataset_coco.json", "captions.jsonl"):
-            assert found.image_ids == [image_id for _, image_id, _, _ in expected]
+            assert found.ids == [image_id for _, image_id, _, _ in expected]
         clean = [[" ".join(text.split()) for text in texts] for _, _, _, texts in expected]
         assert [[" ".join(text.split()) for text in texts] for texts in found.captions] == clean
         assert found[5].image == (here / "photos" / expected[5][2]).read_bytes()

@@ -94,7 +94,7 @@ class Listing:
       domains: nocaps' domain of each image; None in other datasets.
     """
 
-    image_ids: list[int]
+    ids: list[int]
     filenames: list[str]
     captions: list[list[str]]
     contents: list[str] | None = None
@@ -237,22 +237,17 @@ class Split(Sequence):
         )
 
     @property
-    def image_ids(self) -> list[int]:
-        """Image ids in the order of the examples."""
-        return self.listing.image_ids
-
-    def name_of(self, i: int) -> str:
-        """What errors call an image."""
-        return f"{self.filenames[i]} (id {self.ids[i]}) of {self.directory}"
-
-    @property
     def ids(self) -> list[int]:
-        """`image_ids`, as `data.protocols.Images` calls them."""
-        return self.image_ids
+        """Image ids in the order of the examples."""
+        return self.listing.ids
 
     def read(self, i: int) -> bytes:
         """The encoded bytes of an example's image."""
         return self[i].image
+
+    def name_of(self, i: int) -> str:
+        """What errors call an image."""
+        return f"{self.filenames[i]} (id {self.ids[i]}) of {self.directory}"
 
     @property
     def filenames(self) -> list[str]:
@@ -265,7 +260,7 @@ class Split(Sequence):
 
     def references(self) -> dict[int, list[str]]:
         """{image id: its captions}; no image is decoded."""
-        return dict(zip(self.image_ids, self.captions, strict=True))
+        return dict(zip(self.ids, self.captions, strict=True))
 
 
 def _column(images: Sequence[Mapping[str, Any]], key: str) -> list[str] | None:

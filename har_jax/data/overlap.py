@@ -73,7 +73,7 @@ def image_set(split: Split) -> ImageSet:
     """The images of a split. Records are read only where a small dataset keeps no hashes."""
     contents = contents_of(split)
     known = frozenset() if contents is None else frozenset(contents)
-    return ImageSet(id_space(split.directory), frozenset(split.image_ids), known)
+    return ImageSet(id_space(split.directory), frozenset(split.ids), known)
 
 
 def contents_of(split: Split) -> list[int] | None:
@@ -118,9 +118,9 @@ def shared(split: Split, others: Iterable[ImageSet]) -> Shared:
     by_content: dict[int, None] = {}
     for images in others:
         if space and space == images.ids_of:
-            by_id.update((i, None) for i in split.image_ids if i in images.ids)
+            by_id.update((i, None) for i in split.ids if i in images.ids)
         if contents is not None and images.contents:
-            pairs = zip(split.image_ids, contents, strict=True)
+            pairs = zip(split.ids, contents, strict=True)
             by_content.update((i, None) for i, content in pairs if content in images.contents)
     return Shared(list(by_id), list(by_content))
 

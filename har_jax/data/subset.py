@@ -57,7 +57,7 @@ def take(split: Split, *, fraction: float = 1.0, shots: int = 0, seed: int = 0) 
     count = shots or max(1, round(fraction * len(split)))
     if count == len(split):
         return split
-    return Subset(split, choose(split.image_ids, count, seed))
+    return Subset(split, choose(split.ids, count, seed))
 
 
 class Subset(Split):
@@ -88,7 +88,7 @@ class Subset(Split):
             return None if values is None else [values[i] for i in self._positions]
 
         return Listing(
-            some(whole.image_ids),
+            some(whole.ids),
             some(whole.filenames),
             some(whole.captions),
             some(whole.contents),

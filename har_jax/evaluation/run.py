@@ -135,7 +135,7 @@ def evaluate_writer(
         clip=ClipInput(scorer, lambda: _pairs(split, len(found.texts))) if scorer else None,
         no_clip=no_clip,
         ended=found.ended if found.cut_rate is not None else None,
-        filenames=dict(zip(split.image_ids, split.filenames, strict=True)),
+        filenames=dict(zip(split.ids, split.filenames, strict=True)),
         control=control,
         against=against,
         seed=seed,
@@ -143,7 +143,7 @@ def evaluate_writer(
         warnings=warnings or (),
     )
     if split.listing.domains is not None:
-        domains = dict(zip(split.image_ids, split.listing.domains, strict=True))
+        domains = dict(zip(split.ids, split.listing.domains, strict=True))
         evaluation.scores["domains"] = score_domains(
             domains, references, found.texts, evaluation.per_image
         )
@@ -189,7 +189,7 @@ def evaluate_run(
     warnings = check_unseen(checkpoint, rows, allow=allow_overlap)
     other = read_other(against) if against else None
     if other is not None:
-        check_covers(other, rows.image_ids[: limit or len(rows)])
+        check_covers(other, rows.ids[: limit or len(rows)])
     cache = features_for(config, rows, features)
     # 2. Who scores.
     clip = clip or config.eval.clip_score

@@ -175,7 +175,7 @@ def _figures_of(directory: Path, origin: dict[str, Any]) -> dict[str, float] | N
 
 
 def _data_digest(split: Split) -> str:
-    text = json.dumps([split.image_ids, split.captions])
+    text = json.dumps([split.ids, split.captions])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -138,7 +138,7 @@ def _splits(data: str, names: list[str] | None) -> dict[str, Split]:
     splits = {name: open_split(data, name) for name in names or split_names(data)}
     seen: dict[int, str] = {}
     for name, split in splits.items():
-        for image_id in split.image_ids:
+        for image_id in split.ids:
             if seen.setdefault(image_id, name) != name:
                 raise UserError(
                     f"image id {image_id} is in the splits {seen[image_id]!r} and {name!r} of "

@@ -209,9 +209,7 @@ class DatasetImages:
             self._split = open_split(directory, split)
         except (UserError, OSError, ImportError) as error:
             self.reason = str(error)
-        self._index = (
-            {} if self._split is None else {k: i for i, k in enumerate(self._split.image_ids)}
-        )
+        self._index = {} if self._split is None else {k: i for i, k in enumerate(self._split.ids)}
 
     def references(self, image_ids: Collection[int]) -> dict[int, list[str]]:
         if self._split is None:

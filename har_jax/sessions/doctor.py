@@ -74,7 +74,7 @@ def examine_texts(plan: SessionPlan, images: int = IMAGES) -> list[Finding]:
     """What the references alone tell: no model is loaded."""
     split = plan.train_split
     rows = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(int)).tolist()
-    references = {split.image_ids[i]: list(split.captions[i]) for i in rows}
+    references = {split.ids[i]: list(split.captions[i]) for i in rows}
     texts = [text for captions in references.values() for text in captions]
     encoded = plan.parts.tokenizer.encode_batch(texts)
     return [

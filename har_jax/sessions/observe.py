@@ -135,7 +135,7 @@ def _clip_scorer(
     @functools.cache
     def images() -> dict[int, np.ndarray]:
         vectors = scorer.embed_images(split.read(i) for i in range(n_images))
-        return dict(zip(split.image_ids[:n_images], vectors, strict=True))
+        return dict(zip(split.ids[:n_images], vectors, strict=True))
 
     def score(texts: Mapping[int, str]) -> float:
         looks = np.stack([images()[i] for i in texts])

@@ -137,7 +137,7 @@ def test_karpathys_splits(photos, save, tmp_path, restval, expected):
         tmp_path / "out", captions=[path], images=[photos, tmp_path / "all"], restval=restval
     )
     assert not dropped
-    found = {name: set(open_split(tmp_path / "out", name).image_ids) for name in card["splits"]}
+    found = {name: set(open_split(tmp_path / "out", name).ids) for name in card["splits"]}
     assert found == expected
     with pytest.raises(UserError, match="names the split of each image"):
         prepare(tmp_path / "b", captions=[path], images=[photos], splits=["val"])

@@ -61,7 +61,7 @@ def test_a_split_gives_the_examples_back(scenes_dir, small_scenes):
     assert split[-1].image_id == ours[-1].image_id
     with pytest.raises(IndexError):
         split[7]
-    assert split.image_ids == [example.image_id for example in ours]
+    assert split.ids == [example.image_id for example in ours]
     assert split.references() == {example.image_id: example.captions for example in ours}
     copy = pickle.loads(pickle.dumps(split))
     assert copy[3].image == split[3].image
@@ -131,7 +131,7 @@ def test_coco_captions_as_tfds_itself_writes_it(tmp_path):
         sequential.add_examples({"restval": records})
         sequential.close_all()
     split = open_split(directory, "restval")
-    assert split.image_ids == [0, 1, 2] and [len(those) for those in split.captions] == [5, 6, 5]
+    assert split.ids == [0, 1, 2] and [len(those) for those in split.captions] == [5, 6, 5]
     assert split[1].image == png(1) and split[2].filename == "COCO_2.jpg"
     assert dataset.id_space(directory) == "coco" and dataset.split_names(directory) == ["restval"]
 
@@ -192,8 +192,8 @@ def test_many_shards_keep_the_order(tmp_path, monkeypatch):
     write(tmp_path / "d", examples)
     assert len(list((tmp_path / "d").glob("*.array_record*"))) == 3
     split = open_split(tmp_path / "d", "train")
-    assert [example.image_id for example in split] == split.image_ids
-    assert split.image_ids == [100 - i for i in range(11)]
+    assert [example.image_id for example in split] == split.ids
+    assert split.ids == [100 - i for i in range(11)]
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path):

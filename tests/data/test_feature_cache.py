@@ -80,7 +80,7 @@ def test_features_come_back_by_image(scenes_dir, tmp_path, dtype):
     for name in ("train", "val"):
         split = open_split(scenes_dir, name)
         wanted = np.random.RandomState(0).permutation(len(split))
-        expected = np.stack([feature_of(split.image_ids[i]) for i in wanted]).astype(kind)
+        expected = np.stack([feature_of(split.ids[i]) for i in wanted]).astype(kind)
         found = cache.of(split).take(wanted)
         assert found.dtype == cache.dtype
         np.testing.assert_array_equal(found, expected)
@@ -90,7 +90,7 @@ def test_features_come_back_by_image(scenes_dir, tmp_path, dtype):
 def test_a_part_of_a_split_finds_its_own(cache, scenes_dir):
     part = subset(open_split(scenes_dir, "train"), shots=11)
     np.testing.assert_array_equal(
-        cache.of(part).take(np.arange(11)), [feature_of(i) for i in part.image_ids]
+        cache.of(part).take(np.arange(11)), [feature_of(i) for i in part.ids]
     )
 
 
@@ -221,7 +221,7 @@ def test_a_disk_that_is_too_small_or_fills_up(scenes_dir, tmp_path, monkeypatch)
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (1e5, "float16")])
 def test_what_is_not_finite_is_named(scenes_dir, tmp_path, value, dtype):
     build = planned(scenes_dir, tmp_path / "cache", dtype=dtype)
-    image_id = build.splits["train"].image_ids[11]
+    image_id = build.splits["train"].ids[11]
 
     def spoilt(split, first, stop):
         for number, (features, digests) in enumerate(rows(split, first, stop)):
@@ -349,7 +349,7 @@ def test_a_manifest_that_is_none(own_copy, tmp_path, text, message):
 @pytest.mark.parametrize("kind", ["npy", "json", "txt"])
 def test_an_array_and_ids_become_a_cache(scenes_dir, tmp_path, kind):
     val = open_split(scenes_dir, "val")
-    ids = np.array([*val.image_ids, 999_999])[::-1]  # another order, and one that is not asked for
+    ids = np.array([*val.ids, 999_999])[::-1]  # another order, and one that is not asked for
     array = np.stack([feature_of(i) for i in ids])
     np.save(tmp_path / "array.npy", array.astype(np.float64))
     file = tmp_path / f"ids.{kind}"
@@ -366,7 +366,7 @@ def test_an_array_and_ids_become_a_cache(scenes_dir, tmp_path, kind):
     build = Build(tmp_path / "cache", origin, found.shape, "float32", {"val": val}, "scenes")
     assert write(build, found.rows)
     features = FeatureCache(build.out).of(val).take(np.arange(7))
-    np.testing.assert_array_equal(features, [feature_of(i) for i in val.image_ids])
+    np.testing.assert_array_equal(features, [feature_of(i) for i in val.ids])
     with pytest.raises(UserError, match=r"holds imported features \('imported:mine'\), not those"):
         FeatureCache(build.out).check_origin(ORIGIN)
 

@@ -108,7 +108,7 @@ def photos(tmp_path):
 
 def ids_of(directory):
     card = json.loads((directory / "dataset.json").read_text())
-    return {split: open_split(directory, split).image_ids for split in card["splits"]}
+    return {split: open_split(directory, split).ids for split in card["splits"]}
 
 
 def test_the_same_file_in_two_splits(photos, tmp_path, capsys):

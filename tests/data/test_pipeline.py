@@ -267,8 +267,8 @@ def test_evaluation_is_one_pass_in_order(scenes_dir):
     valid = np.concatenate([batch["valid"] for batch in batches])
     assert valid.tolist() == [True] * 7 + [False] * 2
     image_ids = np.concatenate([batch["image_id"] for batch in batches])
-    assert image_ids[:7].tolist() == split.image_ids
-    assert image_ids[7:].tolist() == split.image_ids[-1:] * 2
+    assert image_ids[:7].tolist() == split.ids
+    assert image_ids[7:].tolist() == split.ids[-1:] * 2
     pixels = np.concatenate([batch["image"] for batch in batches])
     expected = [PREPROCESSOR(example.image) for example in split]
     np.testing.assert_array_equal(pixels[:7], expected)

@@ -35,12 +35,12 @@ def test_it_reads_like_a_split(scenes_dir):
     whole = open_split(scenes_dir, "train")
     part = take(whole, shots=7)
     assert isinstance(part, Subset) and len(part) == 7
-    positions = choose(whole.image_ids, 7)
-    assert part.image_ids == [whole.image_ids[i] for i in positions]
+    positions = choose(whole.ids, 7)
+    assert part.ids == [whole.ids[i] for i in positions]
     assert list(part) == [whole[i] for i in positions]
     assert part[-1] == whole[positions[-1]]
     assert part.filenames == [whole.filenames[i] for i in positions]
-    assert part.references() == {i: whole.references()[i] for i in part.image_ids}
+    assert part.references() == {i: whole.references()[i] for i in part.ids}
     assert image_set(part).contents < image_set(whole).contents
     copy = pickle.loads(pickle.dumps(part))
     assert list(copy) == list(part) and copy.captions == part.captions
@@ -52,7 +52,7 @@ def test_sizes(scenes_dir):
     whole = open_split(scenes_dir, "train")  # 30 images
     assert take(whole) is whole
     assert [len(take(whole, fraction=f)) for f in (0.001, 0.1, 0.5, 0.999)] == [1, 3, 15, 30]
-    assert set(take(whole, fraction=0.1).image_ids) < set(take(whole, shots=15).image_ids)
+    assert set(take(whole, fraction=0.1).ids) < set(take(whole, shots=15).ids)
     for options, message in (
         ({"fraction": 0.0}, "above 0 and at most 1"),
         ({"fraction": 1.5}, "above 0 and at most 1"),

@@ -246,7 +246,7 @@ def test_the_command(workspace, cache, tmp_path, capsys):
 def test_imported_features_train_a_captioner(workspace, tmp_path, capsys):
     """Another width and number of tokens than any CLIP here; no encoder is named."""
     dataset = workspace / "data"
-    ids = [i for name in ("train", "val") for i in open_split(dataset, name).image_ids]
+    ids = [i for name in ("train", "val") for i in open_split(dataset, name).ids]
     array = np.random.default_rng(0).normal(size=(len(ids), 3, 20)).astype(np.float32)
     np.save(tmp_path / "dino.npy", array)
     (tmp_path / "ids.json").write_text(json.dumps(ids))

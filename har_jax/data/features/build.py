@@ -208,7 +208,7 @@ def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], 
             values[here] = features.astype(dtype)
         finite = np.isfinite(values[here].astype(np.float32)).all(axis=(1, 2))
         if not finite.all():
-            image_id = split.image_ids[shard.first + done + int(np.argmin(finite))]
+            image_id = split.ids[shard.first + done + int(np.argmin(finite))]
             hint = "; --dtype=bfloat16 has float32's range" if build.dtype == "float16" else ""
             raise UserError(
                 f"features of image {image_id} of {shard.split!r} are not finite as "
@@ -232,7 +232,7 @@ def _arrange(build: Build) -> None:
     for name, split in build.splits.items():
         records = [staged.record(shard.name) or {} for shard in build.shards if shard.split == name]
         index = np.empty(len(split), INDEX_DTYPE)
-        index["image_id"] = split.image_ids
+        index["image_id"] = split.ids
         index["digest"] = np.concatenate([np.array(r.pop("digests"), "<u8") for r in records])
         file = staged.whole / f"{name}.index.npy"
         np.save(file, index)
@@ -258,6 +258,6 @@ def _described(build: Build) -> dict[str, Any]:
 
 def _images_digest(split: Split) -> str:
     """Of image ids and of what is known of their bytes: tells one dataset from another."""
-    digest = hashlib.sha256(np.asarray(split.image_ids, np.int64).tobytes())
+    digest = hashlib.sha256(np.asarray(split.ids, np.int64).tobytes())
     digest.update(np.array(list(known_digests(split).values()), np.uint64).tobytes())
     return digest.hexdigest()

@@ -41,7 +41,7 @@ class Import:
         Raises:
           UserError: images of the split have no row.
         """
-        lacking = [i for i in split.image_ids if i not in self.row_of]
+        lacking = [i for i in split.ids if i not in self.row_of]
         if lacking:
             raise UserError(
                 f"{self.path} lacks {len(lacking):,} of the {len(split):,} images of split "
@@ -53,7 +53,7 @@ class Import:
         self, split: Split, first: int, stop: int
     ) -> Iterator[tuple[Float[np.ndarray, "B S Dv"], UInt64[np.ndarray, " B"]]]:
         """For `feature_writer.write`."""
-        ids, known = split.image_ids, known_digests(split)
+        ids, known = split.ids, known_digests(split)
         for begin in range(first, stop, _BATCH):
             examples = range(begin, min(begin + _BATCH, stop))
             digests = [known[i] if i in known else digest_of(split[i].image) for i in examples]
