@@ -78,10 +78,12 @@ class CiderD:
     ) -> None:
         """Builds the table of n-grams of df and references with their idf, and the references."""
         df, n = self.df, self.df.n
-        # Words outside df get ids after its own: its nodes of levels >= 2 move by that many.
+        # 1. All n-grams of both in one trie. Words outside df get ids after its own: its nodes of
+        # levels >= 2 move by that many.
         added = len(self._vocabulary) - len(df.vocabulary)
         known = [_shift_parents(keys, len(df.vocabulary), added) for keys in df.keys]
         found, moved = ngrams.intern(flat, starts, n_words=len(self._vocabulary), n=n, known=known)
+        # 2. Their document frequencies, and idf: ln N - ln max(1, df).
         counts = np.zeros(sum(map(len, found.keys)), np.int64)
         moved[0] = moved[0][: len(df.vocabulary)]
         for nodes, count in zip(moved, df.counts, strict=True):
@@ -89,9 +91,8 @@ class CiderD:
         self._log_n = math.log(df.n_images)
         idf = self._log_n - np.log(np.maximum(1, counts))
         self._table = ngrams.hash_table(found.keys, idf)
-
-        lengths = np.diff(starts)
-        self._ref_lengths = lengths
+        # 3. How often each n-gram stands in each reference, and the length of its tf-idf vector.
+        self._ref_lengths = lengths = np.diff(starts)
         group = np.concatenate([c * n + k for k, c in enumerate(found.captions)])
         occurrences = ngrams.pack(group, self._table.row_of[np.concatenate(found.levels)])
         distinct, repeats = sorted_counts(occurrences)
@@ -100,6 +101,7 @@ class CiderD:
             group, (repeats * self._table.values[row]) ** 2, minlength=len(lengths) * n
         )
         self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
+        # 4. What the kernel merges candidates with.
         self._held = self._by_image(group, row, repeats)
 
     def _by_image(

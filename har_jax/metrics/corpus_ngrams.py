@@ -131,7 +131,8 @@ def _level(
 ) -> Level:
     # The predictions' occurrences come first, and sorting keeps them there.
     entries, counts = sorted_counts(ngrams.pack(caption, nodes))
-    row, gram = _unpack(entries)
+    row, last = ngrams.unpack(entries)
+    gram = last.astype(np.int64)
     split = int(np.searchsorted(row, n_images))
     theirs, their_caption = gram[split:], row[split:] - n_images
     wanted = ngrams.pack(image_of[their_caption], theirs)
@@ -162,8 +163,3 @@ def sorted_counts(
     np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
     first = np.flatnonzero(fresh)
     return keys[first], np.diff(first, append=len(keys))
-
-
-def _unpack(keys: Int64[np.ndarray, " m"]) -> tuple[np.ndarray, np.ndarray]:
-    row, gram = ngrams.unpack(keys)
-    return row, gram.astype(np.int64)

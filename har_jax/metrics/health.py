@@ -13,7 +13,9 @@ from har_jax.metrics import ngrams
 Words = Sequence[str]
 
 # The list of self-critical.pytorch, longer by this, that, his, her, by, from, and.
-_BAD_ENDINGS = "a an the this that his her in for at of with by from before after on upon near to is are am and"
+_BAD_ENDINGS = """
+a an the this that his her in for at of with by from before after on upon near to is are am and
+"""
 BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
 """Words no sentence ends with."""
 
@@ -61,11 +63,8 @@ def vocabulary_size(captions: Iterable[Words]) -> int:
 def summary(captions: Iterable[Words]) -> dict[str, float]:
     """All of the above by name, for metrics writers."""
     captions = list(captions)
-    return {
-        "bad_end_rate": bad_end_rate(captions),
-        "mean_length": mean_length(captions),
-        "repetition_rate": repetition_rate(captions),
-        "empty_rate": empty_rate(captions),
-        "distinct_captions": distinct_captions(captions),
-        "vocabulary_size": vocabulary_size(captions),
-    }
+    figures = (
+        *(bad_end_rate, mean_length, repetition_rate, empty_rate),
+        *(distinct_captions, vocabulary_size),
+    )
+    return {figure.__name__: figure(captions) for figure in figures}

@@ -95,7 +95,7 @@ class RewardCallback:
                 f"{tokens.shape}; need [B], [B, R] and [B, R, T]"
             )
         operands = (
-            as_int32(image_ids),
+            jnp.asarray(as_int32(image_ids)),
             tokens.astype(self._token_dtype),
             lengths.astype(jnp.int32),
         )

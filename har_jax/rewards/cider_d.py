@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.text import ptb
 
 
@@ -58,12 +58,7 @@ class CiderDReward:
             f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+ptb"
         )
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `contract.Reward`.
 
         Raises:

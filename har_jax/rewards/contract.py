@@ -25,6 +25,12 @@ from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
 
+ImageIds = Int64[np.ndarray, " B"]
+Texts = Sequence[Sequence[str]]
+"""[B][R] captions."""
+Ended = Bool[np.ndarray, "B R"]
+Values = Float32[np.ndarray, "B R"]
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -33,38 +39,19 @@ class Reward(Protocol):
     @property
     def signature(self) -> str: ...
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]: ...
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values: ...
 
 
 @runtime_checkable
-class DeviceReward(Protocol):
-    """A reward with a host half and a device half, see the module's docstring.
-
-    It is a `Reward` too: calling it, outside of any callback, gives the same values.
-    """
-
-    @property
-    def signature(self) -> str: ...
-
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]: ...
+class DeviceReward(Reward, Protocol):
+    """A reward with a host half and a device half, see the module's docstring. Calling it, outside
+    of any callback, gives the same values."""
 
     def shapes(self, batch: int, rows: int) -> Sequence[tuple[tuple[int, ...], Any]]:
         """(shape, dtype) of each array of `prepare` for B images of R captions; B comes first."""
         ...
 
-    def prepare(
-        self, image_ids: Int64[np.ndarray, " B"], captions: Sequence[Sequence[str]]
-    ) -> Sequence[np.ndarray]:
+    def prepare(self, image_ids: ImageIds, captions: Texts) -> Sequence[np.ndarray]:
         """The host half: numpy only, thread-safe."""
         ...
 
@@ -98,12 +85,7 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "signature", None) or type(reward).__name__
 
 
-def checked(
-    reward: Reward,
-    image_ids: Int64[np.ndarray, " B"],
-    captions: Sequence[Sequence[str]],
-    ended: Bool[np.ndarray, "B R"],
-) -> Float32[np.ndarray, "B R"]:
+def checked(reward: Reward, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
     """Calls a reward and checks what it returns.
 
     Raises:

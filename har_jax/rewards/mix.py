@@ -29,7 +29,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError, did_you_mean
 from har_jax.metrics.document_frequency import DocumentFrequency
@@ -37,7 +36,17 @@ from har_jax.plugins import load_function
 from har_jax.rewards.bias import BiasPenalty
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
-from har_jax.rewards.contract import DeviceReward, LoadedReward, Reward, checked, name_of
+from har_jax.rewards.contract import (
+    DeviceReward,
+    Ended,
+    ImageIds,
+    LoadedReward,
+    Reward,
+    Texts,
+    Values,
+    checked,
+    name_of,
+)
 from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
 
 Spec = str | Mapping[str, float]
@@ -183,12 +192,7 @@ class FunctionReward:
         self._function = function
         self.signature = getattr(function, "signature", None) or f"{path}[{_source_hash(function)}]"
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `contract.Reward`; whatever the function raises passes through.
 
         Raises:
@@ -273,11 +277,8 @@ class MixedReward:
                 part.save(folder)
 
     def breakdown(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> tuple[Float32[np.ndarray, "B R"], dict[str, Float32[np.ndarray, "B R"]]]:
+        self, image_ids: ImageIds, captions: Texts, ended: Ended
+    ) -> tuple[Values, dict[str, Values]]:
         """(the reward, {name: the part's values without its weight}), on the host alone. Inside a
         step `rewards.callback` computes the same.
 
@@ -293,11 +294,6 @@ class MixedReward:
             total += self.weights[name] * v.astype(np.float64)
         return total.astype(np.float32), values
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `contract.Reward`; the first result of `breakdown`."""
         return self.breakdown(image_ids, captions, ended)[0]

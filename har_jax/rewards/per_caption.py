@@ -9,10 +9,10 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
 from har_jax.metrics import health
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.text import ptb
 
 
@@ -60,12 +60,7 @@ class PerCaption:
         """[n], from the figures [n, ...] of all captions."""
         return figures
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `contract.Reward`.
 
         Raises:

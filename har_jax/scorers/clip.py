@@ -94,20 +94,20 @@ class ClipFiles:
 
     def structure(self, tower: Tower) -> Structure[Any]:
         """What one of the two towers is: `structure.merge(params).embed(inputs)`."""
-        return self._family(tower)[0].structure(self._family(tower)[1], "float32")
+        family, config = self._family(tower)
+        return family.structure(config, "float32")
 
     def load(self, tower: Tower, mesh: Mesh | None = None) -> Params:
         """Its parameters, in their shards; nothing of the other tower is read."""
         family, config = self._family(tower)
-        structure = self.structure(tower)
-        return family.load_params(
-            structure.shapes, structure.logical_axes, config, self.path, mesh=mesh
-        )
+        like = self.structure(tower)
+        return family.load_params(like.shapes, like.logical_axes, config, self.path, mesh=mesh)
 
     def _family(self, tower: Tower) -> tuple[Family, tuple]:
+        config = self.config
         if tower == "vision":
-            return VISION_FAMILY, (self.config.vision, self.config.projection_dim)
-        return _TEXT_FAMILY, (self.config.text, self.config.projection_dim)
+            return VISION_FAMILY, (config.vision, config.projection_dim)
+        return _TEXT_FAMILY, (config.text, config.projection_dim)
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
@@ -130,14 +130,13 @@ class ClipScorer:
 
     @functools.cached_property
     def _vision(self) -> Callable[[Array], Array]:
-        return self._tower("vision")
+        return self._unit_vectors("vision")
 
     @functools.cached_property
     def _text(self) -> Callable[[Array], Array]:
-        return self._tower("text")
+        return self._unit_vectors("text")
 
-    def _tower(self, tower: Tower) -> Callable[[Array], Array]:
-        """Inputs → unit vectors."""
+    def _unit_vectors(self, tower: Tower) -> Callable[[Array], Array]:
         structure = self.files.structure(tower)
         embed = jax.jit(lambda params, x: unit(structure.merge(params).embed(x)))
         return functools.partial(embed, self.files.load(tower))

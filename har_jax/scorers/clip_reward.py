@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32
 
 from har_jax.data.dataset import Split
 from har_jax.errors import UserError
@@ -30,6 +30,7 @@ from har_jax.files import write_bytes
 from har_jax.metrics.clip_score import WEIGHT, clip_score
 from har_jax.models.functional import Params
 from har_jax.progress import progress
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.scorers.clip import ClipFiles, ClipScorer, unit
 from har_jax.types import Array, Float, Int
 
@@ -52,9 +53,8 @@ class ClipScoreReward:
         self._files = ClipFiles(directory)
         self._split = images
         self._batch_size = batch_size
-        self._row = {image_id: row for row, image_id in enumerate(images.image_ids)}
+        self._row = {image_id: row for row, image_id in enumerate(images.ids)}
         self._vectors: Float32[np.ndarray, "N e"] | None = None
-        self._scorer: ClipScorer | None = None
         self._text = self._files.structure("text")
         self.signature = self._files.signature
 
@@ -65,7 +65,7 @@ class ClipScoreReward:
         """The file that holds the embeddings of these images by this CLIP."""
         digest = hashlib.sha256(self._files.fingerprint.encode())
         digest.update(self._files.preprocess.fingerprint.encode())
-        digest.update(np.asarray(self._split.image_ids, np.int64).tobytes())
+        digest.update(np.asarray(self._split.ids, np.int64).tobytes())
         contents = self._split.listing.contents
         if contents is None:  # the records' number and bytes stand in for their digests
             contents = [(self._split.directory / "dataset_info.json").read_text()]
@@ -81,8 +81,9 @@ class ClipScoreReward:
         if vectors is None:
             with progress(len(self._split), desc="images for clip_score", unit="images") as bar:
                 images = (example.image for example in self._split)
-                vectors = self._loaded().embed_images(images, bar).astype(np.float32)
-        self._vectors, self._scorer = vectors, None  # the vision tower goes before the other comes
+                vectors = self._scorer.embed_images(images, bar).astype(np.float32)
+        self._vectors = vectors
+        vars(self).pop("_scorer", None)  # the vision tower goes before the other one comes
         return self._files.load("text", mesh)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -100,9 +101,7 @@ class ClipScoreReward:
         length, width = self._files.tokenize.context_length, self._files.config.projection_dim
         return [((batch, rows, length), np.int32), ((batch, width), np.float32)]
 
-    def prepare(
-        self, image_ids: Int64[np.ndarray, " B"], captions: Sequence[Sequence[str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, image_ids: ImageIds, captions: Texts) -> tuple[np.ndarray, np.ndarray]:
         """See `rewards.contract.DeviceReward`.
 
         Raises:
@@ -127,28 +126,22 @@ class ClipScoreReward:
 
     # ------------------------------------------------------------- outside of steps
 
-    def __call__(
-        self,
-        image_ids: Int64[np.ndarray, " B"],
-        captions: Sequence[Sequence[str]],
-        ended: Bool[np.ndarray, "B R"],
-    ) -> Float32[np.ndarray, "B R"]:
+    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `rewards.contract.Reward`; not inside a callback.
 
         Raises:
           UserError: an image that is not of the split.
         """
         rows = self._rows(image_ids)
-        scorer = self._loaded()
         if self._vectors is not None:
             looks = self._vectors[rows]
         else:
-            looks = scorer.embed_images(self._split[row].image for row in rows)
+            looks = self._scorer.embed_images(self._split[row].image for row in rows)
         looks = np.repeat(looks, ended.shape[1], axis=0)
-        texts = scorer.embed_texts([text for group in captions for text in group])
+        texts = self._scorer.embed_texts([text for group in captions for text in group])
         return clip_score(looks, texts).reshape(ended.shape).astype(np.float32)
 
-    def _rows(self, image_ids: Int64[np.ndarray, " B"]) -> list[int]:
+    def _rows(self, image_ids: ImageIds) -> list[int]:
         try:
             return [self._row[int(image_id)] for image_id in image_ids]
         except KeyError as error:
@@ -157,10 +150,9 @@ class ClipScoreReward:
                 f"{self._split.name!r} in {self._split.directory}"
             ) from None
 
-    def _loaded(self) -> ClipScorer:
-        if self._scorer is None:
-            self._scorer = ClipScorer(self._files, batch_size=self._batch_size)
-        return self._scorer
+    @functools.cached_property
+    def _scorer(self) -> ClipScorer:
+        return ClipScorer(self._files, batch_size=self._batch_size)
 
 
 def _read(path: pathlib.Path | None, shape: tuple[int, int]) -> np.ndarray | None:

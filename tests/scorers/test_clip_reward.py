@@ -54,7 +54,7 @@ def batch(images):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, EOS, (B, R, T)).astype(np.int32)
     lengths = rng.integers(0, T + 1, (B, R)).astype(np.int32)
-    return np.asarray(images.image_ids[3 : 3 + B], np.int32), tokens, lengths
+    return np.asarray(images.ids[3 : 3 + B], np.int32), tokens, lengths
 
 
 def text_of(ids):
@@ -73,7 +73,7 @@ def expected(clip, images, batch):
     """By the metric, which is tested against PyTorch; one caption at a time."""
     image_ids, tokens, lengths = batch
     scorer = ClipScorer(clip)
-    row = {image_id: i for i, image_id in enumerate(images.image_ids)}
+    row = {image_id: i for i, image_id in enumerate(images.ids)}
     looks = scorer.embed_images(images[row[int(i)]].image for i in image_ids)
     captions = captions_of(tokens, lengths)
     texts = scorer.embed_texts([text for group in captions for text in group])
