@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--no-tokenizer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.official:
-        official(*args.official, not args.no_tokenizer)
+        predictions, references, out = args.official
+        official(predictions, references, out, not args.no_tokenizer)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -2,7 +2,7 @@
 
     python benchmarks/layouts.py [--layers=8] [--width=256] [--rounds=7]
 
-The four layouts (`config.model.scan_layers`, `config.model.fused`) hold the same random weights.
+Both layouts (`config.model.scan_layers`) hold the same random weights.
 A training step is forward, backward and AdamW of K captions for each of B images on a shared prefix
 (without a vision tower: features are given); writing is one greedy and K sampled captions. Losses
 and greedy captions must agree. Compile times are processor seconds, of all threads, of one
@@ -27,17 +27,12 @@ from flax import nnx
 
 from har_jax.decoding import DecodePlan, decode
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.decoders import MistralConfig
 from har_jax.models.functional import Structure, structure_of
 from har_jax.models.layouts import convert
 
 B, P, K, T, VOCABULARY, FEATURES = 8, 17, 5, 16, 2000, 128
-LAYOUTS = {
-    "plain": {},
-    "fused": {"fused": True},
-    "scan": {"scan_layers": True},
-    "scan, fused": {"scan_layers": True, "fused": True},
-}
+LAYOUTS = {"plain": {}, "scan": {"scan_layers": True}}
 
 
 def structure_in(layout: Mapping[str, Any], layers: int, width: int) -> Structure[Captioner]:
@@ -51,7 +46,7 @@ def structure_in(layout: Mapping[str, Any], layers: int, width: int) -> Structur
         head_dim=32,
         sliding_window=None,
     )
-    config = CaptionerConfig(None, lm, features=(P, FEATURES), **layout)
+    config = CaptionerConfig(vision=None, lm=lm, features=(P, FEATURES), **layout)
     return structure_of(lambda: Captioner(config, rngs=nnx.Rngs(0)))
 
 
@@ -75,7 +70,7 @@ def write(structure: Structure[Captioner]) -> Callable[..., Any]:
     def run(params, features):
         captioner = structure.merge(params)
         cache = captioner.prefill(captioner.project(features))
-        return decode(captioner, cache, plan, jax.random.key(0)).tokens
+        return decode(captioner, cache, plan, jax.random.key(0)).together.tokens
 
     return run
 
@@ -150,11 +145,11 @@ def main() -> None:
         )
     steps, sizes = {}, {}
     for remat in ("none", "dots", "full"):
-        layout = {**LAYOUTS["scan, fused"], "remat": remat}
+        layout = {**LAYOUTS["scan"], "remat": remat}
         _, _, program, steps[remat], _ = prepare(layout)
         sizes[remat] = mib(program)
     step_ms = interleaved(steps, args.rounds)
-    print("| remat (scan, fused) | step | temporary |")
+    print("| remat (scan) | step | temporary |")
     print("|---|---|---|")
     for remat in steps:
         print(f"| {remat} | {step_ms[remat]:.0f} ms | {sizes[remat]:.0f} MiB |")

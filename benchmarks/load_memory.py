@@ -1,7 +1,7 @@
 """Peak resident memory of loading a Mistral checkpoint over eight virtual CPU devices.
 
     python benchmarks/load_memory.py [--gigabytes=2] [--stored=float32] [--dtype=bfloat16]
-        [--scan-layers] [--fused]
+        [--scan-layers]
 
 Writes a random checkpoint of at least that size in the target dtype (several files with an index,
 as transformers shards large models), then loads it in a fresh process, split over `fsdp`, and
@@ -41,9 +41,9 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
     from flax import nnx
 
     from har_jax.interchange import hf_dir, safetensors_file
-    from har_jax.interchange.families.mistral import mistral_table
+    from har_jax.interchange.families.mistral import table, write
     from har_jax.interchange.table import find
-    from har_jax.models.decoders.mistral import Mistral, MistralConfig
+    from har_jax.models.decoders import Mistral, MistralConfig
     from har_jax.models.functional import structure_of
 
     config = MistralConfig(
@@ -59,7 +59,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
         structure = structure_of(lambda: Mistral(sized, rngs=nnx.Rngs(0)))
         found = {}
         for path, spec in structure.shapes.items():
-            row, name = find(mistral_table(), path)
+            row, name = find(table(), path)
             found[name] = row.hf_shape(spec.shape)
         return found
 
@@ -83,10 +83,10 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
         safetensors_file.write(directory / file, specs, arrays())
         weight_map |= dict.fromkeys(specs, file)
     hf_dir.write_json(directory / hf_dir.INDEX, {"weight_map": weight_map})
-    hf_dir.write_json(directory / "config.json", config.to_hf())
+    hf_dir.write_json(directory / "config.json", write(config))
 
 
-def load(directory: pathlib.Path, dtype: str, scan_layers: bool, fused: bool) -> None:
+def load(directory: pathlib.Path, dtype: str, scan_layers: bool) -> None:
     """In its own process: loads and prints one JSON line."""
     import jax
     import jax.numpy as jnp
@@ -98,8 +98,9 @@ def load(directory: pathlib.Path, dtype: str, scan_layers: bool, fused: bool) ->
     mesh = make_mesh(1, 8, 1)
     jax.block_until_ready(jnp.zeros(8, device=jax.devices()[0]))  # the runtime is up
     before, began = memory("VmRSS"), time.monotonic()
-    layout = {"scan_layers": scan_layers, "fused": fused}
-    _, params = split(load_mistral(directory, mesh=mesh, dtype=jnp.dtype(dtype), **layout))
+    model = load_mistral(directory, mesh=mesh, dtype=jnp.dtype(dtype), scan_layers=scan_layers)
+    _, params = split(model)
+    del model
     seconds = time.monotonic() - began
     size = sum(v.nbytes for v in params.values()) / MIB
     peak = memory("VmHWM")
@@ -125,11 +126,10 @@ def main() -> None:
     parser.add_argument("--stored", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--scan-layers", action="store_true")
-    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--load", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
-        load(args.load, args.dtype, args.scan_layers, args.fused)
+        load(args.load, args.dtype, args.scan_layers)
         return
     environment = {
         **os.environ,
@@ -141,7 +141,7 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
         write_checkpoint(pathlib.Path(directory), args.gigabytes, args.stored, args.dtype)
         command = [sys.executable, __file__, f"--load={directory}", f"--dtype={args.dtype}"]
-        command += ["--scan-layers"] * args.scan_layers + ["--fused"] * args.fused
+        command += ["--scan-layers"] * args.scan_layers
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"stored as {args.stored}, loaded as {args.dtype} on 8 devices: {json.dumps(result)}")

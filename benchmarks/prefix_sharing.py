@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
 from har_jax.models.functional import split
 
@@ -47,7 +47,9 @@ def main() -> None:
             head_dim=32,
             sliding_window=None,
         )
-        structure, params = split(Captioner(CaptionerConfig(vision, lm), rngs=nnx.Rngs(0)))
+        structure, params = split(
+            Captioner(CaptionerConfig(vision=vision, lm=lm), rngs=nnx.Rngs(0))
+        )
         params = {k: v for k, v in params.items() if not k.startswith("vision.")}
         tower = {k: jnp.zeros(x.shape) for k, x in structure.shapes.items() if k not in params}
         features = jax.random.normal(jax.random.key(1), (B, grid**2, 128))

@@ -149,13 +149,13 @@ def interleaved(rounds: int, *functions: Callable[[], object]) -> list[tuple[flo
 def cpu_name() -> str:
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
-        return re.search(r"model name\s*:\s*(.*)", text).group(1)
-    except (OSError, AttributeError):
+        return re.findall(r"model name\s*:\s*(.*)", text)[0]
+    except (OSError, IndexError):
         return platform.processor() or platform.machine()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--captions", type=int, default=6, help="per image")
     parser.add_argument("--rounds", type=int, default=15)
@@ -190,7 +190,8 @@ def main() -> None:
         return theirs.score(ids, split)
 
     difference = np.abs(ours.score(ids, words) - theirs.score(ids, words)).max()
-    ours_from_ids(), theirs_from_ids()
+    ours_from_ids()
+    theirs_from_ids()
     their_words, our_words, their_ids, our_ids = interleaved(
         args.rounds,
         lambda: theirs.score(ids, words),

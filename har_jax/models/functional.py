@@ -8,6 +8,7 @@ and optax need to know nothing of flax.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -35,7 +36,7 @@ class Structure(Generic[M]):
     graphdef: nnx.GraphDef
     variables: Mapping[str, tuple[tuple, nnx.Variable]]  # name → path, abstract variable
 
-    def merge(self, params: Mapping[str, Array]) -> M:
+    def merge(self, params: Mapping[str, Any]) -> M:
         """The module with these parameters; cheap, and meant to be called inside `jax.jit`."""
         flat = [(path, v.replace(params[name])) for name, (path, v) in self.variables.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
@@ -80,9 +81,27 @@ class Structure(Generic[M]):
         return Structure(self.graphdef, variables)
 
 
+_ONLY_SHAPES = contextvars.ContextVar("only_shapes", default=False)
+
+
+def only_shapes() -> bool:
+    """Whether a module is being built for its shapes alone, so that no value need be drawn."""
+    return _ONLY_SHAPES.get()
+
+
 def structure_of(build: Callable[[], M]) -> Structure[M]:
-    """The structure of `build()`, without allocating a single parameter."""
-    return _structure(nnx.eval_shape(build))
+    """The structure of `build()`, without allocating or tracing a single parameter."""
+    found: list[Structure[M]] = []
+
+    def run() -> None:
+        found.append(_structure(build()))
+
+    token = _ONLY_SHAPES.set(True)
+    try:
+        jax.eval_shape(run)  # keys of random numbers, which the builder makes, touch no device
+    finally:
+        _ONLY_SHAPES.reset(token)
+    return found[0]
 
 
 def split(module: M) -> tuple[Structure[M], Params]:
@@ -125,6 +144,8 @@ def stack(build: Callable[[jax.Array], M], n: int, key: jax.Array) -> M:
     `structure.unstacked()`.
     """
     structure = structure_of(lambda: build(jax.random.key(0)))
+    if only_shapes():
+        return structure.stacked(n).merge(structure.stacked(n).shapes)
     params = jax.vmap(lambda k: split(build(k))[1])(jax.random.split(key, n))
     return structure.stacked(n).merge(params)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.models.functional import only_shapes
 from har_jax.models.kernels import DenseKernel
 from har_jax.sharding import LogicalAxes
 from har_jax.types import Array, DTypeLike, Float, Int
@@ -35,6 +36,8 @@ def param(
     """A parameter that knows its logical axes (see `har_jax.sharding`)."""
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the {len(shape)} dimensions of {shape}")
+    if only_shapes():  # tracing how 7 billion numbers would be drawn takes longer than all the rest
+        return kind(jax.ShapeDtypeStruct(shape, dtype), logical_axes=axes)
     return kind(init(_next_key(rngs), shape, dtype), logical_axes=axes)
 
 

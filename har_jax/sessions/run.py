@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import textwrap
 
 import jax
 
@@ -29,6 +30,7 @@ from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger, RunLog
 from har_jax.training.loop import Hooks, fit
 from har_jax.training.optimizer import make_optimizer, make_schedule
+from har_jax.training.overview import parameter_overview
 from har_jax.training.profile import Profile
 from har_jax.training.run_dir import check_run, note, open_run, run_info
 from har_jax.training.step import TrainStep, make_train_step
@@ -197,6 +199,10 @@ def announce(session: Session, info: dict, resumed: bool) -> None:
         log.info("  starts from %s, step %d", plan.parent["run"], plan.parent["step"])
     if info["reward_signature"]:
         log.info("  reward      %s", info["reward_signature"])
+    if not resumed:
+        shardings = blueprint.shardings(session.mesh)
+        table = parameter_overview(blueprint.shapes, set(blueprint.trained), shardings)
+        log.info("parameters\n%s", textwrap.indent(table, "  "))
 
 
 def _how_it_learns(model: ModelConfig, blueprint: Blueprint) -> str:
