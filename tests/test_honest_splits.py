@@ -53,10 +53,10 @@ def copy_of(workspace, path, chosen, *, ids="own"):
 
 def test_a_run_knows_what_it_was_trained_on(run, workspace):
     part = take(open_split(workspace / "data", "train"), shots=24)
-    assert overlap.load(run) == [overlap.images_of(part)]
+    assert overlap.load(run) == [overlap.image_set(part)]
     data = json.loads((run / "run.json").read_text())["data"]
     assert (data["images"], data["of"], data["split"]) == (24, 48, "train")
-    assert data["fingerprint"] == overlap.images_of(part).fingerprint
+    assert data["fingerprint"] == overlap.image_set(part).fingerprint
 
 
 def test_the_plan_of_a_subset(run, workspace):
@@ -69,7 +69,7 @@ def test_the_plan_of_a_subset(run, workspace):
     words = [[ptb.words(t) for t in texts] for texts in plan.train_split.references().values()]
     counted = DocumentFrequency.from_references(words, name="train[24 images]")
     assert f"df[train[24 images],N=24,{counted.fingerprint[:8]}" in plan.reward.signature
-    assert plan.trained_on == [*overlap.load(run), overlap.images_of(plan.train_split)]
+    assert plan.trained_on == [*overlap.load(run), overlap.image_set(plan.train_split)]
     with pytest.raises(UserError, match="shots=99 is more than the 48 images"):
         plan_session(config_of(run, shots=99), "unused")
     with pytest.raises(UserError, match="both set; give one"):
@@ -170,6 +170,6 @@ def test_what_can_and_cannot_be_checked(run, workspace, tmp_path):
     (run_without := tmp_path / "unhashed").mkdir()
     for name in ("config.json", "run.json"):
         shutil.copy(run / name, run_without)
-    seen = overlap.images_of(whole)
+    seen = overlap.image_set(whole)
     overlap.save(run_without, [overlap.Images("", seen.ids, frozenset())])
     assert "could not be checked" in check_unseen(run_without, test)[0]
