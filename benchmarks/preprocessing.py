@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from har_jax.data import builder as writer
+from har_jax.data import builder
 from har_jax.data.dataset import Example, open_split
 from har_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from har_jax.data.pipeline import eval_batches
@@ -60,7 +60,7 @@ def write_dataset(paths: list[pathlib.Path], directory: pathlib.Path) -> None:
         ("train", Example(i, f"{i}.jpg", path.read_bytes(), ["a photograph"]))
         for i, path in enumerate(paths)
     )
-    writer.write(directory, examples, name="photos", splits=["train"], description="", settings={})
+    builder.write(directory, examples, name="photos", splits=["train"], description="", settings={})
 
 
 class Files:

@@ -171,5 +171,5 @@ def test_what_can_and_cannot_be_checked(run, workspace, tmp_path):
     for name in ("config.json", "run.json"):
         shutil.copy(run / name, run_without)
     seen = overlap.image_set(whole)
-    overlap.save(run_without, [overlap.Images("", seen.ids, frozenset())])
+    overlap.save(run_without, [overlap.ImageSet("", seen.ids, frozenset())])
     assert "could not be checked" in check_unseen(run_without, test)[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images by number: a split of a dataset, files of a folder, frames."""
 
@@ -28,6 +29,7 @@ class Written(NamedTuple):
     ended: bool | None = None
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Whatever turns images into texts."""
 

@@ -24,11 +24,10 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from har_jax.data import builder as writer
-    from har_jax.data import dataset
+    from har_jax.data import builder, dataset
 
     if not arguments.overwrite:
-        writer.check_free(arguments.out, overwrite=False)
+        builder.check_free(arguments.out, overwrite=False)
     dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
     from har_jax.miniature import models as foundation
 

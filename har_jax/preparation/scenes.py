@@ -31,20 +31,20 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from har_jax.data import builder as writer
+    from har_jax.data import builder
     from har_jax.miniature import scenes
     from har_jax.progress import track
 
     sizes = {split: getattr(arguments, split) for split in scenes.SIZES}
     skew = arguments.skew
-    writer.check_free(arguments.out, overwrite=arguments.overwrite)
+    builder.check_free(arguments.out, overwrite=arguments.overwrite)
     examples = track(
         scenes.generate(arguments.seed, sizes, skew=skew),
         total=sum(sizes.values()),
         desc="drawing scenes",
         unit="images",
     )
-    card = writer.write(
+    card = builder.write(
         arguments.out,
         examples,
         name="scenes",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from har_jax.data import builder as writer
+from har_jax.data import builder
 from har_jax.miniature import scenes
 from har_jax.text.tokenizer import train_tokenizer
 
@@ -18,7 +18,7 @@ def small_scenes():
 @pytest.fixture(scope="session")
 def scenes_dir(small_scenes, tmp_path_factory):
     directory = tmp_path_factory.mktemp("data") / "scenes"
-    writer.write(
+    builder.write(
         directory, small_scenes, name="scenes", splits=list(SIZES), description="", settings={}
     )
     return directory

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from har_jax.data import builder as writer
-from har_jax.data import photographs, staged
+from har_jax.data import builder, photographs, staged
 from har_jax.data.dataset import open_split, read_card
 from har_jax.prepare import main
 
@@ -24,7 +23,7 @@ COUNT = {"train": 18, "val": 5, "test": 3}
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(writer, "EXAMPLES_PER_SHARD", SHARD)
+    monkeypatch.setattr(builder, "EXAMPLES_PER_SHARD", SHARD)
     monkeypatch.setenv("HAR_PROGRESS", "log")
 
 

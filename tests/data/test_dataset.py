@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from har_jax.data import builder as writer
-from har_jax.data import dataset
+from har_jax.data import builder, dataset
 from har_jax.data.dataset import Example, open_split
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import DocumentFrequency
@@ -27,16 +26,16 @@ def png(shade=0, size=(8, 6)):
 
 def write(directory, examples, **options):
     options = {"name": "made", "splits": ["train", "val"], "overwrite": False} | options
-    return writer.write(directory, examples, description="d", settings={"s": 1}, **options)
+    return builder.write(directory, examples, description="d", settings={"s": 1}, **options)
 
 
 def test_tfds_reads_what_we_wrote(scenes_dir, small_scenes):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(scenes_dir)
+    read = tfds.builder_from_directory(scenes_dir)
     for split in ("train", "val", "test"):
         ours = [example for name, example in small_scenes if name == split]
-        theirs = builder.as_data_source(split)
+        theirs = read.as_data_source(split)
         assert len(theirs) == len(ours)
         for example, record in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(
@@ -187,7 +186,7 @@ def test_caption_ids_and_any_text_survive(tmp_path):
 
 
 def test_many_shards_keep_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "EXAMPLES_PER_SHARD", 4)
+    monkeypatch.setattr(builder, "EXAMPLES_PER_SHARD", 4)
     examples = [("train", Example(100 - i, f"{i}.png", png(i), [f"w {i}"])) for i in range(11)]
     write(tmp_path / "d", examples)
     assert len(list((tmp_path / "d").glob("*.array_record*"))) == 3

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from har_jax.data import builder as writer
+from har_jax.data import builder
 from har_jax.data.dataset import open_split
 from har_jax.data.features.build import Build, is_complete, write
 from har_jax.data.features.cache import MANIFEST, FeatureCache, Origin, digest_of
@@ -276,7 +276,7 @@ def test_other_images_are_refused(cache, scenes_dir, small_scenes, tmp_path):
     drawn = [val[0], *(dataclasses.replace(example, image=val[0].image) for example in val[1:])]
     directory = tmp_path / "other"  # the same ids and names, other drawings
     examples = [("val", example) for example in drawn]
-    writer.write(directory, examples, name="s", splits=["val"], description="", settings={})
+    builder.write(directory, examples, name="s", splits=["val"], description="", settings={})
     message = rf"made of another image {val[1].image_id} than"
     with pytest.raises(UserError, match=message):
         cache.of(open_split(directory, "val"))

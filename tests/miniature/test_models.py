@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from har_jax.data import builder as writer
-from har_jax.data import dataset
+from har_jax.data import builder, dataset
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
@@ -20,7 +19,7 @@ from har_jax.interchange.families.mistral import load_mistral
 from har_jax.miniature import models as foundation
 from har_jax.miniature.models import CLIP_B, CLIP_L, MISTRAL, Recipe, build
 from har_jax.miniature.pretrain import Schedule, muon_dimensions, token_loss
-from har_jax.models.decoders.mistral import Mistral
+from har_jax.models.decoders import Mistral
 from har_jax.models.functional import initialise
 from har_jax.text.tokenizer import load_clip_tokenizer, load_tokenizer
 
@@ -58,7 +57,9 @@ def data(tmp_path_factory):
         captions = [f"a {name} picture", f"all of it is {name}"][: 1 + i % 2]
         examples.append(("train", dataset.Example(i, f"{i}.png", buffer.getvalue(), captions)))
     directory = tmp_path_factory.mktemp("data") / "colours"
-    writer.write(directory, examples, name="colours", splits=["train"], description="", settings={})
+    builder.write(
+        directory, examples, name="colours", splits=["train"], description="", settings={}
+    )
     return directory
 
 
