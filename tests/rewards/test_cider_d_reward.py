@@ -108,7 +108,7 @@ def test_the_reward_is_the_evaluated_cider_d(corpus):
     references = {i: texts for i, (_, texts) in enumerate(corpus)}
     df = DocumentFrequency.from_references(words_of(references))
     ids, drawn = np.arange(len(corpus)), [[text] for text, _ in corpus]
-    scorer = CiderD(df, dict(zip(ids, words_of(references), strict=True)), eos=False)
+    scorer = CiderD(df, dict(enumerate(words_of(references))), eos=False)
     got = scorer.score(ids, words_of(dict(enumerate(drawn))))
     rewards = CiderDReward(df, references, eos=False)(ids, drawn, np.ones((len(ids), 1), bool))
     np.testing.assert_array_equal(rewards, got.astype(np.float32))
