@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 # Property tests draw the same examples in every run, so that a red run means a red change; `make
 # fuzz` draws others.
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("same")
 

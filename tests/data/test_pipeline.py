@@ -147,7 +147,7 @@ def test_two_processes_see_every_example_once_per_epoch(scenes_dir, tokenizer_di
     assert not own[0] & own[1]
 
 
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=settings.default.max_examples // 10)
 @given(before=st.integers(0, 25), after=st.integers(1, 6), count=st.sampled_from([1, 2, 4]))
 def test_resuming_anywhere_gives_the_same_rest(open_batches, before, after, count):
     options = {"batch_size": 8 // count, "process_index": count - 1, "process_count": count}
@@ -162,7 +162,7 @@ def test_resuming_anywhere_gives_the_same_rest(open_batches, before, after, coun
     assert all(same(a, next(resumed)) for a in rest)
 
 
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=settings.default.max_examples // 10)
 @given(
     before=st.integers(0, 25),
     then=st.sampled_from([1, 2, 4]),

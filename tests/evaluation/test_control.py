@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
@@ -15,7 +15,6 @@ REFERENCES = {
 }
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 300), st.integers(0, 2**31))
 def test_nothing_stays_in_its_place(n, seed):
     found = derangement(n, seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
@@ -12,7 +12,6 @@ caption = st.lists(st.sampled_from(["a", "dog", "runs", "the", "ball"]), max_siz
 image = st.tuples(caption, st.lists(caption, min_size=1, max_size=4))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(image, min_size=1, max_size=5))
 def test_equals_corpus_bleu(images):
     predictions = {10 * i: own for i, (own, _) in enumerate(images)}

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
@@ -70,7 +70,6 @@ def test_real_captions(real):
     assert 0.5 < score < 1.2  # people against people
 
 
-@settings(max_examples=60, deadline=None)
 @given(CORPUS)
 def test_drawn_captions(corpus):
     references = {i: captions for i, (_, captions) in enumerate(corpus)}
@@ -83,7 +82,6 @@ def test_drawn_captions(corpus):
     np.testing.assert_allclose(list(per_image.values()), expected_per_image, atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
 @given(CORPUS, st.lists(st.lists(CAPTION, min_size=1, max_size=3), min_size=5, max_size=8))
 @pytest.mark.parametrize("eos", [False, True])
 def test_other_document_frequencies_with_and_without_eos(eos, corpus, train):

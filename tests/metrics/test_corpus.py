@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -30,7 +30,6 @@ def texts(references, predictions):
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(CORPUS)
 def test_bleu_and_rouge_on_drawn_captions(corpus):
     references = {i: captions for i, (_, captions) in enumerate(corpus)}

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
@@ -63,7 +63,6 @@ def test_parse():
     assert list(parse("b + a")) == ["b", "a"]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_]{1,8}(\.[a-z]{1,4}:[a-z]{1,4})?", fullmatch=True),
@@ -198,7 +197,6 @@ def test_what_the_parts_need():
 WORDS = st.lists(st.sampled_from(["a", "man", "dog", "runs", "the"]), max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=4), st.integers(1, 4))
 def test_bleu_is_pycocoevalcaps_per_image(own, references, n):
     reward = BleuReward({1: [" ".join(words) for words in references]}, n=n)

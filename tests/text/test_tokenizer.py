@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
@@ -50,7 +50,6 @@ def clip_dir(tmp_path_factory):
     return directory
 
 
-@settings(deadline=None, max_examples=300)
 @given(TEXT)
 def test_any_text_comes_back(small_dir, text):
     tokenizer = load_tokenizer(small_dir)
@@ -61,7 +60,6 @@ def test_any_text_comes_back(small_dir, text):
     assert tokenizer.encode_batch([text, "a"]) == [ids, tokenizer.encode("a")]
 
 
-@settings(deadline=None, max_examples=100)
 @given(TEXT)
 def test_any_text_comes_back_through_mistrals(mistral, text):
     """SentencePiece spells a space U+2581, so that one character comes back as a space."""
