@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.decoders.mistral import MistralConfig
+from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
 
 VISION = VisionConfig(

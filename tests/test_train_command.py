@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 import har_jax
-from har_jax import config as configs
-from har_jax import train
+from har_jax import config_file, train
 from har_jax.checkpoint import Checkpoints
 from har_jax.errors import UserError
 from har_jax.sessions import run as session
-from har_jax.sessions.plan import make_plan
+from har_jax.sessions.plan import plan_session
 from har_jax.text.tokenizer import train_tokenizer
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
@@ -144,8 +143,8 @@ def test_fifty_steps_compile_once(runs, workspace, tmp_path):
         eval__every=20,
     )  # fmt: skip
     arguments, overrides = train.parse(argv)
-    config = configs.load(arguments.config, overrides)
-    outcome = session.train(make_plan(config, tmp_path / "run"))
+    config = config_file.load(arguments.config, overrides)
+    outcome = session.train(plan_session(config, tmp_path / "run"))
     assert outcome.finished and outcome.step == 50
     assert outcome.compilations == 1
 

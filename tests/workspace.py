@@ -16,7 +16,7 @@ from har_jax.data.dataset import open_split
 from har_jax.data.images import Preprocessor
 from har_jax.interchange.families.clip import save_clip
 from har_jax.interchange.families.mistral import save_mistral
-from har_jax.models.decoders.mistral import Mistral, MistralConfig
+from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.text.tokenizer import (
     load_clip_tokenizer,

@@ -301,8 +301,9 @@ class Pixels:
         """Normalised pixels of these examples."""
         if self._cache is None:
             wanted, rows = np.unique(indices, return_inverse=True)  # padding repeats an image
-            return self._preprocessor.normalise(np.stack([self._read(i) for i in wanted])[rows])
-        for i in indices[~self._held[indices]]:
+            pixels = np.stack(list(map(self._read, wanted.tolist())))
+            return self._preprocessor.normalise(pixels[rows])
+        for i in indices[~self._held[indices]].tolist():
             image = self._read(i)
             with self._lock:  # two threads may have read the same image; both write the same
                 self._cache[i] = image
@@ -314,16 +315,16 @@ class Pixels:
     ) -> tuple[Float32[np.ndarray, "B H W 3"], UInt64[np.ndarray, " B"]]:
         """Normalised pixels, and digests of the bytes that they were decoded from."""
         wanted, rows = np.unique(indices, return_inverse=True)
-        encoded = [self._images.read(int(i)) for i in wanted]
+        encoded = [self._images.read(i) for i in wanted.tolist()]
         digests = np.array([digest_of(image) for image in encoded], np.uint64)
-        pixels = np.stack(list(map(self._decode, wanted, encoded)))
+        pixels = np.stack(list(map(self._decode, wanted.tolist(), encoded)))
         return self._preprocessor.normalise(pixels[rows]), digests[rows]
 
     def _read(self, index: int) -> np.ndarray:
-        return self._decode(index, self._images.read(int(index)))
+        return self._decode(index, self._images.read(index))
 
     def _decode(self, index: int, image: bytes) -> np.ndarray:
-        return self._preprocessor.pixels(image, name=self._name_of(int(index)))
+        return self._preprocessor.pixels(image, name=self._name_of(index))
 
 
 class EncodedCaptions:

@@ -7,7 +7,7 @@ quantised kernel would be a module with codes and scales and the same three.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +15,7 @@ from flax import nnx
 from har_jax.types import Array, DTypeLike
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """A matrix `[in..., out...]`, however it is kept."""
 

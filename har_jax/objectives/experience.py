@@ -9,7 +9,7 @@ rollout, or other estimators stand between the two without either knowing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Experience(NamedTuple):
         return length_mask(self.samples.lengths, self.samples.tokens.shape[-1])
 
 
+@runtime_checkable
 class RewardFn(Protocol):
     """A reward inside a jitted step (`rewards.callback.RewardCallback`)."""
 

@@ -14,7 +14,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from tensorboardX import SummaryWriter
@@ -51,6 +51,7 @@ _CONSOLE: dict[str, tuple[str, str, str]] = {
 }
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Where a run's figures go. What a subclass does not define does nothing."""
 

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -42,6 +42,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on: a loss that is not a number, or a reward that failed."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An iterator whose state can be saved and restored exactly (`data.pipeline.TrainBatches`)."""
 

@@ -28,11 +28,11 @@ class Fake:
 @pytest.fixture
 def loaded(monkeypatch):
     """Stands for the model; records whether it was loaded."""
-    import har_jax.loading.writer
+    import har_jax.loading.captioner
 
     calls = []
     monkeypatch.setattr(
-        har_jax.loading.writer, "load_captioner", lambda *a, **k: calls.append((a, k)) or Fake()
+        har_jax.loading.captioner, "load_captioner", lambda *a, **k: calls.append((a, k)) or Fake()
     )
     return calls
 

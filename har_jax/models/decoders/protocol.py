@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
@@ -10,6 +10,7 @@ from har_jax.models.attention import KVCache
 from har_jax.types import Array, DTypeLike, Float, Int
 
 
+@runtime_checkable
 class DecoderConfig(Protocol):
     """Hyper-parameters of a decoder: what the captioner and the loop need to know, and how to
     build.
@@ -32,6 +33,7 @@ class DecoderConfig(Protocol):
         ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """B prefixes of P tokens, and R captions of T tokens after each (`[B,R,T]` throughout)."""
 

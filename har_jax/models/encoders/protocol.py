@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 
 from har_jax.types import Array, DTypeLike, Float
 
 
+@runtime_checkable
 class EncoderConfig(Protocol):
     """Hyper-parameters of an encoder: the shapes of what it reads and says, and how to build it."""
 
@@ -26,6 +27,7 @@ class EncoderConfig(Protocol):
         ...
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Normalised pixels `[B,H,W,C]` to features."""
 
