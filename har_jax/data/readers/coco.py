@@ -107,8 +107,8 @@ def _shape(data: Any) -> str:
 
 def _coco(
     path: PathLike,
-    images: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
+    images: Sequence[Any],
+    annotations: Sequence[Any],
     split: str,
     problems: Problems | None,
 ) -> list[Entry]:
@@ -146,7 +146,7 @@ def _coco(
     ]
 
 
-def _karpathy(path: PathLike, images: Sequence[Mapping[str, Any]], restval: str) -> list[Entry]:
+def _karpathy(path: PathLike, images: Sequence[Any], restval: str) -> list[Entry]:
     entries: list[Entry] = []
     count = 0
 
