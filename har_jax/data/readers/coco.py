@@ -12,7 +12,7 @@ Image ids are COCO's in both, so that splits made from either can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from har_jax.data.dataset import PathLike
@@ -116,14 +116,14 @@ def _coco(
     listed: list[tuple[int, tuple[str, ...], str]] = []
     seen: set[int] = set()
 
-    def take_image(_: int, image: Mapping[str, Any]) -> None:
+    def take_image(_: int, image: Any) -> None:
         image_id = _whole(image["id"])
         # Only who looks for the files needs their names.
         name = image["file_name"] if problems is not None else image.get("file_name", "")
         listed.append((image_id, (str(name),) if name else (), str(image.get("domain", ""))))
         captions[image_id] = []
 
-    def take_annotation(number: int, annotation: Mapping[str, Any]) -> None:
+    def take_annotation(number: int, annotation: Any) -> None:
         image_id, text = _whole(annotation["image_id"]), annotation["caption"]
         caption_id = _whole(annotation.get("id", number))
         if problems is None:
@@ -150,7 +150,7 @@ def _karpathy(path: PathLike, images: Sequence[Any], restval: str) -> list[Entry
     entries: list[Entry] = []
     count = 0
 
-    def take(number: int, image: Mapping[str, Any]) -> None:
+    def take(number: int, image: Any) -> None:
         nonlocal count
         split = image["split"]
         if split == "restval":

@@ -58,7 +58,7 @@ class _Row:
     name: str
     captions: list[Any]
     split: str | None
-    image_id: str | int | None
+    image_id: Any
 
 
 def read_folder(
