@@ -9,31 +9,17 @@ from har_jax.command_line import COMMANDS, run
 from har_jax.errors import UserError, command, did_you_mean
 
 
-def usage() -> str:
-    """The commands with a line each."""
-    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: har-jax NAME …, or python -m har_jax.NAME …",
-            "",
-            *lines,
-            "",
-            "har-jax NAME --help explains one.",
-        ]
-    )
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        lines = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+        print(f"usage: har-jax NAME …, or python -m har_jax.NAME …\n\n{lines}\n")
+        print("har-jax NAME --help explains one.")
         return 0
     if name not in COMMANDS:
-        raise UserError(
-            f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; choose from "
-            f"{', '.join(COMMANDS)}"
-        )
+        near = did_you_mean(name, COMMANDS)
+        raise UserError(f"there is no command {name!r}{near}; choose from {', '.join(COMMANDS)}")
     return run(name, rest)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser
-from har_jax.errors import UserError, command
+from har_jax.errors import command
 
 DESCRIPTION = """\
 Writes one caption per image, as PATH<TAB>CAPTION, or with --json as a JSON list of
@@ -33,26 +32,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_image(path: str) -> bytes:
-    """The file's bytes, decoded once to be sure that they are an image; `UserError` if not."""
-    from har_jax.data.images import decode
-
-    if pathlib.Path(path).is_dir():
-        raise UserError(f"{path!r} is a directory; give image files, such as {path}/*.jpg")
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no image {path!r}; give paths of existing image files") from None
-    except OSError as error:
-        raise UserError(f"image {path!r} cannot be read: {error.strerror or error}") from None
-    decode(data, name=repr(path))
-    return data
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    images = [read_image(path) for path in args.images]
+    from har_jax.data.images import Files, decode
+
+    files = Files(args.images)
+    images = [files.read(i) for i in files.ids]
+    for path, image in zip(args.images, images, strict=True):
+        decode(image, name=path)
 
     from har_jax.files import dumps
     from har_jax.loading.captioner import load_captioner

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -37,33 +38,25 @@ class Checkpoints:
         self.directory = _directory(run_dir)
         if read_only:
             finished_steps(run_dir)
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(n=1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[METRIC],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        score = operator.itemgetter(METRIC)
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        keep = policies.AnyPreservationPolicy([policies.LatestN(n=1), best])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else keep,
-            best_fn=lambda metrics: metrics[METRIC],
+            best_fn=score,
             save_decision_policy=policies.FixedIntervalPolicy(1),
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             enable_async_checkpointing=not read_only,
         )
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
+            self.directory, options=options, item_handlers=handlers
         )
 
     def save(
@@ -118,8 +111,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step whose validation was the best; None where none that is kept was validated."""
         self.wait()
-        scored = [(value, step) for step, value in _scores(self.directory) if value is not None]
-        return max(scored)[1] if scored else None
+        return _best(dict(_scores(self.directory)))
 
     def wait(self) -> None:
         """Until all that was started to be saved is on disk."""
@@ -161,11 +153,8 @@ class Checkpoints:
 
 def _leaves(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Shapes by path. Orbax's description of a saved tree has dictionaries for named tuples."""
-    names = ("key", "idx", "name")
-    return {
-        ".".join(str(next(getattr(k, n) for n in names if hasattr(k, n))) for k in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="."): x.shape for k, x in leaves}
 
 
 def _directory(run_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -195,10 +184,15 @@ def _scores(directory: pathlib.Path) -> Iterator[tuple[int, float | None]]:
             yield int(path.name), metrics.get(METRIC)
 
 
+def _best(steps: Mapping[int, float | None]) -> int | None:
+    scored = [(value, step) for step, value in steps.items() if value is not None]
+    return max(scored)[1] if scored else None
+
+
 def has_checkpoint(run_dir: str | os.PathLike[str]) -> bool:
     """Whether a run is there that has got as far as its first checkpoint."""
     directory = _directory(run_dir)
-    return directory.is_dir() and any(True for _ in _scores(directory))
+    return directory.is_dir() and any(_scores(directory))
 
 
 def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
@@ -212,11 +206,9 @@ def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
             f"{name} holds no finished checkpoint yet; let the run reach its first one "
             "(config.checkpoint_every)"
         )
-    scored = [(value, number) for number, value in steps.items() if value is not None]
-    if step == "best" and scored:
-        return max(scored)[1]
     if step in ("best", "latest"):
-        return max(steps)
+        best = _best(steps) if step == "best" else None
+        return max(steps) if best is None else best
     if not str(step).isdigit():
         raise UserError(
             f"step {step!r}{did_you_mean(str(step), ('best', 'latest'))}: allowed are best, "

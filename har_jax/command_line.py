@@ -40,10 +40,9 @@ def new_parser(name: str, description: str, examples: str | None = None) -> argp
 
 def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> None:
     """Declares `--checkpoint` and `--step`: a trained run."""
-    arguments.add_argument(
-        "--checkpoint", metavar="RUN", required=required, help="run directory of har_jax.train"
-    )
-    arguments.add_argument("--step", default="best", help="best (default), latest, or a number")
+    add = arguments.add_argument
+    add("--checkpoint", metavar="RUN", required=required, help="run directory of har_jax.train")
+    add("--step", default="best", help="best (default), latest, or a number")
 
 
 def add_decoding(arguments: argparse._ActionsContainer) -> None:

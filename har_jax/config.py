@@ -38,13 +38,9 @@ class Range:
         )
 
     def __str__(self) -> str:
-        bounds = {
-            "at least": self.at_least,
-            "above": self.above,
-            "at most": self.at_most,
-            "below": self.below,
-        }
-        text = " and ".join(f"{word} {n}" for word, n in bounds.items() if n is not None)
+        bounds = [("at least", self.at_least), ("above", self.above)]
+        bounds += [("at most", self.at_most), ("below", self.below)]
+        text = " and ".join(f"{word} {n}" for word, n in bounds if n is not None)
         return " or ".join([*map(str, self.also), text or "finite"])
 
 
@@ -257,10 +253,8 @@ def check(config: Config) -> None:
             "--config.init_from=runs/mle"
         )
     if config.stage == "scst" and scst.baseline != "greedy" and scst.samples < 2:
-        raise UserError(
-            f"config.scst.baseline={scst.baseline!r} needs config.scst.samples >= 2, "
-            f"got {scst.samples}"
-        )
+        needed = f"needs config.scst.samples >= 2, got {scst.samples}"
+        raise UserError(f"config.scst.baseline={scst.baseline!r} {needed}")
 
 
 def check_devices(config: Config, n_devices: int) -> None:
@@ -288,21 +282,16 @@ def place(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     Raises:
       UserError: there is no such key, or it names a section.
     """
-    *sections, leaf = key.split(".")
-    target: Any = values
-    for depth, section in enumerate((*sections, leaf)):
-        if not isinstance(target, dict) or section not in target:
-            raise _unknown_key(
-                ".".join(("config", *sections, leaf)[: depth + 2]), _all_keys(values)
-            )
-        if depth < len(sections):
-            target = target[section]
-    if isinstance(target[leaf], Mapping):
-        raise UserError(
-            f"config.{key} names a section; set one of its keys: "
-            + ", ".join(f"config.{key}.{k}" for k in target[leaf])
-        )
-    return target, leaf
+    names = key.split(".")
+    section, found = values, values
+    for depth, name in enumerate(names, 1):
+        if not isinstance(found, dict) or name not in found:
+            raise _unknown_key(".".join(("config", *names[:depth])), _all_keys(values))
+        section, found = found, found[name]
+    if isinstance(found, Mapping):
+        keys = ", ".join(f"config.{key}.{k}" for k in found)
+        raise UserError(f"config.{key} names a section; set one of its keys: {keys}")
+    return section, names[-1]
 
 
 def _all_keys(values: Mapping[str, Any], prefix: str = "config") -> list[str]:
@@ -326,14 +315,9 @@ _ALIASES = {
 
 def _unknown_key(key: str, known: Sequence[str]) -> UserError:
     parent, _, leaf = key.rpartition(".")
-    by_leaf = {k.rpartition(".")[2]: k for k in known}
-    hint = ""
-    if leaf in _ALIASES:
-        hint = f" (did you mean {_ALIASES[leaf]!r}?)"
-    elif leaf in by_leaf:  # the right name in the wrong section
-        hint = f" (did you mean {by_leaf[leaf]!r}?)"
-    else:
-        hint = did_you_mean(key, known)
+    elsewhere = {k.rpartition(".")[2]: k for k in known}  # the right name in the wrong section
+    near = _ALIASES.get(leaf, elsewhere.get(leaf))
+    hint = f" (did you mean {near!r}?)" if near else did_you_mean(key, known)
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     return UserError(f"unknown key {key}{hint}; {parent} has {', '.join(siblings) or 'no keys'}")
 
@@ -382,7 +366,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if type(value) is not hint:
-        raise UserError(
-            f"{where} is {value!r} ({type(value).__name__}); it must be {hint.__name__}"
-        )
+        kind = type(value).__name__
+        raise UserError(f"{where} is {value!r} ({kind}); it must be {hint.__name__}")
     return value

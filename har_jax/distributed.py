@@ -22,9 +22,7 @@ def join_processes() -> None:
     """Makes this process one of a job. TPU pods and Slurm tell JAX who is who; elsewhere
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given: dict[str, Any] = {
-        key: int(os.environ[name]) for key, name in names.items() if name in os.environ
-    }
+    given: Any = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
     jax.distributed.initialize(**given)
     log.info("process %d of %d", jax.process_index() + 1, jax.process_count())
 
@@ -45,11 +43,9 @@ def batch_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     split = [axis for axis in BATCH_AXES if axis in mesh.axis_names]
     first = np.moveaxis(mesh.devices, [mesh.axis_names.index(a) for a in split], range(len(split)))
     rows: dict[int, set[int]] = {}  # process → the shards of the batch on its devices
-    for number, devices in enumerate(
-        first.reshape(np.prod(first.shape[: len(split)], dtype=int), -1)
-    ):
-        for device in devices:
-            rows.setdefault(device.process_index, set()).add(number)
+    shards = first.reshape(np.prod(first.shape[: len(split)], dtype=int), -1)
+    for number, device in ((n, d) for n, devices in enumerate(shards) for d in devices):
+        rows.setdefault(device.process_index, set()).add(number)
     parts = sorted({tuple(sorted(those)) for those in rows.values()})
     if sum(map(len, parts)) != len(set().union(*parts)) or len({len(p) for p in parts}) > 1:
         raise UserError(
@@ -68,7 +64,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """
     sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, _for_device(name, value))
+        name: jax.make_array_from_process_local_data(sharding, narrow(name, value))
         for name, value in batch.items()
     }
 
@@ -106,8 +102,12 @@ def mean_over_processes(figures: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(figures, values.mean(axis=0).tolist(), strict=True))
 
 
-def _for_device(name: str, value: np.ndarray) -> np.ndarray:
-    """64-bit integers as 32-bit ones, as devices hold them."""
+def narrow(name: str, value: np.ndarray) -> np.ndarray:
+    """64-bit integers as 32-bit ones, as devices hold them.
+
+    Raises:
+      UserError: one does not fit.
+    """
     if value.dtype != np.int64:
         return value
     narrow = value.astype(np.int32)

@@ -31,13 +31,10 @@ docs/doctor.md explains every finding.
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("doctor", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "--config", metavar="FILE[:PRESET]", required=True, help="configuration file of SCST"
-    )
-    parser.add_argument(
-        "--images", type=int, default=64, metavar="N", help="training images (default: 64)"
-    )
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    add = parser.add_argument
+    add("--config", metavar="FILE[:PRESET]", required=True, help="configuration file of SCST")
+    add("--images", type=int, default=64, metavar="N", help="training images (default: 64)")
+    add("--json", action="store_true", help="the findings as JSON")
     arguments, rest = parser.parse_known_args(argv)
     overrides = read_overrides(rest, parser.prog)
     setup_logging()
@@ -62,15 +59,13 @@ def examine(config: Config, images: int, *, as_json: bool = False) -> int:
     plan = plan_session(config, "")
     findings = doctor.examine_texts(plan, images)
     # A reward that cannot be computed needs no policy to show it.
-    broken = any(f.name == "reward" and f.severity == "stop" for f in findings)
-    if not broken:
+    if not any(f.name == "reward" and f.severity == "stop" for f in findings):
         session = assemble(plan)
         findings += doctor.examine_policy(session, session.initial_params(), images).findings
     if as_json:
         print(dumps([vars(finding) for finding in findings], indent=1))
     else:
-        for finding in findings:
-            print(finding)
+        print(*findings, sep="\n")
     stops = sum(finding.severity == "stop" for finding in findings)
     if stops and not as_json:
         print(f"{stops} of {len(findings)} findings stop this run")

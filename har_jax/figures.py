@@ -16,29 +16,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from har_jax.types import Array
+from har_jax.types import AnyArray, Array
+
+Number = AnyArray | np.number | float
+"""On a device, or fetched from there."""
 
 
 class Mean(NamedTuple):
     """A weighted mean, `total / weight`; 0 where nothing was weighed."""
 
-    total: Array
-    weight: Array
+    total: Number
+    weight: Number
 
     @property
-    def value(self) -> Array:
+    def value(self) -> Number:
         return self.total / (self.weight + (self.weight == 0))
 
 
 class Deviation(NamedTuple):
     """A population standard deviation, kept as the sums of `weight` values and of their squares."""
 
-    total: Array
-    squares: Array
-    weight: Array
+    total: Number
+    squares: Number
+    weight: Number
 
     @property
-    def value(self) -> Array:
+    def value(self) -> Number:
         mean = self.total / self.weight
         return abs(self.squares / self.weight - mean**2) ** 0.5  # rounding may take it below 0
 
@@ -46,21 +49,13 @@ class Deviation(NamedTuple):
 class Max(NamedTuple):
     """The largest value seen."""
 
-    largest: Array
-
-    @property
-    def value(self) -> Array:
-        return self.largest
+    value: Number
 
 
 class Last(NamedTuple):
     """The value of the last step, such as a learning rate."""
 
-    latest: Array
-
-    @property
-    def value(self) -> Array:
-        return self.latest
+    value: Number
 
 
 Figure = Mean | Deviation | Max | Last
@@ -108,8 +103,8 @@ def merge(first: Figure, second: Figure) -> Figure:
     if isinstance(second, Last):
         return second
     if isinstance(first, Max) and isinstance(second, Max):
-        library: Any = jnp if isinstance(first.largest, jax.Array) else np
-        return Max(library.maximum(first.largest, second.largest))
+        library: Any = jnp if isinstance(first.value, jax.Array) else np
+        return Max(library.maximum(first.value, second.value))
     return type(first)(*(a + b for a, b in zip(first, second, strict=True)))
 
 

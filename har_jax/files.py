@@ -64,19 +64,33 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
     Raises:
       UserError: no such file, or not JSON.
     """
-    path = pathlib.Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {str(path)!r}; give {what}") from None
-    except IsADirectoryError:
-        raise UserError(f"{str(path)!r} is a directory; give {what}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{str(path)!r} is not a text file; give {what}") from None
+        return json.loads(read_text(path, what))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{str(path)!r} is not valid JSON (line {error.lineno}: {error.msg}); give {what}"
         ) from None
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """A text file in UTF-8, with or without a byte-order mark; `what` as for `read_json`.
+
+    Raises:
+      UserError: no such file, one that cannot be read, or not text.
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {str(path)!r}; give {what}") from None
+    except IsADirectoryError:
+        raise UserError(f"{str(path)!r} is a directory; give {what}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{str(path)!r} is not text in UTF-8 (byte {error.start}); convert it, or give {what}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror}); give {what}") from None
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

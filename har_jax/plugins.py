@@ -27,8 +27,6 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
     function = getattr(module, attribute, None)
     if not callable(function):
         kind = "no" if function is None else f"a {type(function).__name__} and no function"
-        raise UserError(
-            f"{what} {path!r}: {module_name} has {kind} {attribute!r}"
-            f"{did_you_mean(attribute, vars(module))}"
-        )
+        near = did_you_mean(attribute, vars(module))
+        raise UserError(f"{what} {path!r}: {module_name} has {kind} {attribute!r}{near}")
     return function

@@ -1,7 +1,7 @@
 """`python -m har_jax.prepare`: writes the datasets (and models) that training starts from.
 
-Each subcommand is a module of `har_jax.preparation` with a function `add(commands)` that declares
-its arguments and names the function to run.
+Each subcommand has a function in `har_jax.preparation` that declares its arguments and names the
+function to run.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import argparse
 from collections.abc import Sequence
 
 from har_jax.errors import command
-from har_jax.preparation import coco, features, flickr, folder, foundation, nocaps, scenes
+from har_jax.preparation.features import add_features
+from har_jax.preparation.photographs import add_coco, add_flickr, add_folder, add_nocaps
+from har_jax.preparation.scenes import add_foundation, add_scenes
 
 SUBCOMMANDS = {
-    "scenes": scenes,
-    "coco": coco,
-    "flickr": flickr,
-    "nocaps": nocaps,
-    "folder": folder,
-    "foundation": foundation,
-    "features": features,
+    "scenes": add_scenes,
+    "coco": add_coco,
+    "flickr": add_flickr,
+    "nocaps": add_nocaps,
+    "folder": add_folder,
+    "foundation": add_foundation,
+    "features": add_features,
 }
 
 EXAMPLES = """\
@@ -48,11 +50,6 @@ tfds.builder_from_directory(DIR).as_data_source("train"), or give it to train as
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Runs one subcommand; see `--help`."""
-    arguments = _parser().parse_args(argv)
-    return arguments.run(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m har_jax.prepare",
         description="Write a dataset, or the miniature foundation models, under --out.",
@@ -60,9 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="|".join(SUBCOMMANDS))
-    for module in SUBCOMMANDS.values():
-        module.add(commands)
-    return parser
+    for add in SUBCOMMANDS.values():
+        add(commands)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,7 @@ T = TypeVar("T")
 
 class progress(tqdm):
     """Counts: `with progress(total=100, desc="train", unit="step") as bar: bar.update(1)`.
-
-    Args:
-      total: how many units there are, where known.
-      desc: what is being done, e.g. "writing train".
-      unit: what is counted, e.g. "image".
-      initial: how many were done before (a resumed run).
-    """
+    `initial` units were done before, by a run that is resumed."""
 
     monitor_interval = 0  # every update looks at the clock, so no thread need watch a stuck bar
 
@@ -35,17 +29,9 @@ class progress(tqdm):
     ):
         wish = os.environ.get("HAR_PROGRESS")
         bar = wish == "1" or (wish != "0" and sys.stderr.isatty())
-        super().__init__(
-            total=total,
-            initial=initial,
-            desc=desc,
-            unit=f" {unit}",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.2,
-            miniters=1,
-            disable=not bar,
-        )
+        look: Any = {"dynamic_ncols": True, "mininterval": 0.2, "miniters": 1}
+        counts: Any = {"total": total, "initial": initial, "desc": desc, "unit": f" {unit}"}
+        super().__init__(file=sys.stderr, disable=not bar, **counts, **look)
         self._log = not bar and wish != "0"
         self._what, self._unit, self._before, self._began = desc, unit, initial, time.monotonic()
         if self._log:
@@ -54,7 +40,6 @@ class progress(tqdm):
             write(f"{desc}{of}{start} ...")
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Counts `n` more."""
         if self.disable:  # tqdm itself does not count then
             self.n += n or 0
         return super().update(n)

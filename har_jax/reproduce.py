@@ -29,26 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("reproduce", DESCRIPTION)
     add = parser.add_argument
     add("--scale", choices=("tiny", "full"), default="tiny")
-    add(
-        "--table",
-        choices=("comparison", "rewards"),
-        default="comparison",
-        help="MLE | SCST (default), or the rewards and baselines of SCST (at scale tiny)",
-    )
+    table = "MLE | SCST (default), or the rewards and baselines of SCST (at scale tiny)"
+    add("--table", choices=("comparison", "rewards"), default="comparison", help=table)
     add("--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 (default 5)")
     add("--first-seed", type=int, default=0, metavar="S", help="start at another seed")
     add("--out", metavar="DIR", help="run directories (default: runs/reproduce, or runs/rewards)")
     add("--dry-run", action="store_true", help="print the commands only")
-    table = parser.add_argument_group("of --table=rewards")
-    add = table.add_argument
+    add = parser.add_argument_group("of --table=rewards").add_argument
     add("--mle-steps", type=int, metavar="N", help="default: the preset's")
     add("--scst-steps", type=int, default=150, metavar="N", help="default: 150")
-    add(
-        "--skewed-seeds",
-        type=int,
-        metavar="N",
-        help="of the skewed variant, the first so many (default: all)",
-    )
+    skewed = "of the skewed variant, the first so many (default: all)"
+    add("--skewed-seeds", type=int, metavar="N", help=skewed)
     args = parser.parse_args(argv)
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds}: give at least one")
@@ -62,16 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.scale != "tiny":
         raise UserError(f"--table=rewards is of the scenes: --scale=tiny, not {args.scale!r}")
-    rewards.run(
-        rewards.Settings(
-            pathlib.Path(args.out or "runs/rewards"),
-            seeds,
-            mle_steps=args.mle_steps,
-            scst_steps=args.scst_steps,
-            skewed_seeds=args.skewed_seeds,
-            dry_run=args.dry_run,
-        )
-    )
+    steps, out = (args.mle_steps, args.scst_steps), pathlib.Path(args.out or "runs/rewards")
+    rewards.run(rewards.Settings(out, seeds, *steps, args.skewed_seeds, args.dry_run))
     return 0
 
 

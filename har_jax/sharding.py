@@ -158,14 +158,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     Reads the mesh that `jax.set_mesh` put in context; without one, or on one device, a no-op.
     Trailing axes may be left out. An axis that the mesh does not divide is left to the compiler.
     """
-    mesh = mesh_in_context()
-    if mesh is None:
-        return x
-    entries = []
-    for size, axis in zip(x.shape, axes, strict=False):
-        entry = None if axis is None else _ACTIVATION_RULES[axis]
-        entries.append(entry if entry and size % _mesh_size(mesh, entry) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    return constrain_param(x, (*axes, *[None] * (x.ndim - len(axes))), _ACTIVATION_RULES)
 
 
 def constrain_param(x: Array, axes: LogicalAxes, rules: Rules, name: str = "") -> Array:

@@ -39,22 +39,14 @@ FILE is a Python file, or the name of presets that come with the package (mle, s
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
     """The arguments, and the `--config.KEY=VALUE` (or `--config.KEY VALUE`) overrides."""
     parser = new_parser("train", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "--config", metavar="FILE[:PRESET]", required=True, help="configuration file"
-    )
-    parser.add_argument("--workdir", metavar="DIR", help="the run directory to create or to resume")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument(
-        "--stop-after", type=int, metavar="N", help="leave in order after N steps of this process"
-    )
-    parser.add_argument(
-        "--profile", metavar="START:STOP", help="trace these steps, both included, in DIR/profile"
-    )
+    add = parser.add_argument
+    add("--config", metavar="FILE[:PRESET]", required=True, help="configuration file")
+    add("--workdir", metavar="DIR", help="the run directory to create or to resume")
+    add("--print-config", action="store_true", help="print the resolved configuration and stop")
+    add("--stop-after", type=int, metavar="N", help="leave in order after N steps of this process")
+    add("--profile", metavar="START:STOP", help="trace these steps, both included, in DIR/profile")
     known, rest = parser.parse_known_args(argv)
-    overrides = read_overrides(rest, parser.prog)
-    return known, overrides
+    return known, read_overrides(rest, parser.prog)
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
+import jax
+import numpy as np
+from jax.typing import DTypeLike  # noqa: F401
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt  # noqa: F401
 
+AnyArray = jax.Array | np.ndarray  # where NumPy's arrays are as welcome as JAX's
 PyTree = Any
-
-__all__ = ["Array", "Bool", "DTypeLike", "Float", "Int", "Key", "PyTree", "Shaped", "UInt"]

@@ -1,9 +1,9 @@
 """Which part of a batch a process feeds, on meshes whose `tensor` axis spans processes or not."""
 
+import dataclasses
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,17 +16,21 @@ from tests.conftest import ROOT
 from tests.training.test_two_processes import free_port
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of a device as a mesh asks for."""
+
+    id: int
+    process_index: int
+
+
 def parts(sizes, per_process, order=None):
     """(part, parts) of every process on a mesh of so many devices for each."""
     n = int(np.prod(sizes))
     devices = np.empty(n, object)
     for i, d in enumerate(order or range(n)):
-        devices[i] = SimpleNamespace(process_index=d // per_process)
-    mesh = SimpleNamespace(
-        devices=devices.reshape(sizes),
-        axis_names=MESH_AXES,
-        shape=dict(zip(MESH_AXES, sizes, strict=True)),
-    )
+        devices[i] = Device(d, d // per_process)
+    mesh = jax.sharding.Mesh(devices.reshape(sizes), MESH_AXES)
     return [batch_part(mesh, process) for process in range(n // per_process)]
 
 

@@ -16,17 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from har_jax.data import staged
-from har_jax.data.dataset import (
-    CARD,
-    Example,
-    PathLike,
-    captions_path,
-    document_frequency_path,
-)
+from har_jax.data.dataset import CARD, Example, PathLike, captions_path, document_frequency_path
 from har_jax.data.entries import Problems
 from har_jax.data.records import RecordFile, shard_name, write_description
 from har_jax.data.staged import Staged
-from har_jax.data.tally import Tally, token_figures
+from har_jax.data.tally import token_figures, word_figures
 from har_jax.errors import UserError
 from har_jax.progress import progress
 from har_jax.text.tokenizer import CaptionTokenizer
@@ -116,10 +110,8 @@ def write(
         seen: set[int] = set()
         next_id = 1
         for split, example in examples:
-            if example.image_id in seen:
-                raise UserError(
-                    f"image id {example.image_id} occurs twice; image ids must be unique"
-                )
+            if (i := example.image_id) in seen:
+                raise UserError(f"image id {i} occurs twice; image ids must be unique")
             seen.add(example.image_id)
             if len(example.caption_ids) != len(example.captions):
                 own = range(next_id, next_id + len(example.captions))
@@ -188,9 +180,8 @@ def write_resumable(
         if empty:
             why = " | ".join(problems.lines()) or "none is listed"
             raise UserError(f"there is no image to write: {why}")
-        check_contents(
-            shards, hint=": --duplicates=drop leaves out those of the split that is trained on"
-        )
+        hint = ": --duplicates=drop leaves out those of the split that is trained on"
+        check_contents(shards, hint)
         rest = {"settings": dict(settings), "dropped": dict(problems.counts)}
         splits = sorted(items, key=report_order)
         return _finish(place, shards, splits, card, rest, tokenizer, overwrite)
@@ -227,9 +218,8 @@ def _write_shards(
     shards: list[Shard] = []
     with progress(sum(map(len, items.values())), desc="writing images", unit="images") as bar:
         if state == "cleared":
-            bar.write(
-                f"{place.path} was begun with other captions, images or settings: starting anew"
-            )
+            other = "with other captions, images or settings"
+            bar.write(f"{place.path} was begun {other}: starting anew")
         for split, those in items.items():
             for start in range(0, len(those), EXAMPLES_PER_SHARD):
                 stretch = those[start : start + EXAMPLES_PER_SHARD]
@@ -283,18 +273,16 @@ def _describe(
         annotations = [annotation for shard in own for annotation in shard.annotations]
         index = {"images": images, "annotations": annotations}
         captions_path(directory, split).write_text(json.dumps(index))
-        texts = [annotation["caption"] for annotation in annotations]
         by_image: dict[int, list[list[str]]] = {image["id"]: [] for image in images}
         for annotation in annotations:
             # Interned: COCO has 6 million words but 30,000 different ones.
             words = [sys.intern(word) for word in ptb.words(annotation["caption"])]
             by_image[annotation["image_id"]].append(words)
-        tally = Tally()
-        for words in by_image.values():
-            tally.add(words)
-        figures[split] = tally.summary()
+        figures[split] = word_figures(list(by_image.values()))
         if tokenizer is not None:
-            lengths = [len(ids) for ids in tokenizer.encode_batch(texts)]
+            lengths = [
+                len(ids) for ids in tokenizer.encode_batch([a["caption"] for a in annotations])
+            ]
             figures[split]["tokens_per_caption"] = token_figures(lengths)
         copies = len(images) - len({image["sha256"] for image in images})
         if copies:

@@ -113,9 +113,9 @@ def split_names(directory: PathLike) -> list[str]:
 def _open(directory: pathlib.Path) -> Any:
     """TFDS' builder of a dataset directory."""
     if not (directory / "dataset_info.json").is_file():
-        there = (
-            "is not a dataset (no dataset_info.json)" if directory.exists() else "does not exist"
-        )
+        there = "does not exist"
+        if directory.exists():
+            there = "is not a dataset (no dataset_info.json)"
         raise UserError(
             f"dataset {directory} {there}; make one with "
             f"`python -m har_jax.prepare scenes --out={directory}`, or `prepare coco` or `folder`"
@@ -186,12 +186,23 @@ class Split(Sequence):
         """Pickles for worker processes without open files and caches."""
         return {"directory": self.directory, "name": self.name, "_length": self._length}
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         if not isinstance(index, (int, np.integer)):
             raise TypeError(f"a split takes one index, got {index!r}")
         if not -self._length <= index < self._length:
             raise IndexError(f"example {index} of {self._length}")
-        return _example(self._source[int(index) % self._length])
+        return self._example(int(index) % self._length)
+
+    def _example(self, position: int) -> Example:
+        record = self._source[position]
+        captions = record["captions"]
+        return Example(
+            int(record["image/id"]),
+            _text(record["image/filename"]),
+            bytes(record["image"]),
+            [_text(text) for text in captions["text"]],
+            tuple(int(i) for i in captions["id"]) if "id" in captions else (),
+        )
 
     def __iter__(self) -> Iterator[Example]:
         return map(self.__getitem__, range(self._length))
@@ -212,12 +223,8 @@ class Split(Sequence):
         try:
             coco = json.loads(path.read_text())
         except FileNotFoundError:
-            examples = list(map(_without_image, self))
-            return Listing(
-                [example.image_id for example in examples],
-                [example.filename for example in examples],
-                [example.captions for example in examples],
-            )
+            few = [(each.image_id, each.filename, each.captions) for each in self]  # no image
+            return Listing([i for i, _, _ in few], [n for _, n, _ in few], [c for *_, c in few])
         images = coco["images"]
         ids = [image["id"] for image in images]
         if len(ids) != self._length:
@@ -267,21 +274,6 @@ def _column(images: Sequence[Mapping[str, Any]], key: str) -> list[str] | None:
     """One value of every image; None unless all have it."""
     values = [image[key] for image in images if key in image]
     return values if len(values) == len(images) else None
-
-
-def _example(record: Mapping[str, Any]) -> Example:
-    captions = record["captions"]
-    return Example(
-        int(record["image/id"]),
-        _text(record["image/filename"]),
-        bytes(record["image"]),
-        [_text(text) for text in captions["text"]],
-        tuple(int(i) for i in captions["id"]) if "id" in captions else (),
-    )
-
-
-def _without_image(example: Example) -> Example:
-    return dataclasses.replace(example, image=b"")
 
 
 def _text(value: bytes | str) -> str:

@@ -150,10 +150,7 @@ def check_unique(entries: Sequence[Entry]) -> None:
       UserError: an id comes twice, be it in two splits or in two files of one split.
     """
     home: dict[int, str] = {}
-    twice: list[Entry] = []
-    for entry in entries:
-        if home.setdefault(entry.image_id, entry.split) != entry.split:
-            twice.append(entry)
+    twice = [e for e in entries if home.setdefault(e.image_id, e.split) != e.split]
     if twice:
         first = twice[0]
         more = f" ({len(twice)} images are in two splits)" if len(twice) > 1 else ""

@@ -25,6 +25,7 @@ from jaxtyping import Float32
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from har_jax.errors import UserError
+from har_jax.files import read_json
 
 ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
 
@@ -186,17 +187,10 @@ class Preprocessor:
           UserError: no such file, not JSON, or a step that this class does not have.
         """
         path = pathlib.Path(directory) / CONFIG_NAME
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"no {CONFIG_NAME} in {directory}; give a Hugging Face directory of a CLIP"
-            ) from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}") from error
+        config = read_json(path, "a Hugging Face directory of a CLIP")
         try:
             return cls._from_config(config)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is not the configuration of a CLIP processor: {error}"
             ) from error

@@ -114,15 +114,15 @@ def read_image_set(spec: str) -> ImageSet:
 def shared(split: Split, others: Iterable[ImageSet]) -> Shared:
     """The images of `split` that are among the others."""
     space, contents = id_space(split.directory), contents_of(split)
-    by_id: dict[int, None] = {}
-    by_content: dict[int, None] = {}
+    by_id: list[int] = []
+    by_content: list[int] = []
     for images in others:
         if space and space == images.ids_of:
-            by_id.update((i, None) for i in split.ids if i in images.ids)
+            by_id += (i for i in split.ids if i in images.ids)
         if contents is not None and images.contents:
             pairs = zip(split.ids, contents, strict=True)
-            by_content.update((i, None) for i, content in pairs if content in images.contents)
-    return Shared(list(by_id), list(by_content))
+            by_content += (i for i, content in pairs if content in images.contents)
+    return Shared(list(dict.fromkeys(by_id)), list(dict.fromkeys(by_content)))
 
 
 def save(run: PathLike, images: Sequence[ImageSet]) -> None:

@@ -148,12 +148,8 @@ class TrainBatches:
         rows = self._order.take(step * self._global_size + self._mine)
         indices = rows[:, 1]
         tokens, lengths = self.captions.take(rows, self._rows, self._seed)
-        return {
-            _key(self._looks): self._looks.take(indices),
-            "image_id": self._image_ids[indices],
-            "tokens": tokens,
-            "lengths": lengths,
-        }
+        seen = {_key(self._looks): self._looks.take(indices), "image_id": self._image_ids[indices]}
+        return seen | {"tokens": tokens, "lengths": lengths}
 
 
 class Order:
@@ -344,12 +340,9 @@ class EncodedCaptions:
         self.truncated = sum(len(ids) > max_tokens for ids in encoded)
         if self.truncated:
             log.warning(
-                "%d of %d captions have more than max_tokens=%d tokens: they are cut there and "
-                "have no end of sentence; the longest has %d",
-                self.truncated,
-                self.count,
-                max_tokens,
-                max(map(len, encoded)),
+                f"{self.truncated} of {self.count} captions have more than max_tokens={max_tokens} "
+                "tokens: they are cut there and have no end of sentence; the longest has "
+                f"{max(map(len, encoded))}"
             )
         self._ids = np.full((self.count, max_tokens), self._pad, np.int32)
         self._lengths = np.zeros(self.count, np.int32)
@@ -375,9 +368,8 @@ class EncodedCaptions:
             if end - first <= count:
                 chosen = np.arange(first, end)
             else:  # RandomState's stream is frozen, so the choice outlives NumPy's versions
-                draws = np.random.RandomState(
-                    [seed % 2**32, _SUBSET, int(epoch) % 2**32, int(example)]
-                ).random_sample(end - first)
+                key = [seed % 2**32, _SUBSET, int(epoch) % 2**32, int(example)]
+                draws = np.random.RandomState(key).random_sample(end - first)
                 chosen = first + np.sort(np.argsort(draws)[:count])
             tokens[b, : len(chosen)] = self._ids[chosen]
             lengths[b, : len(chosen)] = self._lengths[chosen]

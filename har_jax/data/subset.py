@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from har_jax.data.dataset import Example, Listing, Split
 from har_jax.errors import UserError
 
@@ -73,24 +71,12 @@ class Subset(Split):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"whole": self.whole, "_positions": self._positions}
 
-    def __getitem__(self, index: int) -> Example:
-        if not isinstance(index, (int, np.integer)):
-            raise TypeError(f"a split takes one index, got {index!r}")
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        return self.whole[self._positions[int(index)]]
+    def _example(self, position: int) -> Example:
+        return self.whole[self._positions[position]]
 
     @functools.cached_property
     def listing(self) -> Listing:
-        whole = self.whole.listing
-
         def some(values: Any) -> Any:
             return None if values is None else [values[i] for i in self._positions]
 
-        return Listing(
-            some(whole.ids),
-            some(whole.filenames),
-            some(whole.captions),
-            some(whole.contents),
-            some(whole.domains),
-        )
+        return Listing(*map(some, vars(self.whole.listing).values()))

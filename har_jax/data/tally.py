@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,39 +19,22 @@ def tokens_needed(lengths: Sequence[int]) -> int:
     return min(-(-longest // 4) * 4, MOST_TOKENS)
 
 
-@dataclasses.dataclass
-class Tally:
-    """Counts of one split."""
-
-    images: int = 0
-    captions: int = 0
-    per_image: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    vocabulary: set = dataclasses.field(default_factory=set)
-
-    def add(self, words: Sequence[Sequence[str]]) -> None:
-        """Counts one image, given the words of each of its captions."""
-        self.images += 1
-        self.captions += len(words)
-        self.per_image[len(words)] += 1
-        for caption in words:
-            self.lengths[len(caption)] += 1
-            self.vocabulary.update(caption)
-
-    def summary(self) -> dict[str, Any]:
-        """JSON-able figures; lengths are in words as COCO's evaluation counts them."""
-        lengths = list(self.lengths.elements())
-        return {
-            "images": self.images,
-            "captions": self.captions,
-            "references_per_image": {str(n): c for n, c in sorted(self.per_image.items())},
-            "vocabulary": len(self.vocabulary),
-            "words_per_caption": {
-                "mean": round(float(np.mean(lengths)), 2) if lengths else 0.0,
-                "median": int(np.median(lengths)) if lengths else 0,
-                "max": max(lengths, default=0),
-            },
-        }
+def word_figures(images: Sequence[Sequence[Sequence[str]]]) -> dict[str, Any]:
+    """JSON-able figures of a split, given the words of each caption of each of its images."""
+    captions = [words for image in images for words in image]
+    per_image = collections.Counter(map(len, images))
+    lengths = list(map(len, captions))
+    return {
+        "images": per_image.total(),
+        "captions": len(captions),
+        "references_per_image": {str(n): count for n, count in sorted(per_image.items())},
+        "vocabulary": len(set().union(*captions)),
+        "words_per_caption": {
+            "mean": round(float(np.mean(lengths)), 2) if lengths else 0.0,
+            "median": int(np.median(lengths)) if lengths else 0,
+            "max": max(lengths, default=0),
+        },
+    }
 
 
 def token_figures(lengths: Sequence[int]) -> dict[str, Any]:

@@ -82,10 +82,7 @@ def append(
 
 
 def decode(
-    captioner: Captioner,
-    cache: PrefixCache,
-    plan: DecodePlan,
-    key: Key[Array, ""] | None = None,
+    captioner: Captioner, cache: PrefixCache, plan: DecodePlan, key: Key[Array, ""] | None = None
 ) -> Rollout:
     """Writes `plan.rows` captions of each image in a single `lax.while_loop`.
 
@@ -135,6 +132,5 @@ def decode(
     captions = jax.lax.while_loop(going_on, step, start).captions
     first = int(plan.greedy)
     return Rollout(
-        captions.rows(0, 1) if plan.greedy else None,
-        captions.rows(first) if plan.samples else None,
+        captions.rows(0, 1) if plan.greedy else None, captions.rows(first) if plan.samples else None
     )

@@ -1,8 +1,7 @@
 """The weights that a decode loop reads: made once, before the loop, and not for every token.
 
-Masters of float32 are cast to the dtype of the activations, then placed: what `fsdp` splits is
-  gathered in that dtype, half of the bytes in bfloat16. Training's rollout, validation, evaluation
-  and captioning all come through here.
+What `fsdp` splits is gathered in the activations' dtype, half of the bytes in bfloat16. Training's
+rollout, validation, evaluation and captioning all come through here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ def for_decoding(captioner: Captioner, rules: Rules = ROLLOUT_RULES) -> Captione
     for name, value in params.items():
         if name.startswith("lm."):
             matrix = value.ndim > 1 and jnp.issubdtype(value.dtype, jnp.floating)
-            params[name] = constrain_param(
-                value.astype(dtype) if matrix else value, axes[name], rules, name
-            )
+            value = value.astype(dtype) if matrix else value
+            params[name] = constrain_param(value, axes[name], rules, name)
     return structure.merge(params)

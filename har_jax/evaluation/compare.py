@@ -14,6 +14,8 @@ from har_jax.evaluation.references import read_predictions
 from har_jax.files import read_json
 from har_jax.metrics.corpus import score_captions
 
+IN_PYTHON = ("CIDEr", "Bleu", "ROUGE_L")
+"""Metrics that are computed again here, of part of the captions or of others'."""
 _BY_CLIP = ("CLIPScore", "RefCLIPScore")
 
 
@@ -84,7 +86,7 @@ def compare(
     check_covers(other, image_ids)
     texts = {i: other.predictions[i] for i in image_ids}
     truth = {i: references[i] for i in image_ids}
-    scored = score_captions(truth, texts, metrics=("CIDEr", "Bleu", "ROUGE_L"))
+    scored = score_captions(truth, texts, metrics=IN_PYTHON)
     rows = [dict(scored.per_image[i]) for i in image_ids]
     if _clip_of(signature) and _clip_of(signature) == _clip_of(other.signature):
         for i, row in zip(image_ids, rows, strict=True):

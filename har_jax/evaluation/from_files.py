@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
-from har_jax.evaluation.domains import score_domains
 from har_jax.evaluation.references import read_predictions, read_references, restrict
 from har_jax.evaluation.score import (
     ClipInput,
@@ -81,11 +80,8 @@ def evaluate_files(
         seed=seed,
         source={"predictions": os.fspath(predictions), "references": known.name},
         warnings=warnings,
+        domains=known.domains if known.domains.keys() >= texts.keys() else None,
     )
-    if known.domains.keys() >= texts.keys():
-        evaluation.scores["domains"] = score_domains(
-            known.domains, truth, texts, evaluation.per_image
-        )
     write_predictions(path, texts)
     write_evaluation(path, evaluation)
     return evaluation

@@ -50,10 +50,8 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
     for entry in entries:
         for _, text in entry.captions:
             if not isinstance(text, str):
-                raise UserError(
-                    f"{str(path)!r}: image {entry.image_id} has the caption {text!r}, which is no "
-                    "str"
-                )
+                what = f"image {entry.image_id} has the caption {text!r}, which is no str"
+                raise UserError(f"{str(path)!r}: {what}")
             captions.setdefault(entry.image_id, []).append(text)
     if not captions:
         raise UserError(f"{str(path)!r} holds no captions; give {coco.FORMATS}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import logging
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from har_jax.config import Config
 from har_jax.data.dataset import Split, open_split
+from har_jax.data.features.cache import FeatureCache
 from har_jax.data.protocols import Images, Writer
 from har_jax.decoding.settings import DecodeSettings, Method
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import Other, check_covers, read_other
-from har_jax.evaluation.domains import score_domains
-from har_jax.evaluation.feature_source import features_for
 from har_jax.evaluation.leak import check_unseen
 from har_jax.evaluation.score import (
     ClipInput,
@@ -25,10 +26,13 @@ from har_jax.evaluation.score import (
     write_predictions,
 )
 from har_jax.loading.captioner import LoadedCaptioner, load_captioner
+from har_jax.loading.parts import read_parts
 from har_jax.loading.runs import read_run
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.progress import progress
 from har_jax.scorers.clip import ClipScorer, independence_warning
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +129,18 @@ def evaluate_writer(
     Raises:
       UserError: anything missing or misfitting.
     """
+
+    def pairs() -> Iterator[tuple[int, bytes]]:
+        return zip(split.ids, map(split.read, range(len(found.texts))), strict=False)
+
     path = check_out(out)
     found = write_captions(writer, split, limit=limit, desc=desc)
     write_predictions(path, found.texts)
-    references = split.references()
+    references, domains = split.references(), split.listing.domains
     evaluation = evaluate_captions(
         {image_id: references[image_id] for image_id in found.texts},
         found.texts,
-        clip=ClipInput(scorer, lambda: _pairs(split, len(found.texts))) if scorer else None,
+        clip=ClipInput(scorer, pairs) if scorer else None,
         no_clip=no_clip,
         ended=found.ended if found.cut_rate is not None else None,
         filenames=dict(zip(split.ids, split.filenames, strict=True)),
@@ -141,12 +149,8 @@ def evaluate_writer(
         seed=seed,
         source=source,
         warnings=warnings or (),
+        domains=dict(zip(split.ids, domains, strict=True)) if domains is not None else None,
     )
-    if split.listing.domains is not None:
-        domains = dict(zip(split.ids, split.listing.domains, strict=True))
-        evaluation.scores["domains"] = score_domains(
-            domains, references, found.texts, evaluation.per_image
-        )
     write_evaluation(path, evaluation)
     return evaluation
 
@@ -216,6 +220,48 @@ def evaluate_run(
     )
 
 
-def _pairs(split: Split, n: int) -> Iterator[tuple[int, bytes]]:
-    """(image id, encoded bytes) of the first n images."""
-    return ((split.ids[i], split.read(i)) for i in itertools.islice(range(len(split)), n))
+def features_for(config: Config, split: Split, given: str | None) -> FeatureCache | None:
+    """The cache that holds a split for a run, or None: its images are to be encoded.
+
+    Args:
+      given: the directory of another cache, or "none" to encode the images.
+
+    Raises:
+      UserError: the cache is stale or damaged, one that was asked for lacks the split, or there is
+        none and the run cannot encode images.
+    """
+    imported = not config.model.clip
+    if given == "none":
+        if imported:
+            raise UserError(
+                "this run reads imported features and cannot encode images: --features=none cannot "
+                "be; give a cache of its features"
+            )
+        return None
+    directory = given or config.data.features
+    if not directory:
+        return None
+    needed = imported or given is not None
+    if not needed and not os.path.exists(directory):
+        log.info("the run's feature cache %s is gone; images are encoded", directory)
+        return None
+    cache = FeatureCache(directory)
+    if not imported:
+        read_parts(config.model, cache)  # refuses a stale one
+    elif given is not None:
+        _same_import(FeatureCache(config.data.features), cache)
+    own_data = split.directory == pathlib.Path(config.data.dir)
+    if not needed and not (own_data and cache.covers(split)):
+        return None
+    cache.of(split)
+    return cache
+
+
+def _same_import(own: FeatureCache, other: FeatureCache) -> None:
+    """Imports have no weights to compare: their names and shapes must agree."""
+    if (own.origin.encoder, own.shape) != (other.origin.encoder, other.shape):
+        raise UserError(
+            f"--features={other.directory} holds {other.shape} of {other.origin.encoder!r}, but "
+            f"the run was trained on {own.shape} of {own.origin.encoder!r}; import features of the "
+            "same encoder under the same --name"
+        )

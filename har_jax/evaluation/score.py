@@ -6,7 +6,7 @@ DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScor
                        words, metrics/gender.py; null where there are none), warnings, source,
                        confidence (intervals, see evaluation/bootstrap.py), control and
                        against (evaluation/compare.py) where they were asked for, and domains
-                       (evaluation/domains.py) where the images have some
+                       (of nocaps) where the images have some
 DIR/per_image.json     one object per image: its references, its caption and the scores of it
 """
 
@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
-from har_jax.evaluation.bootstrap import Statistics, confidence
-from har_jax.evaluation.compare import Other, compare
+from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
+from har_jax.evaluation.compare import IN_PYTHON, Other, compare
 from har_jax.evaluation.control import shuffle_control
 from har_jax.files import write_json
 from har_jax.metrics import gender, health
@@ -36,8 +36,6 @@ KEYS = (
     *("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "METEOR", "SPICE"),
     *("CLIPScore", "RefCLIPScore"),
 )
-
-
 BIAS_LISTS = "lic"
 """The gendered words of `scores.json["bias"]`, see `metrics.gender`."""
 
@@ -70,6 +68,7 @@ def evaluate_captions(
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
+    domains: Mapping[int, str] | None = None,
 ) -> Evaluation:
     """Scores one caption per image with everything that can run here.
 
@@ -82,6 +81,7 @@ def evaluate_captions(
       seed: of the control and of the bootstrap.
       control: "shuffle" also scores every caption against another image's references.
       source: what was scored (run, step, split, method), copied into the scores.
+      domains: of all images, where they have some: each is scored by itself as well.
 
     Raises:
       UserError: references and predictions do not belong together, or an unknown control.
@@ -104,12 +104,13 @@ def evaluate_captions(
             per_image[i] |= {"CLIPScore": first, "RefCLIPScore": second}
         signature += "+" + clip.scorer.signature
 
+    cut_rate = None if ended is None else 1 - sum(ended.values()) / len(ended)
     scores: dict[str, Any] = {
         **{key: corpus[key] for key in KEYS},
         "n_images": found.n_images,
         "signature": signature,
         "skipped": skipped,
-        "health": _health(found.words.values(), ended),
+        "health": {**health.summary(found.words.values()), "cut_rate": cut_rate},
         "bias": _bias(found),
         "warnings": list(warnings),
         "source": dict(source or {}),
@@ -124,26 +125,39 @@ def evaluate_captions(
         )
     if control == "shuffle":
         scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed)
-    rows = [
-        {
-            "image_id": i,
-            **({"filename": filenames[i]} if filenames and i in filenames else {}),
-            "caption": predictions[i],
-            "references": references[i],
-            **({"ended": ended[i]} if ended is not None else {}),
-            **per_image[i],
-        }
-        for i in ids
-    ]
+    rows: list[dict[str, Any]] = []
+    for i in ids:
+        named = {"filename": filenames[i]} if filenames and i in filenames else {}
+        row = {"image_id": i, **named, "caption": predictions[i], "references": references[i]}
+        rows.append(row | ({"ended": ended[i]} if ended is not None else {}) | per_image[i])
+    if domains is not None:
+        scores["domains"] = _score_domains(domains, references, predictions, per_image)
     return Evaluation(scores, rows)
 
 
-def _health(
-    words: Iterable[list[str]], ended: Mapping[int, bool] | None
-) -> dict[str, float | None]:
-    figures: dict[str, float | None] = dict(health.summary(words))
-    figures["cut_rate"] = None if ended is None else 1 - sum(ended.values()) / len(ended)
-    return figures
+def _score_domains(
+    domains: Mapping[int, str],
+    references: Mapping[int, Sequence[str]],
+    predictions: Mapping[int, str],
+    per_image: Mapping[int, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """{domain: {"n_images", "CIDEr", "Bleu_1" .., "ROUGE_L", and what else was scored}}.
+
+    Each as nocaps' users do: the document frequencies of its CIDEr are those of its own references.
+    Averages over the domains are therefore not the score of the whole.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for domain in sorted({domains[i] for i in predictions}):
+        own = {i: text for i, text in predictions.items() if domains[i] == domain}
+        scores = score_captions({i: references[i] for i in own}, own, metrics=IN_PYTHON)
+        row: dict[str, Any] = {"n_images": len(own)}
+        row |= {key: value for key, value in scores.corpus.items() if value is not None}
+        for key in MEANS[2:]:  # the others are there already
+            values = [per_image[i][key] for i in own if key in per_image[i]]
+            if len(values) == len(own):
+                row[key] = sum(values) / len(values)
+        found[domain] = row
+    return found
 
 
 def _bias(found: CorpusScores) -> dict[str, Any] | None:
@@ -164,9 +178,8 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
     if not existing.is_dir():
         raise UserError(f"--out={out}: {str(existing)!r} is a file; give a directory")
     if not os.access(existing, os.W_OK):
-        raise UserError(
-            f"--out={out}: {str(existing)!r} may not be written; give another directory"
-        )
+        what = f"{str(existing)!r} may not be written"
+        raise UserError(f"--out={out}: {what}; give another directory")
     return path
 
 

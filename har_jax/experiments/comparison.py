@@ -27,22 +27,16 @@ def run(scale: str, seeds: Sequence[int], out: pathlib.Path, *, dry_run: bool = 
         parent = None
         for stage in ("mle", "scst"):
             directory = out / f"{stage}-{seed}"
-            train_and_score(
-                directory,
-                f"{stage}:{preset}",
-                {"seed": seed, **({"init_from": parent} if parent else {})},
-                evaluate=["--control=shuffle"],
-                dry_run=dry_run,
-            )
+            changes = {"seed": seed, **({"init_from": parent} if parent else {})}
+            config, control = f"{stage}:{preset}", "--control=shuffle"
+            train_and_score(directory, config, changes, control, dry_run=dry_run)
             if not dry_run:
                 write_report(directory, compare_with=parent)
             parent = directory
     if dry_run:
         return
-    scores = {
-        stage.upper(): [read_scores(out / f"{stage}-{seed}") for seed in seeds]
-        for stage in ("mle", "scst")
-    }
+    runs = {"MLE": "mle", "SCST": "scst"}
+    scores = {k: [read_scores(out / f"{v}-{seed}") for seed in seeds] for k, v in runs.items()}
     minutes = (time.monotonic() - began) / 60
     print(f"\ntest split, {len(seeds)} seed(s), {minutes:.1f} minutes\n")
     print(comparison_table(scores))

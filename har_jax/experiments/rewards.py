@@ -20,8 +20,6 @@ from har_jax.reports.tables import Measure, contrast, markdown_table
 
 SKEW = 0.8
 """Share of the training pictures in which the skewed captions follow the stereotype."""
-
-
 SKEWED = World("skewed", "data/skewed", "models/skewed", (f"--skew={SKEW}",))
 
 
@@ -88,13 +86,9 @@ def run(settings: Settings) -> None:
     for seed in settings.seeds:
         for system in SYSTEMS:
             if seed in settings.seeds_of(system):
-                train_and_score(
-                    settings.run_of(system, seed),
-                    system.config,
-                    changes(system, seed, settings),
-                    evaluate=["--step=latest"],
-                    dry_run=settings.dry_run,
-                )
+                out, wanted = settings.run_of(system, seed), changes(system, seed, settings)
+                dry_run = settings.dry_run
+                train_and_score(out, system.config, wanted, "--step=latest", dry_run=dry_run)
     if settings.dry_run:
         return
     text = report(settings)
@@ -145,60 +139,47 @@ _GENDER = (
     Measure("bias/recall_male", "men called so", "rate", "higher"),
     Measure("bias/recall_female", "women called so", "rate", "higher"),
 )
+_AGAINST = (
+    ("skewed-cider", "skewed-mle"),
+    ("skewed-bias-2", "skewed-cider"),
+    ("skewed-bias-5", "skewed-cider"),
+)
 _TABLES = (  # world, columns, and which rows are compared seed by seed
     (SCENES, _QUALITY, (("greedy", "mle"), ("loo", "greedy"), ("clip", "mle"))),
-    (
-        SKEWED,
-        _GENDER,
-        (
-            ("skewed-cider", "skewed-mle"),
-            ("skewed-bias-2", "skewed-cider"),
-            ("skewed-bias-5", "skewed-cider"),
-        ),
-    ),
+    (SKEWED, _GENDER, _AGAINST),
 )
 
 
 def report(settings: Settings) -> str:
     """Writes the table and the scores behind it; returns the table."""
-    scores = {
-        system.name: [
-            read_scores(settings.run_of(system, seed)) for seed in settings.seeds_of(system)
-        ]
-        for system in SYSTEMS
+    by_seed = {
+        s.name: {str(n): read_scores(settings.run_of(s, n)) for n in settings.seeds_of(s)}
+        for s in SYSTEMS
     }
+    scores = {name: list(found.values()) for name, found in by_seed.items()}
     labels = {system.name: system.label for system in SYSTEMS}
     n = scores[SYSTEMS[0].name][0]["n_images"]
-    parts = [
-        f"Test splits of {n} images, mean ± std over the seeds; made by `{command_line(settings)}`."
-    ]
+    made_by = f"made by `{command_line(settings)}`."
+    parts = [f"Test splits of {n} images, mean ± std over the seeds; {made_by}"]
     for world, measures, contrasts in _TABLES:
         rows = {s.label: scores[s.name] for s in SYSTEMS if s.world == world}
         n_seeds = len(next(iter(rows.values())))
         parts.append(f"### {world.name}, {n_seeds} seed(s)\n\n{markdown_table(rows, measures)}")
-        parts.append(
-            "\n".join(
-                "- " + contrast(rows, labels[name], labels[other], measures[:4])
-                for name, other in contrasts
-            )
-        )
+        told = [contrast(rows, labels[a], labels[b], measures[:4]) for a, b in contrasts]
+        parts.append("\n".join(f"- {line}" for line in told))
     text = "\n\n".join(parts) + "\n"
     write_bytes(settings.out / "rewards.md", text.encode())
-    write_json(
-        settings.out / "rewards.json",
-        {
-            system.name: {
-                "label": system.label,
-                "data": system.world.data,
-                "reward": system.reward,
-                "baseline": system.baseline if system.reward else "",
-                "scores": dict(
-                    zip(map(str, settings.seeds_of(system)), scores[system.name], strict=True)
-                ),
-            }
-            for system in SYSTEMS
-        },
-    )
+    record = {
+        system.name: {
+            "label": system.label,
+            "data": system.world.data,
+            "reward": system.reward,
+            "baseline": system.baseline if system.reward else "",
+            "scores": by_seed[system.name],
+        }
+        for system in SYSTEMS
+    }
+    write_json(settings.out / "rewards.json", record)
     return text
 
 
@@ -207,7 +188,7 @@ def command_line(settings: Settings) -> str:
     first, n = settings.seeds[0], len(settings.seeds)
     words = ["python -m har_jax.reproduce --table=rewards", f"--seeds={n}"]
     words += [f"--first-seed={first}"] if first else []
-    words += [f"--mle-steps={settings.mle_steps}"] if settings.mle_steps is not None else []
-    words += [f"--scst-steps={settings.scst_steps}"] if settings.scst_steps is not None else []
-    words += [f"--skewed-seeds={settings.skewed_seeds}"] if settings.skewed_seeds else []
+    for name in ("mle_steps", "scst_steps", "skewed_seeds"):
+        if (value := getattr(settings, name)) is not None:
+            words.append(f"--{name.replace('_', '-')}={value}")
     return " ".join(words)

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from har_jax import command_line
@@ -41,19 +41,19 @@ def run_command(name: str, *args: str, dry_run: bool = False) -> None:
 def prepare(world: World, *, dry_run: bool = False) -> None:
     """The dataset and the miniature models of a world, if they are not there."""
     if not os.path.exists(f"{world.data}/dataset.json"):
-        arguments = ("scenes", f"--out={world.data}", *world.arguments)
-        run_command("prepare", *arguments, dry_run=dry_run)
+        out = f"--out={world.data}"
+        run_command("prepare", "scenes", out, *world.arguments, dry_run=dry_run)
     if not os.path.exists(f"{world.models}/mistral/config.json"):
-        arguments = ("foundation", f"--data={world.data}", f"--out={world.models}")
-        run_command("prepare", *arguments, dry_run=dry_run)
+        data, out = f"--data={world.data}", f"--out={world.models}"
+        run_command("prepare", "foundation", data, out, dry_run=dry_run)
 
 
 def train_and_score(
     run: pathlib.Path,
     config: str,
     changes: Mapping[str, Any],
+    evaluate: str,
     *,
-    evaluate: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
     """Trains a run and scores it on the test split, unless its scores are there.
@@ -62,14 +62,13 @@ def train_and_score(
       run: the run directory.
       config: a preset, such as "mle:tiny".
       changes: settings of the configuration, such as {"optim.lr": 1e-5}.
-      evaluate: further arguments of `har_jax.evaluate`.
+      evaluate: a further argument of `har_jax.evaluate`.
     """
     if _scores(run).exists():
         return
     run_command("train", *training(run, config, changes), dry_run=dry_run)
-    scored = f"--out={_scores(run).parent}"
-    arguments = (f"--checkpoint={run}", "--split=test", *evaluate, scored)
-    run_command("evaluate", *arguments, dry_run=dry_run)
+    of, out = f"--checkpoint={run}", f"--out={_scores(run).parent}"
+    run_command("evaluate", of, "--split=test", evaluate, out, dry_run=dry_run)
 
 
 def training(run: pathlib.Path, config: str, changes: Mapping[str, Any]) -> list[str]:

@@ -62,9 +62,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
     gone = f"no directory {name}, and the hub's model of that name"
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES)
-        )
+        fetch = huggingface_hub.snapshot_download
+        return Path(fetch(name, revision=revision, allow_patterns=_HUB_FILES))
     except hub.GatedRepoError as error:
         raise UserError(
             f"{gone} is gated: accept its licence on its page at huggingface.co, then run "
@@ -116,11 +115,6 @@ def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]
     return config
 
 
-def _pickled(directory: Path) -> list[str]:
-    patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
-    return sorted(f.name for p in patterns for f in directory.glob(p))
-
-
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of the weights: `model.safetensors`, or the shards of its index."""
     index = directory / INDEX
@@ -146,7 +140,8 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory} has {len(found)} safetensors files and no {INDEX} to tell which hold the "
             "model; copy or download the index too"
         )
-    if pickled := _pickled(directory):
+    patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+    if pickled := sorted(f.name for p in patterns for f in directory.glob(p)):
         raise UserError(
             f"{directory} holds its weights as {', '.join(pickled)} only; such files are refused "
             "because unpickling runs code from them. Convert once where you trust them: "
@@ -226,19 +221,14 @@ def staging(directory: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
     try:
-        made.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide the result from others
+        os.umask(mask := os.umask(0))
+        made.chmod(0o777 & ~mask)  # mkdtemp's 0700 would hide the result from others
         yield made
         if final.exists():
             final.rmdir()
         made.rename(final)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:

@@ -198,13 +198,12 @@ def load_llava(
     """
     stored = hf_dir.read_config(path, ["llava"])["text_config"]["vocab_size"]
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
-    shapes = {
-        name: jax.ShapeDtypeStruct(
-            tuple(stored if rows.get(name) == axis else n for axis, n in enumerate(x.shape)),
-            x.dtype,
-        )
-        for name, x in structure.shapes.items()
-    }
+    shapes = dict(structure.shapes)
+    for name, axis in rows.items():
+        if name in shapes:
+            shape = list(shapes[name].shape)
+            shape[axis] = stored
+            shapes[name] = shapes[name].update(shape=tuple(shape))
     ignore = r".*rotary_emb\.inv_freq|.*position_ids"  # buffers that old files carry
     if "lm.lm_head.kernel" not in shapes:
         ignore += r"|.*lm_head\.weight"
@@ -225,14 +224,13 @@ def generation_config(
     config: CaptionerConfig, max_tokens: int, suppressed: Sequence[int] = ()
 ) -> dict[str, Any]:
     """`generate` then writes as our decoding does: greedily, finished rows filled with EOS."""
-    more = {"suppress_tokens": list(suppressed)} if suppressed else {}
     return {
         "bos_token_id": config.bos_id,
         "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
         "pad_token_id": config.eos_ids[0],
         "do_sample": False,
         "max_new_tokens": max_tokens,
-        **more,
+        **({"suppress_tokens": list(suppressed)} if suppressed else {}),
     }
 
 

@@ -165,7 +165,7 @@ def read_adapters(
             "be followed; merge such an adapter into its base with PEFT and load the result"
         )
     rank, table, n_layers = int(config["r"]), adapter_table(lm), lm.num_hidden_layers
-    rows = {_name(row.hf, i): (row, i) for row in table for i in _numbers(row, n_layers)}
+    rows = {_name(row.hf, i): (row, i) for row in table for i in range(n_layers)}
     found: dict[str, tuple[Row, Tensor]] = {}
     unknown = []
     for name, tensor in safetensors_file.read_header(directory / ADAPTER).items():
@@ -184,7 +184,8 @@ def read_adapters(
         what = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
             f"{directory / ADAPTER} has adapters for {what or 'nothing'}, which a "
-            f"{lm.model_type} of {n_layers} layers does not have; give the adapters of this base model"
+            f"{lm.model_type} of {n_layers} layers does not have; give the adapters of this base "
+            "model"
         )
     linears = {name.rpartition(".")[0] for name in found}
     targets = "|".join(re.escape(name) for name in _short(linears, n_layers))
@@ -200,10 +201,6 @@ def adapter_settings(directory: Path) -> dict[str, Any]:
             "which writes safetensors"
         )
     return hf_dir.read_json(directory / ADAPTER_CONFIG)
-
-
-def _numbers(row: Row, n_layers: int) -> Iterable[int]:
-    return range(n_layers) if "{}" in row.path else (0,)
 
 
 def _name(template: str, number: int) -> str:

@@ -81,17 +81,13 @@ def norm(hf: str, path: str, *, bias: bool = False) -> list[Row]:
     return rows + ([Row(f"{hf}.bias", f"{path}.bias", "d -> d")] if bias else [])
 
 
-def _fill(template: str, number: str | None) -> str:
-    return template if number is None else template.replace("{}", number)
-
-
 def find(table: Table, path: str) -> tuple[Row, str]:
     """The row of a parameter and its tensor's name; `KeyError` if the table lacks it."""
     number = next((part for part in path.split(".") if part.isdigit()), None)
     template = ".".join("{}" if part.isdigit() else part for part in path.split("."))
     for row in table:
         if row.path == template:
-            return row, _fill(row.hf, number)
+            return row, row.hf if number is None else row.hf.replace("{}", number)
     raise KeyError(f"no row of the table leads to the parameter {path}")
 
 

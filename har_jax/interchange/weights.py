@@ -2,13 +2,13 @@
 beside).
 
 `load` fills flat parameters that were only shaped, shard by shard, each from its places in the
-mapped
-file: no full replica exists, on host or device, and no module stands in between. `save` is the way
-back, tensor by tensor.
+mapped file: no full replica exists, on host or device, and no module stands in between. `save` is
+the way back, tensor by tensor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -30,6 +30,7 @@ from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Source, Table, sources
 from har_jax.models.functional import Params
 from har_jax.sharding import RULES, LogicalAxes, Rules, sharding_of
+from har_jax.types import Int
 
 MAX_FILE_BYTES = 5_000_000_000
 """Larger models are written as several files with an index, as transformers does."""
@@ -66,13 +67,9 @@ def load(
     _check(directory, tensors, problems, shapes, wanted, ignore)
     params: Params = {}
     for name, like in shapes.items():
-        parameter = _Parameter(
-            name,
-            like.shape,
-            [(tensors[source.hf], source) for source in wanted[name]],
-            None if as_stored else like.dtype,
-            allow_nan,
-        )
+        parts = [(tensors[source.hf], source) for source in wanted[name]]
+        dtype = None if as_stored else like.dtype
+        parameter = _Parameter(name, like.shape, parts, dtype, allow_nan)
         params[name] = parameter.place(logical_axes[name], mesh, rules)
     return params
 
@@ -155,10 +152,8 @@ class _Parameter:
             else:
                 continue
             for where, values in source.blocks(tensor, self.shape, rest):
-                place = [
-                    slice(w.start - r.start, w.stop - r.start)
-                    for w, r in zip(where, rest, strict=True)
-                ]
+                pairs = zip(where, rest, strict=True)
+                place = [slice(w.start - r.start, w.stop - r.start) for w, r in pairs]
                 part = own[(*place, ...)]  # a view, of a scalar too
                 part[...] = values
                 if not self.allow_nan and np.isnan(part).any():
@@ -179,20 +174,14 @@ def save(
     tokenizer) the files are replaced one by one. With several processes, all call this and the
     first one writes.
     """
-    entries = [
-        _Entry(source, value)
-        for name, value in params.items()
-        for source in sources(table, name, value.shape)
-    ]
+    named = params.items()
+    entries = [_Entry(s, x) for name, x in named for s in sources(table, name, x.shape)]
     entries.sort(key=lambda entry: entry.name)
-    config = {**config, "dtype": _config_dtype([entry.value.dtype for entry in entries])}
-    if directory.exists():
-        _write(directory, entries, config)
-    elif jax.process_index() == 0:
-        with hf_dir.staging(directory) as made:
-            _write(made, entries, config)
-    else:
-        _write(directory, entries, config)
+    dtypes = {str(entry.value.dtype) for entry in entries}  # transformers loads in this by default
+    config = {**config, "dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+    new = not directory.exists() and jax.process_index() == 0
+    with hf_dir.staging(directory) if new else contextlib.nullcontext(directory) as made:
+        _write(made, entries, config)
 
 
 class _Entry(NamedTuple):
@@ -221,14 +210,8 @@ class _Entry(NamedTuple):
 
 
 @jax.jit
-def _layer(value: jax.Array, i: int) -> jax.Array:
+def _layer(value: jax.Array, i: int | Int[jax.Array, ""]) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(value, i, axis=0, keepdims=False)
-
-
-def _config_dtype(dtypes: list[Any]) -> str:
-    """What transformers loads the weights as by default."""
-    names = {str(d) for d in dtypes}
-    return names.pop() if len(names) == 1 else "float32"
 
 
 def _write(directory: Path, entries: list[_Entry], config: Mapping[str, Any]) -> None:
@@ -241,11 +224,8 @@ def _write(directory: Path, entries: list[_Entry], config: Mapping[str, Any]) ->
         files[-1].append(entry)
         size += entry.nbytes
     n = len(files)
-    names = (
-        [hf_dir.WEIGHTS]
-        if n == 1
-        else [f"model-{i + 1:05}-of-{n:05}.safetensors" for i in range(n)]
-    )
+    names = [f"model-{i + 1:05}-of-{n:05}.safetensors" for i in range(n)]
+    names = [hf_dir.WEIGHTS] if n == 1 else names
     primary = jax.process_index() == 0
     if primary:
         for stale in directory.glob("*.safetensors*"):
@@ -257,9 +237,8 @@ def _write(directory: Path, entries: list[_Entry], config: Mapping[str, Any]) ->
                 pass
             continue
         partial = directory / f".{name}.partial"
-        safetensors_file.write(
-            partial, {entry.name: (entry.shape, entry.value.dtype) for entry in part}, arrays
-        )
+        specs = {entry.name: (entry.shape, entry.value.dtype) for entry in part}
+        safetensors_file.write(partial, specs, arrays)
         partial.replace(directory / name)
     if not primary:
         return

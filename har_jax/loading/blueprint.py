@@ -1,8 +1,7 @@
 """A captioner before its weights: all that configuration and `config.json`s tell.
 
-A blueprint is drawn without opening a file of weights, a dataset or a device: parameters with the
-  dtypes that a run gives them, their logical axes, which of them learn, and the shapes of its
-  batches. What compiles ahead, plans memory, or fills parameters from files starts from one.
+A blueprint is drawn without opening a file of weights, a dataset or a device. What compiles ahead,
+plans memory, or fills parameters from files starts from one.
 """
 
 from __future__ import annotations
@@ -62,15 +61,8 @@ class Blueprint:
                 f"{self.config.lm.vocab_size}; the two do not belong together"
             )
         prompt = tokenizer.encode(self.model.prompt)[:-1] if self.model.prompt else []
-        return dataclasses.replace(
-            self,
-            config=dataclasses.replace(
-                self.config,
-                bos_id=tokenizer.bos_id,
-                eos_ids=(tokenizer.eos_id,),
-                prompt_ids=tuple(prompt),
-            ),
-        )
+        ids = dict(bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,), prompt_ids=tuple(prompt))
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **ids))
 
     def changed(self, model: ModelConfig) -> Blueprint:
         """With other settings of the captioner over the same parts."""
@@ -138,12 +130,7 @@ class Blueprint:
     def abstract_trained(self, mesh: Mesh, rules: Rules = RULES) -> Shapes:
         """Shapes, dtypes and shardings of what learns: what a checkpoint is restored into."""
         shapes, shardings = self.shapes, self.shardings(mesh, rules)
-        return {
-            name: jax.ShapeDtypeStruct(
-                shapes[name].shape, shapes[name].dtype, sharding=shardings[name]
-            )
-            for name in self.trained
-        }
+        return {name: shapes[name].update(sharding=shardings[name]) for name in self.trained}
 
     # ---------------------------------------------------------------------- batches
 
@@ -184,17 +171,9 @@ def draw(model: ModelConfig, features: tuple[int, int] | None = None) -> Bluepri
     """
     decoder_dir = hf_dir.resolve(model.lm)
     encoder_dir = hf_dir.resolve(model.clip) if model.clip else None
-    seeing = encoder_dir is not None and features is None
-    return of_parts(
-        model,
-        CaptionerConfig(
-            vision=read_encoder(encoder_dir) if seeing and encoder_dir else None,
-            lm=read_decoder(decoder_dir),
-            features=features,
-        ),
-        encoder_dir,
-        decoder_dir,
-    )
+    vision = read_encoder(encoder_dir) if encoder_dir is not None and features is None else None
+    config = CaptionerConfig(vision=vision, lm=read_decoder(decoder_dir), features=features)
+    return of_parts(model, config, encoder_dir, decoder_dir)
 
 
 def of_parts(
@@ -204,15 +183,12 @@ def of_parts(
 
     The ends of a text are those of the decoder's `config.json`, until a tokenizer says better.
     """
-    lm: object = config.lm
-    bos = getattr(lm, "bos_token_id", None)
-    eos = getattr(lm, "eos_token_id", 2)
-    config = dataclasses.replace(
-        config,
-        **_settings(model),
-        bos_id=bos,
-        eos_ids=tuple(eos) if isinstance(eos, list | tuple) else (eos,),
-    )
+    eos = getattr(config.lm, "eos_token_id", 2)
+    ids = {
+        "bos_id": getattr(config.lm, "bos_token_id", None),
+        "eos_ids": tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+    }
+    config = dataclasses.replace(config, **_settings(model), **ids)
     return Blueprint(model, config, encoder_dir, decoder_dir)
 
 

@@ -26,6 +26,7 @@ from har_jax.decoding.settings import DecodeSettings, Method
 from har_jax.errors import UserError
 from har_jax.loading import sources
 from har_jax.loading.blueprint import Blueprint
+from har_jax.loading.sources import PathLike
 from har_jax.models import lora
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
@@ -105,12 +106,7 @@ class LoadedCaptioner:
         return np.stack([self.preprocessor(image) for image in images])
 
     def generate_tokens(
-        self,
-        pixels: np.ndarray,
-        *,
-        method: Method = "greedy",
-        seed: int = 0,
-        **settings: Any,
+        self, pixels: np.ndarray, *, method: Method = "greedy", seed: int = 0, **settings: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """Preprocessed pixels `[B,H,W,3]` (or features `[B,S,Dv]`) to token ids int32 `[B,T]`, and
         lengths `[B]` with EOS; settings as `generate`'s.
@@ -180,12 +176,12 @@ def batch_seed(seed: int, number: int) -> int:
 
 
 def load_captioner(
-    source: str | os.PathLike[str] | None = None,
+    source: PathLike | None = None,
     *,
-    clip: str | os.PathLike[str] | None = None,
-    lm: str | os.PathLike[str] | None = None,
-    projector: str | os.PathLike[str] | None = None,
-    adapter: str | os.PathLike[str] | None = None,
+    clip: PathLike | None = None,
+    lm: PathLike | None = None,
+    projector: PathLike | None = None,
+    adapter: PathLike | None = None,
     prompt: str | None = None,
     mesh: Mesh | None = None,
     rules: Rules = RULES,
@@ -218,58 +214,45 @@ def load_captioner(
     """
     mesh = mesh or make_mesh()
     place = sources.Placement.of(mesh, rules, dtype)
-    loaded = _read(source, clip, lm, projector, adapter, prompt, step, place)
+    given = dict(clip=clip, lm=lm, projector=projector, adapter=adapter, prompt=prompt)
+    given = {name: value for name, value in given.items() if value is not None}
+    loaded = _read(source, given, step, place)
     parts, params = loaded.parts, loaded.params
     blueprint, model = parts.blueprint, loaded.config.model
     if merge and model.lora.rank:
         params = lora.merged(params, model.lora.alpha / model.lora.rank)
         model = dataclasses.replace(model, lora=LoraConfig())
         blueprint = blueprint.changed(model)
-    return LoadedCaptioner(
-        blueprint,
-        params,
-        parts.tokenizer,
-        parts.preprocessor,
-        mesh,
-        dataclasses.replace(loaded.config, model=model),
-        loaded.run,
-        loaded.step,
-    )
+    config = dataclasses.replace(loaded.config, model=model)
+    read = (parts.tokenizer, parts.preprocessor)
+    return LoadedCaptioner(blueprint, params, *read, mesh, config, loaded.run, loaded.step)
 
 
 def _read(
-    source: str | os.PathLike[str] | None,
-    clip: str | os.PathLike[str] | None,
-    lm: str | os.PathLike[str] | None,
-    projector: str | os.PathLike[str] | None,
-    adapter: str | os.PathLike[str] | None,
-    prompt: str | None,
-    step: str | int,
-    place: sources.Placement,
+    source: PathLike | None, given: dict[str, Any], step: str | int, place: sources.Placement
 ) -> sources.Loaded:
+    """`given`: the other arguments of `load_captioner` that are not None."""
     if source is None:
-        if clip is None or lm is None or projector is None:
-            given = {"clip": clip, "lm": lm, "projector": projector}
-            missing = [name for name, value in given.items() if value is None]
+        missing = [name for name in ("clip", "lm", "projector") if name not in given]
+        if missing:
             raise UserError(
                 f"load_captioner lacks {', '.join(missing)}; give a run or an exported directory, "
                 "load_captioner(DIR), or all of clip=DIR, lm=DIR and projector=DIR"
             )
-        return sources.from_directories(clip, lm, projector, place, adapter=adapter, prompt=prompt)
+        return sources.from_directories(place=place, **given)
     kind = sources.kind_of(source)
-    foreign = {"projector": projector, "adapter": adapter}
-    foreign |= {"llava": {"clip": clip, "lm": lm}, "run": {"prompt": prompt}}.get(kind, {})
-    given = [name for name, value in foreign.items() if value is not None]
-    if given:
-        what = {"run": "a run", "llava": "a LLaVA directory", "peft": "a PEFT directory"}[kind]
+    what, *foreign = {
+        "run": ("a run", "projector", "adapter", "prompt"),
+        "llava": ("a LLaVA directory", "projector", "adapter", "clip", "lm"),
+        "peft": ("a PEFT directory", "projector", "adapter"),
+    }[kind]
+    if wrong := [name for name in foreign if name in given]:
         raise UserError(
-            f"{os.fspath(source)} is {what}, which has its own {', '.join(given)}; leave that out"
+            f"{os.fspath(source)} is {what}, which has its own {', '.join(wrong)}; leave that out"
         )
-    if kind == "llava":
-        return sources.from_llava(source, place, prompt)
-    if kind == "peft":
-        return sources.from_peft(source, place, clip, lm, prompt)
-    return sources.from_run(source, step, place, clip, lm)
+    if kind == "run":
+        return sources.from_run(source, step, place, **given)
+    return (sources.from_llava if kind == "llava" else sources.from_peft)(source, place, **given)
 
 
 def _pad_rows(x: np.ndarray, size: int) -> np.ndarray:

@@ -26,18 +26,18 @@ def identify(
     model = blueprint.model
     if blueprint.encoder_dir is None:
         assert features is not None, "a captioner without an encoder reads a cache"
-        clip: dict[str, Any] = {
-            "path": str(features.directory),
-            "fingerprint": features.fingerprint,
-        }
+        clip: dict[str, Any] = _cache(features)
     else:
         fingerprint = hf_dir.weights_fingerprint(blueprint.encoder_dir)
         clip = {"path": str(model.clip), "fingerprint": fingerprint}
         if features is not None:
-            cache = {"path": str(features.directory), "fingerprint": features.fingerprint}
-            clip["features"] = cache
+            clip["features"] = _cache(features)
     lm = {"path": str(model.lm), "fingerprint": hf_dir.weights_fingerprint(blueprint.decoder_dir)}
     return {"clip": clip, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+
+
+def _cache(features: FeatureCache) -> dict[str, Any]:
+    return {"path": str(features.directory), "fingerprint": features.fingerprint}
 
 
 def check_features(
@@ -50,16 +50,10 @@ def check_features(
     """
     assert blueprint.encoder_dir is not None
     model = blueprint.model
-    features.check_origin(
-        Origin(
-            str(model.clip),
-            hf_dir.weights_fingerprint(blueprint.encoder_dir),
-            model.projector,
-            model.vision_layer if model.projector == "patch" else None,
-            preprocessor.identity,
-            model.dtype,
-        )
-    )
+    layer = model.vision_layer if model.projector == "patch" else None
+    weights = hf_dir.weights_fingerprint(blueprint.encoder_dir)
+    computed = (model.projector, layer, preprocessor.identity, model.dtype)
+    features.check_origin(Origin(str(model.clip), weights, *computed))
 
 
 def check_base(info: Mapping[str, Any], now: Identity, run: str | os.PathLike[str]) -> None:

@@ -28,13 +28,13 @@ from har_jax.errors import UserError, did_you_mean
 from har_jax.interchange import hf_dir, llava, peft
 from har_jax.interchange.families.decoders import read_decoder
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.interchange.table import Row, find
+from har_jax.interchange.table import Row
 from har_jax.loading.blueprint import Blueprint, of_parts
 from har_jax.loading.identity import check_base
 from har_jax.loading.parts import Parts, read_parts, read_run_parts
 from har_jax.loading.runs import read_run
 from har_jax.loading.weights import load_base, load_frozen, restore_trained
-from har_jax.models.functional import Params
+from har_jax.models.functional import Params, prefixed
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import load_tokenizer
 
@@ -123,13 +123,11 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
         ModelConfig(clip=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
         _stored_dtype(path),
     )
-    blueprint = of_parts(model, read, path, path)
     # A row that only <image> stands for is no word: the tokenizer may count it.
-    blueprint = blueprint.with_text(tokenizer, known)
+    blueprint = of_parts(model, read, path, path).with_text(tokenizer, known)
     params = llava.load_llava(blueprint.structure, blueprint.config, path, place.mesh, place.rules)
-    return Loaded(
-        _config(model, max_tokens), Parts(blueprint, tokenizer, Preprocessor.from_hf(path)), params
-    )
+    parts = Parts(blueprint, tokenizer, Preprocessor.from_hf(path))
+    return Loaded(_config(model, max_tokens), parts, params)
 
 
 def from_directories(
@@ -163,9 +161,10 @@ def from_directories(
     params = load_base(parts.blueprint, place.mesh, place.rules)
     if of_run:
         params |= _projector_of_run(projector, parts.blueprint, place)
-    rows = {n: (find(peft.PROJECTOR_TABLE, n)[0], t) for n, t in _by_parameter(tensors).items()}
-    found = {f"projector.{n}": x for n, x in rows.items()}
-    found |= {f"lm.{n}": x for n, x in adapters.items()}
+    rows = {row.hf: row for row in peft.PROJECTOR_TABLE}
+    ours = [(rows.get(name, Row(name, name, "->")), tensor) for name, tensor in tensors.items()]
+    found = {f"projector.{row.path}": (row, tensor) for row, tensor in ours}
+    found |= prefixed(adapters, "lm")
     params |= _placed(found, parts.blueprint, place, adapter or projector)
     return Loaded(_config(model, settings.get("max_tokens")), parts, params)
 
@@ -197,8 +196,8 @@ def kind_of(source: PathLike) -> str:
     if (path / "run.json").exists() or not (path / "config.json").exists():
         return "run"  # or nothing at all, which `read_run` explains
     model_type = hf_dir.read_json(path / "config.json").get("model_type")
-    if model_type is None or model_type == "llava":
-        return "run" if model_type is None else "llava"
+    if model_type in (None, "llava"):
+        return model_type or "run"
     raise UserError(
         f"{path} holds a model of type {model_type!r}, which alone is no captioner; give a run of "
         "har_jax.train, a LLaVA directory, or clip=DIR, lm=DIR and projector=DIR"
@@ -215,11 +214,6 @@ def _stored_dtype(directory: pathlib.Path) -> str:
     tensors, _ = hf_dir.open_weights(directory)
     largest = max(tensors.values(), key=lambda tensor: tensor.nbytes)
     return "bfloat16" if largest.dtype_name == "BF16" else "float32"
-
-
-def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {row.hf: row.path for row in peft.PROJECTOR_TABLE}
-    return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _projector_of_run(run: PathLike, blueprint: Blueprint, place: Placement) -> Params:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,29 +32,18 @@ def load_base(
     Args:
       vision, lm: which of them; a blueprint without a tower has none to load.
     """
-    shapes, axes = blueprint.shapes, blueprint.logical_axes
-    params: Params = {}
     config = blueprint.config
+    sources: dict[str, tuple[Callable[..., Params], object, Path]] = {}
     if vision and config.vision is not None and blueprint.encoder_dir is not None:
-        found = load_encoder(
-            part(shapes, "vision"),
-            part(axes, "vision"),
-            config.vision,
-            blueprint.encoder_dir,
-            mesh=mesh,
-            rules=rules,
-        )
-        params |= prefixed(found, "vision")
+        sources["vision"] = (load_encoder, config.vision, blueprint.encoder_dir)
     if lm:
-        found = family_of(config.lm).load_params(
-            {n: x for n, x in part(shapes, "lm").items() if not lora.is_factor(n)},
-            part(axes, "lm"),
-            config.lm,
-            blueprint.decoder_dir,
-            mesh=mesh,
-            rules=rules,
-        )
-        params |= prefixed(found, "lm")
+        sources["lm"] = (family_of(config.lm).load_params, config.lm, blueprint.decoder_dir)
+    params: Params = {}
+    for name, (load, network, directory) in sources.items():
+        shapes, axes = part(blueprint.shapes, name), part(blueprint.logical_axes, name)
+        shapes = {n: x for n, x in shapes.items() if not lora.is_factor(n)}
+        found = load(shapes, axes, network, directory, mesh=mesh, rules=rules)
+        params |= prefixed(found, name)
     return params
 
 
@@ -87,19 +78,14 @@ def new_trained(blueprint: Blueprint, seed: int, mesh: Mesh, rules: Rules = RULE
 
 
 def restore_trained(
-    blueprint: Blueprint,
-    run: str | os.PathLike[str],
-    step: int,
-    mesh: Mesh,
-    rules: Rules = RULES,
+    blueprint: Blueprint, run: str | os.PathLike[str], step: int, mesh: Mesh, rules: Rules = RULES
 ) -> Params:
     """What a run trained, in the layout of the blueprint, whatever that of the run is."""
     then = read_run(run)[0].model
     layout = dataclasses.replace(blueprint.model, scan_layers=then.scan_layers)
     checkpoints = Checkpoints(run, read_only=True)
-    saved = checkpoints.restore_params(
-        step, blueprint.changed(layout).abstract_trained(mesh, rules)
-    )
+    like = blueprint.changed(layout).abstract_trained(mesh, rules)
+    saved = checkpoints.restore_params(step, like)
     checkpoints.close()
     wanted = blueprint.abstract_trained(mesh, rules)
     if wanted.keys() == saved.keys():

@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import CorpusNgrams, count_ngrams
+from har_jax.metrics.corpus_ngrams import CorpusNgrams, Words, count_ngrams
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64, Num
-
-Words = Sequence[str]
 
 _TINY = 1e-15
 _SMALL = 1e-9

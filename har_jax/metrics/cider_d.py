@@ -22,10 +22,8 @@ from jaxtyping import Float64, Int32, Int64
 
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import sorted_counts
+from har_jax.metrics.corpus_ngrams import Words, sorted_counts
 from har_jax.metrics.document_frequency import EOS_WORD, DocumentFrequency
-
-Words = Sequence[str]
 
 
 class CiderD:
@@ -97,22 +95,12 @@ class CiderD:
         occurrences = ngrams.pack(group, self._table.row_of[np.concatenate(found.levels)])
         distinct, repeats = sorted_counts(occurrences)
         group, row = ngrams.unpack(distinct)
-        squares = np.bincount(
-            group, (repeats * self._table.values[row]) ** 2, minlength=len(lengths) * n
-        )
+        weights = (repeats * self._table.values[row]) ** 2
+        squares = np.bincount(group, weights, minlength=len(lengths) * n)
         self._ref_norms = np.sqrt(squares).reshape(len(lengths), n)
-        # 4. What the kernel merges candidates with.
-        self._held = self._by_image(group, row, repeats)
-
-    def _by_image(
-        self,
-        group: Int64[np.ndarray, " m"],
-        row: Int32[np.ndarray, " m"],
-        repeats: Int64[np.ndarray, " m"],
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """What the kernel merges a candidate with, its `held`: one sorted list of n-grams per
-        (image, level), and for each of its n-grams the references that hold it, and how often."""
-        n, n_images = self.df.n, len(self._image_refs) - 1
+        # 4. What the kernel merges a candidate with, its `held`: one sorted list of n-grams per
+        # (image, level), and for each of its n-grams the references that hold it, and how often.
+        n_images = len(self._image_refs) - 1
         ref, level = np.divmod(group, n)
         image = np.repeat(np.arange(n_images), np.diff(self._image_refs))[ref]
         keys = ngrams.pack(image * n + level, row)
@@ -123,10 +111,8 @@ class CiderD:
         wide = np.int32 if len(row) < 2**31 else np.int64
         ends = np.concatenate([[0], np.cumsum(refs)]).astype(wide)
         holders, holds = own.astype(np.int32), repeats[order].astype(np.int32)
-        return (
-            np.searchsorted(list_of, np.arange(n_images * n + 1)),
-            (nodes, ends, holders, holds),
-        )
+        node_starts = np.searchsorted(list_of, np.arange(n_images * n + 1))
+        self._held = node_starts, (nodes, ends, holders, holds)
 
     def score(
         self,
@@ -143,10 +129,9 @@ class CiderD:
         Raises:
           UserError: an image without references, or lengths that do not fit together.
         """
-        if len(image_ids) != len(captions):
-            raise UserError(
-                f"got {len(image_ids)} image ids for captions of {len(captions)} images"
-            )
+        given = len(image_ids)
+        if given != len(captions):
+            raise UserError(f"got {given} image ids for captions of {len(captions)} images")
         width = len(captions[0]) if len(captions) else 0
         rows = []
         for image_id, group in zip(image_ids, captions, strict=True):
@@ -173,10 +158,22 @@ class CiderD:
             if done and self.eos:
                 words.append(EOS_WORD)
             starts.append(len(words))
-        scores = self._score_flat(
-            self._ids(words), np.asarray(starts, np.int64), np.asarray(rows, np.int64)
+        from har_jax.metrics.cider_d_kernel import score  # numba takes a while
+
+        out = np.empty(count, np.float64)
+        score(
+            self._ids(words),
+            np.asarray(starts, np.int64),
+            np.asarray(rows, np.int64),
+            (self._table.keys, self._table.values, self._table.shift),
+            len(self._vocabulary),
+            self._log_n,
+            (self._image_refs, self._ref_norms, self._ref_lengths),
+            self._held,
+            self.sigma,
+            out,
         )
-        return scores.reshape(len(captions), width)
+        return out.reshape(len(captions), width)
 
     def _ids(self, words: Words) -> Int32[np.ndarray, " words"]:
         """Word ids; words outside the vocabulary get the next ids after it, for this call only."""
@@ -186,29 +183,6 @@ class CiderD:
         for place in np.flatnonzero(ids < 0).tolist():
             ids[place] = unknown.setdefault(words[place], len(self._vocabulary) + len(unknown))
         return ids
-
-    def _score_flat(
-        self,
-        flat: Int32[np.ndarray, " words"],
-        starts: Int64[np.ndarray, " captions_plus_1"],
-        rows: Int64[np.ndarray, " captions"],
-    ) -> Float64[np.ndarray, " captions"]:
-        from har_jax.metrics.cider_d_kernel import score  # numba takes a while
-
-        out = np.empty(len(rows), np.float64)
-        score(
-            flat,
-            starts,
-            rows,
-            (self._table.keys, self._table.values, self._table.shift),
-            len(self._vocabulary),
-            self._log_n,
-            (self._image_refs, self._ref_norms, self._ref_lengths),
-            self._held,
-            self.sigma,
-            out,
-        )
-        return out
 
 
 def _shift_parents(

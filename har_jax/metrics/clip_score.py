@@ -41,7 +41,7 @@ def clip_score(
 def ref_clip_score(
     images: Float[np.ndarray, "n d"],
     captions: Float[np.ndarray, "n d"],
-    references: Sequence[Float[np.ndarray, "r d"]],
+    references: Sequence[Float[np.ndarray, "_r d"]],
 ) -> Float64[np.ndarray, " n"]:
     """RefCLIP-S of caption i, given the embeddings of image i's references. 0 where both parts are.
 
@@ -68,7 +68,7 @@ def _unit(name: str, vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "
     if vectors.ndim != 2:
         raise UserError(f"{name} embeddings have shape {vectors.shape}, need [n, d]")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.all(np.isfinite(norms)) or not np.all(norms > 0):
-        row = int(np.argmin(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
-        raise UserError(f"{name} embedding {row} is zero or not finite")
+    good = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
+    if not good.all():
+        raise UserError(f"{name} embedding {int(np.argmin(good))} is zero or not finite")
     return vectors / norms

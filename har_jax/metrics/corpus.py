@@ -13,6 +13,8 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from har_jax.errors import UserError, did_you_mean
 from har_jax.metrics import official
 from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
@@ -22,7 +24,6 @@ from har_jax.metrics.rouge import corpus_rouge
 from har_jax.text import ptb
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Int64
 
 METRICS = ("CIDEr", "Bleu", "ROUGE_L", "METEOR", "SPICE")
@@ -55,7 +56,7 @@ class CorpusScores:
     bleu_counts: Int64[np.ndarray, "I columns"] | None
 
 
-def predictions_from_results(results: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+def predictions_from_results(results: Iterable[Any]) -> dict[int, str]:
     """COCO results (`[{"image_id": 1, "caption": "..."}, ...]`) -> {image id: caption}.
 
     Raises:
@@ -156,13 +157,10 @@ def _chosen(metrics: Collection[str]) -> tuple[set[str], bool]:
     allowed = (*METRICS, OFFICIAL)
     for name in metrics:
         if name not in allowed:
-            raise UserError(
-                f"unknown metric {name!r}; choose from {', '.join(allowed)}"
-                + did_you_mean(name, allowed)
-            )
+            near = did_you_mean(name, allowed)
+            raise UserError(f"unknown metric {name!r}; choose from {', '.join(allowed)}{near}")
     chosen = set(metrics) - {OFFICIAL}
-    by_official = OFFICIAL in metrics
-    return (chosen or set(METRICS) if by_official else chosen), by_official
+    return (chosen or set(METRICS), True) if OFFICIAL in metrics else (chosen, False)
 
 
 def _words(

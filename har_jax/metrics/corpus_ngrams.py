@@ -84,23 +84,18 @@ def count_ngrams(
       UserError: an image without references, or nothing to score.
     """
     if not predictions:
-        raise UserError(
-            f"{metric} needs at least one prediction, got none; pass {{image: caption}}"
-        )
-    groups = []
+        raise UserError(f"{metric} needs at least one prediction, got none")
     for image_id in predictions:
         if not references.get(image_id):
             raise UserError(f"no references for image {image_id}; {metric} needs at least one")
-        groups.append(references[image_id])
+    groups = [references[image_id] for image_id in predictions]
     n_images = len(groups)
     # Captions 0 .. I-1 are the predictions, the others the references.
     captions = [*predictions.values(), *itertools.chain.from_iterable(groups)]
     words = list(itertools.chain.from_iterable(captions))
     ids, flat = _encoded(words)
     if wide := {word for word in ids if split_tokens([word]) != [word]}:
-        captions = [
-            caption if wide.isdisjoint(caption) else split_tokens(caption) for caption in captions
-        ]
+        captions = [c if wide.isdisjoint(c) else split_tokens(c) for c in captions]
         ids, flat = _encoded(list(itertools.chain.from_iterable(captions)))
     lengths = np.fromiter(map(len, captions), np.int64, len(captions))
     sizes = np.fromiter(map(len, groups), np.int64, n_images)
@@ -111,9 +106,8 @@ def count_ngrams(
     for keys, nodes, caption in zip(found.keys, found.levels, found.captions, strict=True):
         levels.append(_level(nodes - offset, caption, image_of, n_images, len(keys)))
         offset += len(keys)
-    return CorpusNgrams(
-        list(predictions), lengths[:n_images], lengths[n_images:], image_of, sizes, levels
-    )
+    own, theirs = lengths[:n_images], lengths[n_images:]
+    return CorpusNgrams(list(predictions), own, theirs, image_of, sizes, levels)
 
 
 def _encoded(words: list[str]) -> tuple[dict[str, int], Int32[np.ndarray, " words"]]:
@@ -139,16 +133,8 @@ def _level(
     own_entries = entries[:split]
     at = np.minimum(np.searchsorted(own_entries, wanted), max(0, split - 1))
     same = np.where(own_entries[at] == wanted, at, -1) if split else np.full(len(wanted), -1)
-    return Level(
-        gram[:split],
-        row[:split],
-        counts[:split],
-        theirs,
-        their_caption,
-        counts[split:],
-        same,
-        n_grams,
-    )
+    own = gram[:split], row[:split], counts[:split]
+    return Level(*own, theirs, their_caption, counts[split:], same, n_grams)
 
 
 def sorted_counts(

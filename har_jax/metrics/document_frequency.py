@@ -17,11 +17,9 @@ from jaxtyping import Int32, Int64
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import sorted_counts
+from har_jax.metrics.corpus_ngrams import Words, sorted_counts
 
 log = logging.getLogger(__name__)
-
-Words = Sequence[str]
 
 EOS_WORD = " "  # a word of its own: no word holds white space
 _FORMAT = 1
@@ -43,8 +41,8 @@ class DocumentFrequency:
     def __init__(
         self,
         words: Sequence[str],
-        keys: Sequence[Int64[np.ndarray, " nodes"]],
-        counts: Sequence[Int32[np.ndarray, " nodes"]],
+        keys: Sequence[Int64[np.ndarray, " _nodes"]],
+        counts: Sequence[Int32[np.ndarray, " _nodes"]],
         *,
         n_images: int,
         name: str,
@@ -79,17 +77,14 @@ class DocumentFrequency:
 
         flat, starts = ngrams.flatten(encoded())
         if n_images == 0:
-            raise UserError(
-                "document frequencies need at least one image, got none; pass {image: captions}"
-            )
+            raise UserError("document frequencies need at least one image, got none")
         vocabulary = [EOS_WORD, *sorted(word for word in ids if word != EOS_WORD)]
         rank = np.empty(len(ids), np.int32)
         rank[[ids[word] for word in vocabulary]] = np.arange(len(ids), dtype=np.int32)
         flat = rank[flat]
         found, _ = ngrams.intern(flat, starts, n_words=len(ids), n=n)
         image_of = np.asarray(images, np.int64)
-        counts = []
-        offset = 0
+        counts, offset = [], 0
         for keys, nodes, caption in zip(found.keys, found.levels, found.captions, strict=True):
             pairs, _ = sorted_counts(ngrams.pack(image_of[caption], nodes - offset))
             _, once_per_image = ngrams.unpack(pairs)
@@ -124,19 +119,13 @@ class DocumentFrequency:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz; the final name appears only when the file is whole."""
-        words = "\n".join(self.vocabulary).encode()
-        arrays: dict[str, Any] = {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
+        words = np.frombuffer("\n".join(self.vocabulary).encode(), np.uint8)
+        arrays: dict[str, Any] = {"format": _FORMAT, "n_images": self.n_images, "n": self.n}
+        arrays |= {"name": self.name, "words": words}
+        arrays |= {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
         arrays |= {f"counts{k + 1}": counts for k, counts in enumerate(self.counts)}
         file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            format=_FORMAT,
-            n_images=self.n_images,
-            n=self.n,
-            name=self.name,
-            words=np.frombuffer(words, np.uint8),
-            **arrays,
-        )
+        np.savez_compressed(file, **arrays)
         write_bytes(path, file.getvalue())
 
     @classmethod
@@ -146,24 +135,25 @@ class DocumentFrequency:
         Raises:
           UserError: no such file, or not such a file.
         """
+        shown = os.fspath(path)
         if not os.path.exists(path):
             raise UserError(
-                f"no document frequencies at {os.fspath(path)}; "
-                "`python -m har_jax.prepare` writes them beside a dataset"
+                f"no document frequencies at {shown}; `python -m har_jax.prepare` writes them "
+                "beside a dataset"
             )
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["format"]) != _FORMAT:
+                if (found := int(file["format"])) != _FORMAT:
                     raise UserError(
-                        f"{os.fspath(path)} has format {int(file['format'])}, this version reads "
-                        f"{_FORMAT}; prepare the dataset again"
+                        f"{shown} has format {found}, this version reads {_FORMAT}; prepare the "
+                        "dataset again"
                     )
                 n, words = int(file["n"]), file["words"].tobytes().decode()
                 if "\xa0" in words:
                     log.warning(
                         "%s takes '1 1/2' for one word, as older versions did: CIDEr-D of such "
                         "captions is a little off until the dataset is prepared again",
-                        os.fspath(path),
+                        shown,
                     )
                 return cls(
                     words.split("\n"),
@@ -172,10 +162,9 @@ class DocumentFrequency:
                     n_images=int(file["n_images"]),
                     name=str(file["name"]),
                 )
+        except UserError:
+            raise
         except (KeyError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(
-                f"{os.fspath(path)} is not a document-frequency file ({error}); "
-                "prepare the dataset again"
+                f"{shown} is not a document-frequency file ({error}); prepare the dataset again"
             ) from error

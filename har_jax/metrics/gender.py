@@ -13,11 +13,10 @@ recalls: a captioner that writes "person" everywhere has b = 0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from har_jax.errors import UserError, did_you_mean
-
-Words = Sequence[str]
+from har_jax.metrics.corpus_ngrams import Words
 
 # Hirota et al., "Quantifying Societal Bias Amplification in Image Captioning" (CVPR 2022), the
 # lists of their LIC code, verbatim: "queen" has no "king" there, "cowboy" no counterpart.
@@ -119,33 +118,24 @@ def summary(
     """
     if not predictions:
         raise UserError("figures of gendered words need at least one prediction, got none")
-    values: list[float] = []
-    neutral = 0
-    hits: tuple[list[bool], list[bool]] = ([], [])
-    wrong: tuple[list[bool], list[bool]] = ([], [])
+    seen = []
     for image_id, words in predictions.items():
         if not references.get(image_id):
             raise UserError(f"no references for image {image_id}; give at least one")
-        mentioned, supported = mentions(words, lists), support(references[image_id], lists)
-        values.append(unsupported(mentioned, supported))
-        neutral += not any(mentioned)
-        for g in (0, 1):
-            if supported[g] > 0.5 and supported[g] > supported[1 - g]:
-                hits[g].append(mentioned[g])
-                wrong[g].append(mentioned[1 - g] and not mentioned[g])
-    n = len(values)
+        seen.append((mentions(words, lists), support(references[image_id], lists)))
+    values = [unsupported(mentioned, supported) for mentioned, supported in seen]
+    male, female = ([m for m, s in seen if s[g] > 0.5 and s[g] > s[1 - g]] for g in (0, 1))
     return {
-        "bias": sum(values) / n,
-        "unsupported_rate": sum(value > 0 for value in values) / n,
-        "contradiction_rate": sum(value == 1 for value in values) / n,
-        "neutral_rate": neutral / n,
-        "recall_male": _mean(hits[0]),
-        "recall_female": _mean(hits[1]),
-        "error_male": _mean(wrong[0]),
-        "error_female": _mean(wrong[1]),
+        "bias": _mean(values),
+        "unsupported_rate": _mean([value > 0 for value in values]),
+        "contradiction_rate": _mean([value == 1 for value in values]),
+        "neutral_rate": _mean([not any(mentioned) for mentioned, _ in seen]),
+        "recall_male": _mean([m for m, _ in male]),
+        "recall_female": _mean([f for _, f in female]),
+        "error_male": _mean([f and not m for m, f in male]),
+        "error_female": _mean([m and not f for m, f in female]),
     }
 
 
-def _mean(values: Iterable[bool]) -> float | None:
-    values = list(values)
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from har_jax.metrics import ngrams
-
-Words = Sequence[str]
+from har_jax.metrics.corpus_ngrams import Words
 
 # The list of self-critical.pytorch, longer by this, that, his, her, by, from, and.
 _BAD_ENDINGS = """
@@ -20,20 +19,18 @@ BAD_ENDINGS = frozenset(_BAD_ENDINGS.split())
 """Words no sentence ends with."""
 
 
-def bad_end_rate(captions: Iterable[Words]) -> float:
+def bad_end_rate(captions: Sequence[Words]) -> float:
     """Share of captions, in [0, 1], whose last word is in `BAD_ENDINGS`."""
-    captions = list(captions)
     bad = sum(bool(words) and words[-1] in BAD_ENDINGS for words in captions)
     return bad / max(1, len(captions))
 
 
-def mean_length(captions: Iterable[Words]) -> float:
+def mean_length(captions: Sequence[Words]) -> float:
     """Words per caption."""
-    captions = list(captions)
     return sum(map(len, captions)) / max(1, len(captions))
 
 
-def repetition_rate(captions: Iterable[Words], *, n: int = 2) -> float:
+def repetition_rate(captions: Sequence[Words], *, n: int = 2) -> float:
     """Share of n-grams, in [0, 1], that already occurred in the same caption."""
     total = repeated = 0
     for words in captions:
@@ -43,19 +40,18 @@ def repetition_rate(captions: Iterable[Words], *, n: int = 2) -> float:
     return repeated / max(1, total)
 
 
-def empty_rate(captions: Iterable[Words]) -> float:
+def empty_rate(captions: Sequence[Words]) -> float:
     """Share of captions, in [0, 1], without any word."""
-    captions = list(captions)
     return sum(not words for words in captions) / max(1, len(captions))
 
 
-def distinct_captions(captions: Iterable[Words]) -> float:
+def distinct_captions(captions: Sequence[Words]) -> float:
     """Share of captions, in (0, 1], that are different texts; near 0 means one caption for all."""
     texts = [tuple(words) for words in captions]
     return len(set(texts)) / max(1, len(texts))
 
 
-def vocabulary_size(captions: Iterable[Words]) -> int:
+def vocabulary_size(captions: Sequence[Words]) -> int:
     """Number of different words."""
     return len({word for words in captions for word in words})
 
@@ -63,8 +59,5 @@ def vocabulary_size(captions: Iterable[Words]) -> int:
 def summary(captions: Iterable[Words]) -> dict[str, float]:
     """All of the above by name, for metrics writers."""
     captions = list(captions)
-    figures = (
-        *(bad_end_rate, mean_length, repetition_rate, empty_rate),
-        *(distinct_captions, vocabulary_size),
-    )
-    return {figure.__name__: figure(captions) for figure in figures}
+    figures = bad_end_rate, mean_length, repetition_rate, empty_rate, distinct_captions
+    return {figure.__name__: figure(captions) for figure in (*figures, vocabulary_size)}

@@ -34,9 +34,9 @@ class Ngrams:
     (k+1)-gram fits; `captions[k][i]` is the caption it stands in.
     """
 
-    keys: list[Int64[np.ndarray, " nodes"]]  # per level, sorted unique (parent node, last word)
-    levels: list[Int64[np.ndarray, " occurrences"]]
-    captions: list[Int64[np.ndarray, " occurrences"]]
+    keys: list[Int64[np.ndarray, " _nodes"]]  # per level, sorted unique (parent node, last word)
+    levels: list[Int64[np.ndarray, " _occurrences"]]
+    captions: list[Int64[np.ndarray, " _occurrences"]]
 
 
 def pack(parent: Int[np.ndarray, " m"], word: Int[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
@@ -58,7 +58,7 @@ def flatten(
     words: list[int] = []
     ends = [0]
     for caption in captions:
-        words.extend(caption)
+        words += caption
         ends.append(len(words))
     return np.asarray(words, np.int32), np.asarray(ends, np.int64)
 
@@ -69,8 +69,8 @@ def intern(
     *,
     n_words: int,
     n: int,
-    known: Sequence[Int64[np.ndarray, " nodes"]] = (),
-) -> tuple[Ngrams, list[Int64[np.ndarray, " nodes"]]]:
+    known: Sequence[Int64[np.ndarray, " _nodes"]] = (),
+) -> tuple[Ngrams, list[Int64[np.ndarray, " _nodes"]]]:
     """Gives every 1..n-gram of the captions a node.
 
     Level 1 is the vocabulary itself: node w is word w. `known` holds the packed keys of levels 2..n
@@ -128,7 +128,7 @@ EMPTY = 2**64 - 1
 
 
 def hash_table(
-    keys: Sequence[Int64[np.ndarray, " nodes"]], values: Float64[np.ndarray, " nodes"]
+    keys: Sequence[Int64[np.ndarray, " _nodes"]], values: Float64[np.ndarray, " nodes"]
 ) -> Table:
     """Puts nodes (packed keys of each level, as `intern` returns them) into a table."""
     n_words, n_nodes = len(keys[0]), sum(map(len, keys))

@@ -9,10 +9,11 @@ import importlib.util
 import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-Words = Sequence[str]
+from har_jax.metrics.corpus_ngrams import Words
+
 Result = tuple[float, dict[int, float]]
 """(corpus value, {image id: value})."""
 
@@ -54,17 +55,15 @@ def scores(
     if metric == "CIDEr":
         from pycocoevalcap.cider.cider import Cider
 
-        values: Any = Cider().compute_score(truth, results)
-        yield "CIDEr", _by_image(truth, *values)
+        yield "CIDEr", _by_image(truth, *Cider().compute_score(truth, results))
     elif metric == "ROUGE_L":
         from pycocoevalcap.rouge.rouge import Rouge
 
-        values = Rouge().compute_score(truth, results)
-        yield "ROUGE_L", _by_image(truth, *values)
+        yield "ROUGE_L", _by_image(truth, *Rouge().compute_score(truth, results))
     else:
         from pycocoevalcap.bleu.bleu import Bleu
 
-        values = Bleu(4).compute_score(truth, results, verbose=0)
+        values: Any = Bleu(4).compute_score(truth, results, verbose=0)
         for k, (value, per_image) in enumerate(zip(*values, strict=True), 1):
             yield f"Bleu_{k}", _by_image(truth, value, per_image)
 
@@ -128,5 +127,5 @@ def _as_texts(
     )
 
 
-def _by_image(images: Mapping[int, Any], value: Any, values: Sequence[Any]) -> Result:
+def _by_image(images: Mapping[int, Any], value: Any, values: Iterable[Any]) -> Result:
     return float(value), dict(zip(images, map(float, values), strict=True))

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from har_jax.errors import UserError
-
-Words = Sequence[str]
+from har_jax.metrics.corpus_ngrams import Words
 
 _BETA = 1.2
 
@@ -37,7 +36,9 @@ def corpus_rouge(
 def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
     # An empty caption counts as one empty word there, so two empty captions agree fully.
     words = words or ("",)
-    where = _places(words)
+    where: dict[str, int] = {}  # the places of each word, as bits
+    for i, word in enumerate(words):
+        where[word] = where.get(word, 0) | (1 << i)
     precision = recall = 0.0
     for reference in captions:
         reference = reference or ("",)
@@ -49,21 +50,8 @@ def _rouge_l(words: Words, captions: Sequence[Words]) -> float:
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 
-def lcs_length(a: Words, b: Words) -> int:
-    """Length of the longest common subsequence."""
-    return _common(a, _places(b), len(b))
-
-
-def _places(words: Words) -> dict[str, int]:
-    """{word: the places where it stands, as bits}."""
-    where: dict[str, int] = {}
-    for i, word in enumerate(words):
-        where[word] = where.get(word, 0) | (1 << i)
-    return where
-
-
 def _common(a: Words, where: Mapping[str, int], size: int) -> int:
-    """Length of the longest common subsequence of `a` and `size` words at their `_places`:
+    """Length of the longest common subsequence of `a` and `size` words that stand `where`:
     bit-parallel, one big-integer step per word.
 
     Zeros of `row` mark where the LCS of the other's prefixes grows (Hyyrö, 2004).

@@ -28,6 +28,7 @@ from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.clip import save_clip
 from har_jax.interchange.families.mistral import save_mistral
+from har_jax.metrics.clip_score import PROMPT
 from har_jax.miniature.pretrain import Schedule, clip_figures, lm_figures, train_clip, train_lm
 from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
@@ -42,8 +43,6 @@ from har_jax.text.tokenizer import (
 NAMES = ("clip-l", "clip-b", "mistral")
 RECORD = "foundation.json"
 IMAGE_SIZE = 64
-PROMPT = "A photo depicts "
-"""Precedes captions in CLIPScore (Hessel et al. 2021), so clip-b meets it in training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ CLIP_B = ClipRecipe(
     text=_tower(80, 2, 5, "gelu"),
     projection_dim=48,
     schedule=Schedule(steps=200, batch_size=128),
-    prompt=PROMPT,
+    prompt=PROMPT,  # as in CLIPScore
 )
 MISTRAL = LmRecipe(
     model={
@@ -115,10 +114,6 @@ class Recipe:
     max_images: int = 8000
     max_text_tokens: int = 40  # of a caption in training; the towers read 77 as OpenAI's do
 
-    def digest(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 def build(
     data_dir: str | os.PathLike[str],
@@ -142,11 +137,11 @@ def build(
     train = open_split(data_dir, "train")
     splits = read_card(data_dir).get("splits", {})
     held_out = open_split(data_dir, "val") if "val" in splits else train
-    origin = {"data": _data_digest(train), "seed": seed, "recipe": recipe.digest()}
+    data, sizes = _digest([train.ids, train.captions]), _digest(dataclasses.asdict(recipe))
+    origin = {"data": data, "seed": seed, "recipe": sizes}
     done = {name: _figures_of(out / name, origin) for name in NAMES}
     missing = [name for name, figures in done.items() if figures is None]
-    if any(name.startswith("clip") for name in missing):
-        material = _Material(train, held_out, recipe)
+    material = _Material(train, held_out, recipe)
     for name in missing:
         with hf_dir.staging(out / name) as made:
             if name == "mistral":
@@ -174,12 +169,8 @@ def _figures_of(directory: Path, origin: dict[str, Any]) -> dict[str, float] | N
     return record["figures"]
 
 
-def _data_digest(split: Split) -> str:
-    text = json.dumps([split.ids, split.captions])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# --------------------------------------------------------------------------------------- CLIPs
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Material:
@@ -189,22 +180,19 @@ class _Material:
         self.train, self.held_out = train, held_out
         self.n_train = min(len(train), recipe.max_images)
         self.n_held_out = min(len(held_out), 256)
-        self._pixels: dict[str, np.ndarray] = {}
+        self._pixels: dict[bool, np.ndarray] = {}
 
     def pixels(self, directory: Path, held_out: bool) -> np.ndarray:
         """float32 [N,H,W,3] as the preprocessor of `directory` makes them."""
-        split, n, label = (
-            (self.held_out, self.n_held_out, "reading images, held out")
-            if held_out
-            else (self.train, self.n_train, "reading images")
-        )
-        if label not in self._pixels:
+        split, n = (self.held_out, self.n_held_out) if held_out else (self.train, self.n_train)
+        if held_out not in self._pixels:
             preprocessor = Preprocessor.from_hf(directory)
             pixels = np.empty((n, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+            label = "reading images, held out" if held_out else "reading images"
             for i in track(range(n), desc=label, unit="image"):
                 pixels[i] = preprocessor(split[i].image)
-            self._pixels[label] = pixels
-        return self._pixels[label]
+            self._pixels[held_out] = pixels
+        return self._pixels[held_out]
 
 
 def _build_clip(
@@ -223,46 +211,26 @@ def _build_clip(
         rows[:, -1] = np.where(whole, rows[:, -1], tokenizer.eos_id)
         return rows
 
-    clip_config = CLIPConfig(
-        vision=VisionConfig(**clip.vision),
-        text=TextConfig(
-            **clip.text,
-            vocab_size=tokenizer.vocab_size,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.eos_id,
-        ),
-        projection_dim=clip.projection_dim,
-    )
+    ids: Any = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id}
+    ids |= dict.fromkeys(("eos_token_id", "pad_token_id"), tokenizer.eos_id)
+    vision, text = VisionConfig(**clip.vision), TextConfig(**clip.text, **ids)
+    clip_config = CLIPConfig(vision=vision, text=text, projection_dim=clip.projection_dim)
     tokens_nt = encode(flat)
     if clip.prompt:
-        prompted_nt = encode([clip.prompt + caption for caption in flat])
-        tokens_nt = np.concatenate([tokens_nt, prompted_nt])
-    tokens_nt = tokens_nt[:, : _longest(tokens_nt, tokenizer.eos_id)]
+        tokens_nt = np.concatenate([tokens_nt, encode([clip.prompt + c for c in flat])])
+    # Columns behind the first EOS of the longest row change nothing.
+    tokens_nt = tokens_nt[:, : int((tokens_nt == tokenizer.eos_id).argmax(1).max()) + 1]
     n_sets = len(tokens_nt) // len(flat)
     ends = np.cumsum([len(those) for those in captions])
     sets = [np.split(part, ends[:-1]) for part in np.split(tokens_nt, n_sets)]
     tokens = [np.concatenate(rows) for rows in zip(*sets, strict=True)]
-    model = train_clip(
-        CLIP(clip_config, rngs=nnx.Rngs(seed)),
-        material.pixels(directory, held_out=False),
-        tokens,
-        clip.schedule,
-        seed=seed,
-        label=f"training {label}",
-    )
+    start, pixels = CLIP(clip_config, rngs=nnx.Rngs(seed)), material.pixels(directory, False)
+    label = f"training {label}"
+    model = train_clip(start, pixels, tokens, clip.schedule, seed=seed, label=label)
     save_clip(model, directory)
     others = [those[0] for those in material.held_out.captions[: material.n_held_out]]
     texts_nt = encode([clip.prompt + caption for caption in others])
-    return clip_figures(model, material.pixels(directory, held_out=True), texts_nt)
-
-
-def _longest(tokens_nt: np.ndarray, eos_id: int) -> int:
-    """The first EOS of the longest row, counted: columns behind it change nothing."""
-    return int((tokens_nt == eos_id).argmax(1).max()) + 1
-
-
-# --------------------------------------------------------------------------------------- Mistral
+    return clip_figures(model, material.pixels(directory, True), texts_nt)
 
 
 def _build_lm(
@@ -273,31 +241,22 @@ def _build_lm(
     tokenizer = load_tokenizer(directory)
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [
-            [tokenizer.bos_id, *tokenizer.encode(text)][: recipe.max_text_tokens] for text in texts
-        ]
+        limit = recipe.max_text_tokens
+        rows = [[tokenizer.bos_id, *tokenizer.encode(text)][:limit] for text in texts]
         lengths = np.array([len(row) for row in rows], np.int32)
         tokens = np.full((len(rows), lengths.max()), tokenizer.eos_id, np.int32)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
         return tokens, lengths
 
-    config = MistralConfig(
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        **recipe.mistral.model,
-    )
+    ids = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id}
+    ids["eos_token_id"] = tokenizer.eos_id
     schedule = recipe.mistral.schedule
     per_epoch = max(1, len(captions) // schedule.batch_size)
     steps = min(schedule.steps, recipe.mistral.max_epochs * per_epoch)
     seed += NAMES.index("mistral")
-    model = train_lm(
-        Mistral(config, rngs=nnx.Rngs(seed)),
-        *encode(captions),
-        dataclasses.replace(schedule, steps=steps),
-        seed=seed,
-        label="training mistral",
-    )
+    start = Mistral(MistralConfig(**ids, **recipe.mistral.model), rngs=nnx.Rngs(seed))
+    schedule = dataclasses.replace(schedule, steps=steps)
+    model = train_lm(start, *encode(captions), schedule, seed=seed, label="training mistral")
     save_mistral(model, directory)
     return lm_figures(model, *encode([those[0] for those in held_out.captions[:256]]))

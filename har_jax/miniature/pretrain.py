@@ -88,11 +88,7 @@ def fit(
     return params
 
 
-def _cross_entropy(logits: Float[Array, "*b V"], labels: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-# --------------------------------------------------------------------------------------- CLIP
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
@@ -172,9 +168,6 @@ def clip_figures(
     }
 
 
-# --------------------------------------------------------------------------------------- LM
-
-
 def token_loss(
     model: Mistral, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
@@ -215,9 +208,8 @@ def lm_figures(
 ) -> dict[str, float]:
     """`nats_per_token` on captions that it was not trained on."""
     structure, params = split(model)
-    total, count = jax.jit(lambda p, t, n: token_loss(structure.merge(p), t, n))(
-        params, tokens, lengths
-    )
+    loss = jax.jit(lambda p, t, n: token_loss(structure.merge(p), t, n))
+    total, count = loss(params, tokens, lengths)
     return {"nats_per_token": float(total / count), "captions": len(tokens)}
 
 

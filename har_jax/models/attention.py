@@ -25,12 +25,8 @@ class KV(NamedTuple):
     def with_slot(self, new: KV, slot: Int[Array, ""]) -> KV:
         """With the keys and values of one token written into a place; a loop updates them there."""
         axis = self.k.ndim - 3
-        return KV(
-            *(
-                jax.lax.dynamic_update_slice_in_dim(old, value.astype(old.dtype), slot, axis=axis)
-                for old, value in zip(self, new, strict=True)
-            )
-        )
+        put, pairs = jax.lax.dynamic_update_slice_in_dim, zip(self, new, strict=True)
+        return KV(*(put(old, value.astype(old.dtype), slot, axis=axis) for old, value in pairs))
 
 
 KVCache = tuple[KV, ...]
@@ -96,9 +92,8 @@ def attend(
     if shared is not None and s_shared is not None:
         e_shared = jnp.exp(s_shared - top)
         total += jnp.sum(e_shared, axis=-1)
-        out += jnp.einsum(
-            "bkgrtp,bpkh->brtkgh", e_shared.astype(dtype), shared.v, preferred_element_type=f32
-        )
+        e_shared = e_shared.astype(dtype)
+        out += jnp.einsum("bkgrtp,bpkh->brtkgh", e_shared, shared.v, preferred_element_type=f32)
 
     # 4. Normalised once for both parts.
     total_brtkg = jnp.transpose(total, (0, 3, 4, 1, 2))

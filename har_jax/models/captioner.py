@@ -86,19 +86,12 @@ class Captioner(nnx.Module):
         """`dtype` is that of the projector, and of the others where they are given none of their
         own; `adapt` goes to the decoder."""
         self.config = config
-        self.vision: Encoder | None = (
-            None
-            if config.vision is None
-            else config.vision.build(rngs=rngs, dtype=vision_dtype or dtype)
-        )
+        tower = config.vision
+        seeing = {"rngs": rngs, "dtype": vision_dtype or dtype}
+        self.vision: Encoder | None = None if tower is None else tower.build(**seeing)
         self.projector = new_projector(config, rngs=rngs, dtype=dtype)
-        self.lm: Decoder = config.lm.build(
-            rngs=rngs,
-            dtype=lm_dtype or dtype,
-            remat=config.remat,
-            scan_layers=config.scan_layers,
-            adapt=adapt,
-        )
+        options = {"remat": config.remat, "scan_layers": config.scan_layers, "adapt": adapt}
+        self.lm: Decoder = config.lm.build(rngs=rngs, dtype=lm_dtype or dtype, **options)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
@@ -167,11 +160,7 @@ class Captioner(nnx.Module):
         return self.lm.logits(hidden)
 
     def score(
-        self,
-        cache: PrefixCache,
-        tokens: Int[Array, "B R T"],
-        *,
-        temperature: float = 1.0,
+        self, cache: PrefixCache, tokens: Int[Array, "B R T"], *, temperature: float = 1.0
     ) -> Float[Array, "B R T"]:
         """log P(y_t | y_<t, p) of R captions per image, under logits / temperature.
 
@@ -183,15 +172,9 @@ class Captioner(nnx.Module):
 
 def new_projector(config: CaptionerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> Projector:
     """The projector of a captioner, with random parameters."""
-    return Projector(
-        config.projector,
-        config.features_shape[1],
-        config.lm.hidden_size,
-        hidden=config.projector_hidden,
-        prefix_tokens=config.prefix_tokens,
-        rngs=rngs,
-        dtype=dtype,
-    )
+    widths = (config.features_shape[1], config.lm.hidden_size)
+    sizes = {"hidden": config.projector_hidden, "prefix_tokens": config.prefix_tokens}
+    return Projector(config.projector, *widths, **sizes, rngs=rngs, dtype=dtype)
 
 
 def vision_features(

@@ -42,10 +42,6 @@ class Structure(Generic[M]):
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
     @property
-    def names(self) -> list[str]:
-        return list(self.variables)
-
-    @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: v.get_value() for name, (_, v) in self.variables.items()}
 
@@ -54,11 +50,8 @@ class Structure(Generic[M]):
         return {name: v.get_metadata()["logical_axes"] for name, (_, v) in self.variables.items()}
 
     def shardings(self, mesh: Mesh, rules: Rules = RULES) -> dict[str, NamedSharding]:
-        shapes = self.shapes
-        return {
-            name: sharding_of(shapes[name].shape, axes, mesh, rules, name)
-            for name, axes in self.logical_axes.items()
-        }
+        shapes, axes = self.shapes, self.logical_axes
+        return {n: sharding_of(x.shape, axes[n], mesh, rules, n) for n, x in shapes.items()}
 
     def map(self, change: Callable[[M], N]) -> Structure[N]:
         """The structure of `change(module)`, without computing any of it."""
@@ -92,13 +85,9 @@ def only_shapes() -> bool:
 def structure_of(build: Callable[[], M]) -> Structure[M]:
     """The structure of `build()`, without allocating or tracing a single parameter."""
     found: list[Structure[M]] = []
-
-    def run() -> None:
-        found.append(_structure(build()))
-
     token = _ONLY_SHAPES.set(True)
-    try:
-        jax.eval_shape(run)  # keys of random numbers, which the builder makes, touch no device
+    try:  # keys of random numbers, which the builder makes, touch no device
+        jax.eval_shape(lambda: found.append(_structure(build())))
     finally:
         _ONLY_SHAPES.reset(token)
     return found[0]
@@ -118,9 +107,8 @@ def _structure(module: M) -> Structure[M]:
         value = v.get_value()
         return v.replace(jax.ShapeDtypeStruct(value.shape, value.dtype))
 
-    return Structure(
-        graphdef, {_name(path): (path, abstract(v)) for path, v in nnx.to_flat_state(state)}
-    )
+    variables = {_name(path): (path, abstract(v)) for path, v in nnx.to_flat_state(state)}
+    return Structure(graphdef, variables)
 
 
 def _name(path: tuple) -> str:

@@ -8,17 +8,20 @@ float32 and return the dtype that came in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.errors import UserError, did_you_mean
 from har_jax.models.functional import only_shapes
 from har_jax.models.kernels import DenseKernel
 from har_jax.sharding import LogicalAxes
-from har_jax.types import Array, DTypeLike, Float, Int
+from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 Initializer = Callable[..., Array]
+P = TypeVar("P", bound=nnx.Param)
 
 
 def normal(stddev: float = 0.02) -> Initializer:
@@ -31,27 +34,14 @@ def param(
     axes: LogicalAxes,
     init: Initializer,
     dtype: DTypeLike = jnp.float32,
-    kind: type[nnx.Param] = nnx.Param,
-) -> nnx.Param:
-    """A parameter that knows its logical axes (see `har_jax.sharding`)."""
+    kind: type[P] = nnx.Param,
+) -> P:
+    """A parameter that knows its logical axes (`har_jax.sharding`); a `DenseKernel` multiplies."""
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the {len(shape)} dimensions of {shape}")
     if only_shapes():  # tracing how 7 billion numbers would be drawn takes longer than all the rest
         return kind(jax.ShapeDtypeStruct(shape, dtype), logical_axes=axes)
     return kind(init(_next_key(rngs), shape, dtype), logical_axes=axes)
-
-
-def kernel(
-    rngs: nnx.Rngs,
-    shape: tuple[int, ...],
-    axes: LogicalAxes,
-    init: Initializer,
-    dtype: DTypeLike = jnp.float32,
-) -> DenseKernel:
-    """A parameter to multiply by (see `har_jax.models.kernels`)."""
-    made = param(rngs, shape, axes, init, dtype, DenseKernel)
-    assert isinstance(made, DenseKernel)
-    return made
 
 
 def _next_key(rngs: nnx.Rngs) -> Array:
@@ -84,7 +74,8 @@ class Linear(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         self.n_in = len(in_shape)
-        self.kernel = kernel(rngs, (*in_shape, *out_shape), axes, init or normal(), dtype)
+        shape = (*in_shape, *out_shape)
+        self.kernel = param(rngs, shape, axes, init or normal(), dtype, DenseKernel)
         out_axes = axes[len(in_shape) :]
         zeros = jax.nn.initializers.zeros
         self.bias = param(rngs, out_shape, out_axes, zeros, dtype) if bias else None
@@ -110,9 +101,9 @@ class Linear(nnx.Module):
         uniform = jax.nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n
         )
-        zeros = jax.nn.initializers.zeros
-        self.lora_a = kernel(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype)
-        self.lora_b = kernel(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype)
+        zeros, kind = jax.nn.initializers.zeros, DenseKernel
+        self.lora_a = param(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype, kind)
+        self.lora_b = param(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype, kind)
         self.lora_scale = scale
 
 
@@ -124,15 +115,13 @@ class Embedding(nnx.Module):
         size: int,
         features: int,
         *,
-        axes: LogicalAxes = ("vocab", "embed"),
-        init: Initializer | None = None,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.embedding = param(rngs, (size, features), axes, init or normal(), dtype)
+        self.embedding = param(rngs, (size, features), ("vocab", "embed"), normal(), dtype)
 
     def __call__(
-        self, ids: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
+        self, ids: Int[AnyArray, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
 
@@ -174,13 +163,8 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def quick_gelu(x: Array) -> Array:
-    """`x * sigmoid(1.702 x)`: what OpenAI's CLIP weights were trained with."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": quick_gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # of OpenAI's CLIP weights
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -188,3 +172,57 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 """Activations by the names that Hugging Face configs give them."""
+
+
+def check_sizes(what: str, config: Any, width: str, heads: str, activation: str) -> None:
+    """`UserError` where heads do not divide the width, or an activation has no such name.
+
+    Args:
+      what: whose configuration it is.
+      width, heads, activation: the names of the settings.
+    """
+    size, n, act = getattr(config, width), getattr(config, heads), getattr(config, activation)
+    if size % n:
+        raise UserError(
+            f"{what} config: {width} {size} is not a multiple of {heads} {n}; correct the "
+            "config.json"
+        )
+    if act not in ACTIVATIONS:
+        raise UserError(
+            f"{what} config: {activation} {act!r} is unknown{did_you_mean(act, ACTIVATIONS)}; "
+            f"known: {', '.join(ACTIVATIONS)}"
+        )
+
+
+class MLP(nnx.Module):
+    """`down(act(up(x)))`, with biases: CLIP's and GPT-2's."""
+
+    def __init__(
+        self,
+        d: int,
+        f: int,
+        activation: str,
+        init: tuple[Initializer, Initializer],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ):
+        make: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
+        self.up = Linear((d,), (f,), ("embed", "mlp"), init=init[0], **make)
+        self.down = Linear((f,), (d,), ("mlp", "embed"), init=init[1], **make)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def output_layer(tied: bool, d: int, v: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Linear | None:
+    """From hidden states to logits; None where the embeddings do that too (`logits`)."""
+    return None if tied else Linear((d,), (v,), ("embed", "vocab"), rngs=rngs, dtype=dtype)
+
+
+def logits(
+    hidden: Float[Array, "*batch D"], embedding: Embedding, output: Linear | None
+) -> Float[Array, "*batch V"]:
+    """Next-token logits in float32."""
+    return embedding.attend(hidden) if output is None else output(hidden, wide=jnp.float32)

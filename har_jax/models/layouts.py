@@ -14,8 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from har_jax.models.functional import Params
-from har_jax.types import Array
+from har_jax.types import AnyArray
 
 _STACKED = re.compile(r"((?:.*\.)?layers)\.([^\d.].*)")
 _LAYER = re.compile(r"((?:.*\.)?layers)\.(\d+)\.(.*)")
@@ -34,7 +33,7 @@ def canonical_names(name: str, shape: Sequence[int]) -> list[str]:
     return [f"{stacked[1]}.{i}.{stacked[2]}" for i in range(shape[0])]
 
 
-def convert(params: Mapping[str, Array], wanted: Mapping[str, Any]) -> Params:
+def convert(params: Mapping[str, AnyArray], wanted: Mapping[str, Any]) -> dict[str, AnyArray]:
     """The same numbers under the names and shapes of `wanted`, whatever layout either has.
 
     Pure; under `jax.jit` with `out_shardings` it moves shards and nothing more.
@@ -47,17 +46,12 @@ def convert(params: Mapping[str, Array], wanted: Mapping[str, Any]) -> Params:
       KeyError: `params` lacks something.
     """
 
-    def layer(name: str) -> Array:
+    def made(name: str, shape: Sequence[int]) -> AnyArray:
         if name in params:
             return params[name]
+        if is_stacked(name):
+            return jnp.stack([made(each, shape[1:]) for each in canonical_names(name, shape)])
         before, number, after = _LAYER.fullmatch(name).groups()  # type: ignore[union-attr]
         return params[f"{before}.{after}"][int(number)]
-
-    def made(name: str, shape: Sequence[int]) -> Array:
-        if name in params:
-            return params[name]
-        if not is_stacked(name):
-            return layer(name)
-        return jnp.stack([layer(each) for each in canonical_names(name, shape)])
 
     return {name: made(name, like.shape) for name, like in wanted.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -100,19 +100,15 @@ def merged(params: Mapping[str, Array], scale: float) -> Params:
         if name.endswith(FACTORS[0]):
             linear = name.removesuffix(FACTORS[0])
             kernel, b = plain[f"{linear}.kernel"], params[linear + FACTORS[1]]
-            plain[f"{linear}.kernel"] = _merge_where_it_lies(kernel, a, b, float(scale))
+            there = isinstance(kernel, jax.Array) and not isinstance(kernel, Tracer)
+            merge = _merger(kernel.sharding) if there else _merge
+            plain[f"{linear}.kernel"] = merge(kernel, a, b, float(scale))
     return plain
 
 
-def _merge_where_it_lies(kernel: Array, a: Array, b: Array, scale: float) -> Array:
-    if isinstance(kernel, jax.Array) and not isinstance(kernel, Tracer):
-        return _merger(kernel.sharding, scale)(kernel, a, b)
-    return _merge(kernel, a, b, scale)
-
-
 @functools.lru_cache(maxsize=64)
-def _merger(sharding: jax.sharding.Sharding, scale: float):
-    return jax.jit(functools.partial(_merge, scale=scale), out_shardings=sharding)
+def _merger(sharding: jax.sharding.Sharding) -> Callable[..., Array]:
+    return jax.jit(_merge, static_argnums=3, out_shardings=sharding)
 
 
 def _merge(kernel: Array, a: Array, b: Array, scale: float) -> Array:

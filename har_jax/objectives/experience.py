@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 
 from har_jax.config import ScstConfig
 from har_jax.decoding import Captions, DecodePlan, decode
@@ -33,9 +31,8 @@ class Experience(NamedTuple):
     parts: dict[str, Float[Array, "B R"]]  # of the reward, unweighted, of all rows, greedy first
     greedy: Captions | None  # where the plan has such a row
     reward_greedy_b1: Float[Array, "B 1"] | None
-    reference_logp_bkt: Float[Array, "B K T"] | None = (
-        None  # of another policy, for objectives of KL
-    )
+    # Of another policy, for objectives of KL.
+    reference_logp_bkt: Float[Array, "B K T"] | None = None
 
     @property
     def mask_bkt(self) -> Float[Array, "B K T"]:
@@ -91,11 +88,6 @@ def collect(
         greedy=rollout.greedy,
         reward_greedy_b1=rewards[:, :1] if plan.greedy else None,
     )
-
-
-def frozen_copy(params: Params) -> Params:
-    """The same values, which gradients do not reach."""
-    return jax.tree.map(stop_gradient, params)
 
 
 def token_mean(values_bkt: Float[Array, "B K T"], mask_bkt: Float[Array, "B K T"]) -> Array:

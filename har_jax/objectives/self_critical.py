@@ -19,7 +19,7 @@ from har_jax.decoding.loop import is_end
 from har_jax.figures import Figure, Loss, LossFn, Max, mean
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
-from har_jax.objectives.experience import Experience, Objective, RewardFn, collect, frozen_copy
+from har_jax.objectives.experience import Experience, Objective, RewardFn, collect
 from har_jax.objectives.policy_gradient import needs_greedy, policy_gradient
 from har_jax.types import Array
 
@@ -45,7 +45,7 @@ def make_scst_loss(
         captioner = structure.merge(params)
         cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
         # 2. What the policy writes, and what that earns: no gradient goes through it.
-        writing = structure.merge(frozen_copy(params))
+        writing = structure.merge(stop_gradient(params))
         fixed = stop_gradient(cache)
         experience = collect(writing, fixed, plan, reward, batch["image_id"], key, params)
         # 3. Log-probabilities of the samples: the same policy, at the same temperature.
@@ -66,6 +66,7 @@ def _figures(experience: Experience, logp: Array, eos_ids: tuple[int, ...]) -> d
         "reward": mean(experience.rewards_bk),
         "entropy": mean(-logp, mask),  # nats per token, Monte Carlo
         "length": mean(samples.lengths),
+        "tokens": mean(jnp.sum(mask)),  # sampled by the step, as MLE has those of the references
         "ended": mean(ended),
         # Decode against score: must stay at rounding.
         "logp_drift": Max(jnp.max(jnp.abs(logp - samples.logp) * mask)),
@@ -81,9 +82,5 @@ def _figures(experience: Experience, logp: Array, eos_ids: tuple[int, ...]) -> d
 def _arrays(experience: Experience) -> dict[str, Array]:
     """Of the last step, for those who read the captions themselves."""
     kinds = {"samples": experience.samples, "greedy": experience.greedy}
-    return {
-        f"{kind}/{name}": value
-        for kind, captions in kinds.items()
-        if captions is not None
-        for name, value in captions._asdict().items()
-    }
+    there = {kind: captions._asdict() for kind, captions in kinds.items() if captions is not None}
+    return {f"{kind}/{name}": x for kind, fields in there.items() for name, x in fields.items()}

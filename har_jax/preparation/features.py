@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
-from har_jax.preparation.arguments import add_out
+from har_jax.preparation.arguments import subcommand
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
@@ -21,52 +21,39 @@ instead; then --config.model.clip= stays empty.
 """
 
 
-def add(commands: Any) -> None:
-    parser = commands.add_parser(
+def add_features(commands: Any) -> None:
+    parser = subcommand(
+        commands,
         "features",
+        features,
         help="a cache of the frozen encoder's features, or features of your own",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_out(parser)
-    parser.add_argument("--data", metavar="DIR", help="dataset, e.g. data/coco")
-    parser.add_argument(
-        "--split", action="append", metavar="NAME", help="repeat it for several (default: all)"
-    )
-    parser.add_argument("--clip", metavar="HF_DIR", help="the encoder")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--layer", type=int, default=-2, help="whose patch tokens are kept (default: -2)"
-    )
-    kind.add_argument(
-        "--pooled", action="store_true", help="one vector per image (model.projector=pooled)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        help="of the stored features (default: float32; of --import: its own)",
-    )
-    parser.add_argument(
-        "--compute-dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="what the encoder computes in: config.model.dtype of the runs that read the features, "
-        "to give them their own encoder's (default: float32)",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument(
-        "--part", default="0/1", metavar="I/N", help="write the I-th of N parts, counted from 0"
-    )
-    parser.add_argument("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
-    parser.add_argument("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
-    parser.add_argument("--name", help="of --import: the encoder's (default: that of the file)")
-    parser.add_argument(
-        "--verify", action="store_true", help="check every byte of the cache at --out, and stop"
-    )
-    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="dataset, e.g. data/coco")
+    add("--split", action="append", metavar="NAME", help="repeat it for several (default: all)")
+    add("--clip", metavar="HF_DIR", help="the encoder")
+    kind = parser.add_mutually_exclusive_group().add_argument
+    kind("--layer", type=int, default=-2, help="whose patch tokens are kept (default: -2)")
+    kind("--pooled", action="store_true", help="one vector per image (model.projector=pooled)")
+    stored = "of the stored features (default: float32; of --import: its own)"
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help=stored)
+    computed = "what the encoder computes in: config.model.dtype of the runs that read the "
+    computed += "features, to give them their own encoder's (default: float32)"
+    choices = ["float32", "bfloat16"]
+    add("--compute-dtype", choices=choices, default="float32", help=computed)
+    add("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    part = "write the I-th of N parts, counted from 0"
+    add("--part", default="0/1", metavar="I/N", help=part)
+    add("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
+    add("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
+    add("--name", help="of --import: the encoder's (default: that of the file)")
+    verify = "check every byte of the cache at --out, and stop"
+    add("--verify", action="store_true", help=verify)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def features(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(arguments.out)
     part = _part(arguments.part)
@@ -93,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
-    from har_jax.preparation import encoding as features
+    from har_jax.preparation import encoding
 
-    build = features.plan_build(
+    build = encoding.plan_build(
         arguments.out,
         arguments.clip,
         splits,
@@ -105,7 +92,7 @@ def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[B
         compute_dtype=arguments.compute_dtype,
         dataset=arguments.data,
     )
-    return build, features.encoder_rows(build, batch_size=arguments.batch_size)
+    return build, encoding.encoder_rows(build, batch_size=arguments.batch_size)
 
 
 def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
@@ -118,18 +105,11 @@ def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[
     found = open_import(arguments.array, arguments.ids)
     for split in splits.values():
         found.check_covers(split)
-    own = "float16" if found.array.dtype.itemsize == 2 else "float32"
-    name = arguments.name or found.path.stem
-    fingerprint = file_digest(found.path)
-    build = Build(
-        pathlib.Path(arguments.out),
-        Origin(f"imported:{name}", fingerprint, found.kind, None, {}),
-        found.shape,
-        arguments.dtype or own,
-        splits,
-        arguments.data,
-    )
-    return build, found.rows
+    dtype = arguments.dtype or ("float16" if found.array.dtype.itemsize == 2 else "float32")
+    name = f"imported:{arguments.name or found.path.stem}"
+    origin = Origin(name, file_digest(found.path), found.kind, None, {})
+    out = pathlib.Path(arguments.out)
+    return Build(out, origin, found.shape, dtype, splits, arguments.data), found.rows
 
 
 def _splits(data: str, names: list[str] | None) -> dict[str, Split]:
@@ -160,9 +140,10 @@ def _verify(out: str) -> int:
     cache = FeatureCache(out)
     wrong = cache.verify()
     if wrong:
+        are, them = ("is", "it") if len(wrong) == 1 else ("are", "them")
+        names = ", ".join(wrong)
         raise UserError(
-            f"{out}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not as written; copy "
-            f"{'it' if len(wrong) == 1 else 'them'} again, or make the cache anew"
+            f"{out}: {names} {are} not as written; copy {them} again, or make the cache anew"
         )
     print(f"{out}: {len(cache.files)} files are as they were written")
     return 0

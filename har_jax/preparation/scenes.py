@@ -1,61 +1,73 @@
-"""`prepare scenes`: the embedded dataset."""
+"""`prepare scenes` and `prepare foundation`: the embedded dataset, and miniature models on one."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from har_jax.preparation.arguments import add_out, print_report
+from har_jax.preparation.arguments import print_report, subcommand
 
 
-def add(commands: Any) -> None:
-    parser = commands.add_parser(
+def add_scenes(commands: Any) -> None:
+    parser = subcommand(
+        commands,
         "scenes",
+        scenes,
         help="the embedded dataset: drawn images, five captions each (half a minute)",
         description="Draw scenes and caption them. The same seed gives the same dataset anywhere.",
     )
-    add_out(parser)
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
     for split, size in (("train", 4000), ("val", 500), ("test", 500)):
-        parser.add_argument(
-            f"--{split}", type=int, default=size, metavar="N", help=f"images (default: {size})"
-        )
-    parser.add_argument(
-        "--skew",
-        type=float,
-        metavar="SHARE",
-        help="draw a person into each scene, whose gender this share of the training captions "
-        "guesses by a stereotype, such as 0.8; val and test are balanced (default: no persons)",
-    )
-    parser.set_defaults(run=run)
+        count = f"images (default: {size})"
+        parser.add_argument(f"--{split}", type=int, default=size, metavar="N", help=count)
+    skew = "draw a person into each scene, whose gender this share of the training captions "
+    skew += "guesses by a stereotype, such as 0.8; val and test are balanced (default: no persons)"
+    parser.add_argument("--skew", type=float, metavar="SHARE", help=skew)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def scenes(arguments: argparse.Namespace) -> None:
     from har_jax.data import builder
     from har_jax.miniature import scenes
     from har_jax.progress import track
 
+    seed, skew = arguments.seed, arguments.skew
     sizes = {split: getattr(arguments, split) for split in scenes.SIZES}
-    skew = arguments.skew
     builder.check_free(arguments.out, overwrite=arguments.overwrite)
-    examples = track(
-        scenes.generate(arguments.seed, sizes, skew=skew),
-        total=sum(sizes.values()),
-        desc="drawing scenes",
-        unit="images",
-    )
+    examples = scenes.generate(seed, sizes, skew=skew)
     card = builder.write(
         arguments.out,
-        examples,
+        track(examples, total=sum(sizes.values()), desc="drawing scenes", unit="images"),
         name="scenes",
         splits=list(sizes),
         description="Drawn scenes with five captions each, by annotators who differ.",
-        settings={
-            "seed": arguments.seed,
-            "sizes": sizes,
-            **({} if skew is None else {"skew": skew}),
-        },
-        ids=f"scenes-{arguments.seed}" + (f"-skew-{skew:g}" if skew is not None else ""),
+        settings={"seed": seed, "sizes": sizes} | ({} if skew is None else {"skew": skew}),
+        ids=f"scenes-{seed}" + (f"-skew-{skew:g}" if skew is not None else ""),
         overwrite=arguments.overwrite,
     )
     print_report(arguments.out, card)
+
+
+def add_foundation(commands: Any) -> None:
+    parser = subcommand(
+        commands,
+        "foundation",
+        foundation,
+        help="miniature CLIPs and a language model, trained on a prepared dataset",
+        description=(
+            "Train the miniature models that stand for CLIP ViT-L/14, for the independent ViT-B/32 "
+            "that scores, and for Mistral-7B; written as Hugging Face directories under --out."
+        ),
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset, e.g. data/scenes")
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+
+
+def foundation(arguments: argparse.Namespace) -> None:
+    from har_jax.data import builder, dataset
+
+    if not arguments.overwrite:
+        builder.check_free(arguments.out, overwrite=False)
+    dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
+    from har_jax.miniature import models
+
+    models.build(data_dir=arguments.data, out_dir=arguments.out, seed=arguments.seed)

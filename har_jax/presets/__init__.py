@@ -6,7 +6,7 @@ coco    ViT-L/14 and Mistral-7B
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from har_jax.config import Config
 from har_jax.errors import UserError, did_you_mean
@@ -14,15 +14,13 @@ from har_jax.errors import UserError, did_you_mean
 FAMILIES = ("mle", "scst")
 
 
-def pick(presets: Mapping[str, Config], name: str, family: str) -> Config:
-    """A preset by name; an unknown one is an error that lists those there are.
+def picker(family: str, **presets: Config) -> Callable[..., Config]:
+    """A family's `get_config(preset="coco")`, which raises a `UserError` of an unknown name."""
 
-    Raises:
-      UserError: there is no such preset.
-    """
-    if name not in presets:
-        raise UserError(
-            f"{name!r} is no such preset{did_you_mean(name, presets)}; {family} has "
-            f"{', '.join(presets)}"
-        )
-    return presets[name]
+    def get_config(preset: str = "coco") -> Config:
+        if preset in presets:
+            return presets[preset]
+        near = did_you_mean(preset, presets)
+        raise UserError(f"{preset!r} is no such preset{near}; {family} has {', '.join(presets)}")
+
+    return get_config

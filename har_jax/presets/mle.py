@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from har_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
-from har_jax.presets import pick
+from har_jax.presets import picker
 
 TINY = Config(
     stage="mle",
@@ -34,7 +34,4 @@ COCO = Config(
     eval=EvalConfig(every=885, clip_score="models/clip-vit-base-patch32"),
 )
 
-
-def get_config(preset: str = "coco") -> Config:
-    """`tiny` or `coco`."""
-    return pick({"tiny": TINY, "coco": COCO}, preset, "mle")
+get_config = picker("mle", tiny=TINY, coco=COCO)

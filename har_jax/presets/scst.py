@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from har_jax.config import Config, GuardsConfig, OptimConfig
-from har_jax.presets import mle, pick
+from har_jax.config import GuardsConfig, OptimConfig
+from har_jax.presets import mle, picker
 
 TINY = dataclasses.replace(
     mle.TINY,
@@ -38,7 +38,4 @@ COCO = dataclasses.replace(
     ),
 )
 
-
-def get_config(preset: str = "coco") -> Config:
-    """`tiny` or `coco`."""
-    return pick({"tiny": TINY, "coco": COCO}, preset, "scst")
+get_config = picker("scst", tiny=TINY, coco=COCO)

@@ -7,14 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from har_jax.reports.run_view import (
-    DatasetImages,
-    Example,
-    RunView,
-    ScoredSplit,
-    choose_examples,
-    examples_of,
-)
+from har_jax.reports import run_view
+from har_jax.reports.run_view import DatasetImages, Example, RunView, ScoredSplit
 
 GROUPS = {
     True: {"gain": "biggest gains", "loss": "biggest losses", "random": "random"},
@@ -49,10 +43,9 @@ def cards(
     if not columns:
         return []
     ids = list(list(columns.values())[-1].rows)
-    examples = examples_of(columns, images.references(ids) if images else {})
-    chosen = choose_examples(examples, n_images)
+    examples = run_view.examples_of(columns, images.references(ids) if images else {})
     places: dict[int, dict[str, int]] = {}
-    for group, members in chosen.items():
+    for group, members in run_view.choose_examples(examples, n_images).items():
         for place, image_id in enumerate(members):
             places.setdefault(image_id, {})[group] = place
     by_id = {example.image_id: example for example in examples}
@@ -72,14 +65,9 @@ def stories(run: RunView, images: DatasetImages | None) -> list[Story]:
     for image_id, rows in list(by_image.items())[:6]:
         steps = sorted(rows)
         shown = sorted({*steps[:: max(1, -(-len(steps) // 8))], steps[-1]})
-        found.append(
-            Story(
-                image_id,
-                images.data_uri(image_id) if images else None,
-                rows[steps[-1]].get("references", []),
-                [(step, rows[step]["caption"]) for step in shown],
-            )
-        )
+        uri = images.data_uri(image_id) if images else None
+        captions = [(step, rows[step]["caption"]) for step in shown]
+        found.append(Story(image_id, uri, rows[steps[-1]].get("references", []), captions))
     return found
 
 

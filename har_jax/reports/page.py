@@ -7,6 +7,7 @@ shown; `templates/` say how, and escape every value.
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import pathlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+from har_jax.data.features.cache import short
 from har_jax.files import write_bytes
 from har_jax.reports.charts import main_charts, other_charts
 from har_jax.reports.gallery import GROUPS, cards, stories, words_of
@@ -86,39 +88,30 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
     images = _dataset(run, split)
     gallery = cards(columns, images, n_images)
     groups = GROUPS[len(columns) > 1]
+    present = {group for card in gallery for group in card.places}
+    warnings = (w for found in columns.values() for w in found.scores.get("warnings", []))
     no_dataset = "the run's configuration names no dataset"
-    return (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            title=_title(run, parent),
-            about=_about(run),
-            columns=list(columns),
-            split=split,
-            sizes=" and ".join(f"{n:,}" for n in sorted(sizes)),
-            tiles=[shown[key] for key in _TILES if key in shown],
-            rows=rows,
-            warnings=list(
-                {w: 0 for found in columns.values() for w in found.scores.get("warnings", [])}
-            ),
-            notes=_notes(columns),
-            groups=list(groups),
-            choices={
-                group: label
-                for group, label in groups.items()
-                if any(group in card.places for card in gallery)
-            },
-            shown=gallery,
-            why_no_images=images.reason if images else no_dataset,
-            charts=main_charts(run.series, parent.series if parent else {}, names[0]),
-            others=other_charts(run.series),
-            events=[(event.get("step"), _event(event)) for event in run.events],
-            told=stories(run, images if split == run.setting("data.val_split") else None),
-            origin=[
-                (name, value) for name, value in _origin(run, parent, columns).items() if value
-            ],
-            settings=_flat(run.config),
-        )
+    page = templates().get_template("page.html.j2")
+    return page.render(
+        title=_title(run, parent),
+        about=_about(run),
+        columns=list(columns),
+        split=split,
+        sizes=" and ".join(f"{n:,}" for n in sorted(sizes)),
+        tiles=[shown[key] for key in _TILES if key in shown],
+        rows=rows,
+        warnings=list(dict.fromkeys(warnings)),
+        notes=_notes(columns),
+        groups=list(groups),
+        choices={key: label for key, label in groups.items() if key in present},
+        shown=gallery,
+        why_no_images=images.reason if images else no_dataset,
+        charts=main_charts(run.series, parent.series if parent else {}, names[0]),
+        others=other_charts(run.series),
+        events=[(event.get("step"), _event(event)) for event in run.events],
+        told=stories(run, images if split == run.setting("data.val_split") else None),
+        origin=[pair for pair in _origin(run, parent, columns).items() if pair[1]],
+        settings=_flat(run.config),
     )
 
 
@@ -145,8 +138,7 @@ def _about(run: RunView) -> list[str]:
 
 def _notes(columns: Mapping[str, ScoredSplit]) -> list[str]:
     """The shuffle control, and why values are missing."""
-    notes = []
-    skipped: dict[str, dict[str, None]] = {}
+    notes, skipped = [], collections.defaultdict[str, dict[str, None]](dict)
     for name, found in columns.items():
         control = found.scores.get("control") or {}
         ratio, value = lookup(control, "ratio"), lookup(control, "CIDEr_shuffled")
@@ -156,10 +148,8 @@ def _notes(columns: Mapping[str, ScoredSplit]) -> list[str]:
                 f"{value:.3f}, {100 * ratio:.0f} % of its value."
             )
         for metric, why in (found.scores.get("skipped") or {}).items():
-            skipped.setdefault(str(why), {})[metric] = None
-    return notes + [
-        f"{', '.join(metrics)} not computed: {why}." for why, metrics in skipped.items()
-    ]
+            skipped[str(why)][metric] = None
+    return notes + [f"{', '.join(names)} not computed: {why}." for why, names in skipped.items()]
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -177,6 +167,17 @@ def _origin(
     info, named = run.info, run.info.get("parent") or {}
     counts, versions = info.get("parameters") or {}, info.get("versions") or {}
     sources = {name: found.scores.get("source") or {} for name, found in columns.items()}
+    weights = {
+        f"weights: {part}": _joined(values.get("path"), short(values.get("fingerprint") or ""))
+        for part, values in (info.get("base") or {}).items()
+        if isinstance(values, Mapping)
+    }
+    learn = f"{counts.get('total', 0):,}, of which {counts.get('trained', 0):,} learn"
+    captions = [
+        f"{name}: {source.get('method')}, step {source.get('step')}"
+        for name, source in sources.items()
+        if source.get("method")
+    ]
     return {
         "run": run.path,
         "began from": _joined(
@@ -184,23 +185,10 @@ def _origin(
             f"(step {named['step']})" if "step" in named else None,
         ),
         "reward": info.get("reward_signature"),
-        **{
-            f"weights: {part}": _joined(
-                values.get("path"),
-                str(values.get("fingerprint") or "").removeprefix("sha256:")[:12],
-            )
-            for part, values in (info.get("base") or {}).items()
-            if isinstance(values, Mapping)
-        },
-        "parameters": f"{counts['total']:,}, of which {counts.get('trained', 0):,} learn"
-        if counts.get("total")
-        else None,
+        **weights,
+        "parameters": learn if counts.get("total") else None,
         "metrics": next((found.scores.get("signature") for found in columns.values()), None),
-        "captions": ", ".join(
-            f"{name}: {source.get('method')}, step {source.get('step')}"
-            for name, source in sources.items()
-            if source.get("method")
-        ),
+        "captions": ", ".join(captions),
         "devices": info.get("devices"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "begun": info.get("created"),
@@ -214,8 +202,6 @@ def _joined(*words: Any) -> str:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
+        name = prefix + key
+        found += _flat(value, name + ".") if isinstance(value, Mapping) else [(name, value)]
     return found

@@ -52,7 +52,6 @@ class Plot:
 
 def make_plot(
     lines: Sequence[Line],
-    *,
     description: str,
     percent: bool = False,
     reference: tuple[str, float] | None = None,
@@ -105,25 +104,18 @@ def make_plot(
             ],
         )
 
-    return Plot(
-        description,
-        grid=[(py(y), tick(y)) for y in ticks],
-        steps=[(px(x), _step_text(x)) for x in _step_ticks(first, last)],
-        reference=(py(reference[1]), f"{reference[0]} {number(reference[1])}")
-        if reference
-        else None,
-        lines=[draw(line) for line in lines],
-    )
+    dashed = (py(reference[1]), f"{reference[0]} {number(reference[1])}") if reference else None
+    grid = [(py(y), tick(y)) for y in ticks]
+    steps = [(px(x), _step_text(x)) for x in _step_ticks(first, last)]
+    return Plot(description, grid, steps, dashed, [draw(line) for line in lines])
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
     """A centred mean over a tenth of the points: shows the course without delaying it."""
     half = max(1, len(points) // 20)
-    found = []
-    for i, (x, _) in enumerate(points):
-        window = points[max(0, i - half) : i + half + 1]
-        found.append((x, sum(y for _, y in window) / len(window)))
-    return found
+    windows = (points[max(0, i - half) : i + half + 1] for i in range(len(points)))
+    means = (sum(y for _, y in window) / len(window) for window in windows)
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:

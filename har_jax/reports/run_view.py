@@ -24,7 +24,6 @@ Series = dict[str, list[tuple[float, float]]]
 
 _SIDE = 360  # pixels of an embedded image's longer side
 _AS_IT_IS = 48_000  # bytes up to which a small image is embedded without encoding it again
-
 _SIGNATURES = {"PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8\xff"}
 
 
@@ -67,11 +66,7 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
     path = pathlib.Path(run_dir)
     if not path.is_dir():
         raise UserError(f"there is no run directory {str(path)!r} to report on")
-    splits = {}
-    for directory in sorted((path / "eval").glob("*")):
-        found = _scored(directory)
-        if found is not None:
-            splits[directory.name] = found
+    found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
     rows = read_json_lines(path / "metrics.jsonl")
     return RunView(
         path,
@@ -79,12 +74,8 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         _object(path / "run.json"),
         series_of(rows),
         [row for row in read_json_lines(path / "samples.jsonl") if "caption" in row],
-        [
-            {"step": row["step"], **row["event"]}
-            for row in rows
-            if isinstance(row.get("event"), dict)
-        ],
-        splits,
+        [{"step": r["step"], **r["event"]} for r in rows if isinstance(r.get("event"), dict)],
+        {name: split for name, split in found.items() if split is not None},
     )
 
 
@@ -104,7 +95,8 @@ def _load(path: pathlib.Path) -> Any:
 def _scored(directory: pathlib.Path) -> ScoredSplit | None:
     scores = _object(directory / SCORES)
     listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS) or []
-    rows = {r["image_id"]: r for r in listed if isinstance(r, dict) and "image_id" in r}
+    objects = (row for row in listed if isinstance(row, dict))
+    rows = {r["image_id"]: r for r in objects if isinstance(r.get("image_id"), int)}
     return ScoredSplit(scores, rows) if scores or rows else None
 
 

@@ -146,10 +146,7 @@ def format_cell(cell: Cell, kind: Kind) -> str:
 
 
 def comparison_table(
-    columns: Columns,
-    *,
-    title: str = "",
-    extra: Mapping[str, Mapping[str, str]] | None = None,
+    columns: Columns, *, title: str = "", extra: Mapping[str, Mapping[str, str]] | None = None
 ) -> str:
     """An aligned text table with a column per name and, with two or more, the change to the last.
 
@@ -185,13 +182,10 @@ def _framed(title: str, lines: Sequence[Sequence[str]]) -> str:
 def markdown_table(systems: Columns, measures: Sequence[Measure]) -> str:
     """A row for each system, a column for each measure that at least one of them has."""
     rows = comparison_rows(systems, measures)
-    lines = [
-        "| | " + " | ".join(row.measure.label for row in rows) + " |",
-        "|---|" + "---:|" * len(rows),
-    ]
-    for i, name in enumerate(systems):
-        lines.append(f"| {name} | " + " | ".join(row.texts[i] for row in rows) + " |")
-    return "\n".join(lines)
+    table = [["|", *(row.measure.label for row in rows)]]
+    table += [[f"| {name}", *(row.texts[i] for row in rows)] for i, name in enumerate(systems)]
+    header, *lines = (" | ".join(cells) + " |" for cells in table)
+    return "\n".join([header, "|---|" + "---:|" * len(rows), *lines])
 
 
 def differences(scores: Sequence[Scores], others: Sequence[Scores], key: str) -> list[float] | None:
@@ -238,16 +232,10 @@ def against_table(against: Mapping[str, Any]) -> str:
             continue
         low, high = found["interval"]
         smallest = 2 / (against["resamples"] + 1)
-        lines.append(
-            [
-                labels[key],
-                format_value(found["value"], "score"),
-                format_value(found["other"], "score"),
-                _signed(found["difference"]),
-                f"{_signed(low)} – {_signed(high)}",
-                f"≤ {smallest:.3f}" if found["p"] <= smallest else f"{found['p']:.3f}",
-            ]
-        )
+        p = f"≤ {smallest:.3f}" if found["p"] <= smallest else f"{found['p']:.3f}"
+        values = [format_value(found[of], "score") for of in ("value", "other")]
+        difference = [_signed(found["difference"]), f"{_signed(low)} – {_signed(high)}"]
+        lines.append([labels[key], *values, *difference, p])
     n, resamples = against["n_images"], against["resamples"]
     title = f"against {against['name']}: {n} images, paired bootstrap, {resamples} resamples"
     return _framed(title, lines)

@@ -41,11 +41,9 @@ class BleuReward(PerCaption):
     def _count_references(self, image_id: int) -> tuple[dict[tuple[str, ...], int], list[int]]:
         """(how often each n-gram occurs in the reference that has it most, their lengths)."""
         captions = self._references.words(image_id)
-        most: dict[tuple[str, ...], int] = {}
+        most: Counter[tuple[str, ...]] = Counter()
         for words in captions:
-            for gram, count in _count(words, self._n).items():
-                if count > most.get(gram, 0):
-                    most[gram] = count
+            most |= _count(words, self._n)
         return most, [len(words) for words in captions]
 
     def figures(self, image_id: int, words: Sequence[str]) -> list[int]:

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from har_jax.distributed import narrow
 from har_jax.errors import UserError
 from har_jax.rewards.contract import checked
 from har_jax.rewards.mix import MixedReward
 from har_jax.sharding import BATCH_AXES
-from har_jax.types import Array, Float, Int
+from har_jax.types import AnyArray, Array, Float, Int
 
 # XLA:CPU hangs when a callback on one of several virtual devices receives an operand of 128 KiB or
 # more while its thread pool is as small as the machine: the copy waits for a thread that waits for
@@ -72,7 +73,7 @@ class RewardCallback:
 
     def __call__(
         self,
-        image_ids: Int[Array, " B"],
+        image_ids: Int[AnyArray, " B"],
         tokens: Int[Array, "B R T"],
         lengths: Int[Array, "B R"],
         params: Mapping[str, Array] | None = None,
@@ -94,11 +95,10 @@ class RewardCallback:
                 f"image ids {image_ids.shape} and lengths {lengths.shape} do not fit tokens "
                 f"{tokens.shape}; need [B], [B, R] and [B, R, T]"
             )
-        operands = (
-            jnp.asarray(as_int32(image_ids)),
-            tokens.astype(self._token_dtype),
-            lengths.astype(jnp.int32),
-        )
+        if isinstance(image_ids, np.ndarray):
+            image_ids = narrow("image_id", image_ids)
+        ids = jnp.asarray(image_ids, jnp.int32)
+        operands = (ids, tokens.astype(self._token_dtype), lengths.astype(jnp.int32))
         # 1. The host's parts, and what device parts need of it.
         asked = self._ask_host(*operands) if self._mesh is None else self._by_shards(*operands)
         failed_b, *arrays = jax.lax.stop_gradient(asked)
@@ -156,10 +156,8 @@ class RewardCallback:
 
     def _results(self, batch: int, rows: int) -> list[jax.ShapeDtypeStruct]:
         """Of what the host returns: [B], 0 or NaN where it failed, then the arrays of each part."""
-        results = [jax.ShapeDtypeStruct((batch,), jnp.float32)]
-        for name in self.reward.parts:
-            results += self._results_of(name, batch, rows)
-        return results
+        of_parts = (x for name in self.reward.parts for x in self._results_of(name, batch, rows))
+        return [jax.ShapeDtypeStruct((batch,), jnp.float32), *of_parts]
 
     def _results_of(self, name: str, batch: int, rows: int) -> list[jax.ShapeDtypeStruct]:
         if name not in self._device:
@@ -169,9 +167,8 @@ class RewardCallback:
     def _score(self, image_ids: Any, tokens: Any, lengths: Any) -> list[np.ndarray]:
         """Runs on the host, in a thread of XLA. Only numpy here: jnp would wait for that thread."""
         try:
-            return self._score_or_raise(
-                np.asarray(image_ids).astype(np.int64), np.asarray(tokens), np.asarray(lengths)
-            )
+            image_ids, tokens, lengths = map(np.asarray, (image_ids, tokens, lengths))
+            return self._score_or_raise(image_ids.astype(np.int64), tokens, lengths)
         except Exception as error:  # anything: it is raised again by raise_if_failed
             self._failure = self._failure or error
             flag, *others = self._results(*lengths.shape)
@@ -212,19 +209,3 @@ def _check_mesh(mesh: jax.sharding.Mesh, n_shards: int, batch: int, operand_byte
             f"CPU devices; set NPROC={_CPU_POOL} in the environment before JAX starts, or stay "
             f"below {_CPU_OPERAND_LIMIT} bytes (smaller batch, or vocab_size given)"
         )
-
-
-def as_int32(image_ids: Int[Array, " B"] | np.ndarray) -> Int[Array, " B"] | np.ndarray:
-    """Image ids as devices hold them; host arrays are checked, traced ones are int32 already.
-
-    Raises:
-      UserError: an id outside int32, which a device would silently wrap.
-    """
-    if isinstance(image_ids, np.ndarray) and image_ids.size:
-        limits = np.iinfo(np.int32)
-        if image_ids.min() < limits.min or image_ids.max() > limits.max:
-            raise UserError(
-                f"image id {image_ids.max()} does not fit the 32 bits of a device integer; "
-                "number the images of the dataset anew"
-            )
-    return image_ids.astype(np.int32)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from har_jax.errors import UserError
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.text import ptb
@@ -23,11 +22,9 @@ class CiderDReward:
       document_frequency: counted over the *whole* training split.
       references: raw captions of every image that will be scored.
       eos: count the end as a word.
-      sigma: width of the length penalty, in words.
-      n: longest n-gram; the table must have been counted with the same.
 
     Raises:
-      UserError: `n` is not the table's, or an image without references.
+      UserError: an image without references.
     """
 
     def __init__(
@@ -36,25 +33,12 @@ class CiderDReward:
         references: Mapping[int, Sequence[str]],
         *,
         eos: bool = True,
-        sigma: float = 6.0,
-        n: int = 4,
     ):
-        if n != document_frequency.n:
-            raise UserError(
-                f"CIDEr-D with n={n} needs document frequencies of up to {n}-grams, got a table of "
-                f"up to {document_frequency.n}-grams; count it with n={n}"
-            )
-        if not sigma > 0:
-            raise UserError(f"sigma must be positive, got {sigma}; CIDEr-D's own value is 6.0")
-        self._scorer = CiderD(
-            document_frequency,
-            {i: [ptb.words(text) for text in captions] for i, captions in references.items()},
-            eos=eos,
-            sigma=sigma,
-        )
+        words = {i: [ptb.words(text) for text in captions] for i, captions in references.items()}
+        self._scorer = CiderD(document_frequency, words, eos=eos)
         self.document_frequency = df = document_frequency
         self.signature = (
-            f"CIDEr-D[n{n},s{float(sigma)}]{'+eos' if eos else ''}"
+            f"CIDEr-D[n{df.n},s{self._scorer.sigma}]{'+eos' if eos else ''}"
             f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+ptb"
         )
 

@@ -105,9 +105,8 @@ def checked(reward: Reward, image_ids: ImageIds, captions: Texts, ended: Ended) 
             f"{ended.shape[1]} captions, need {ended.shape}"
         )
     if values.dtype != np.float32:
-        raise UserError(
-            f"reward {name} returned {values.dtype}, need float32; use .astype(np.float32)"
-        )
+        fix = "use .astype(np.float32)"
+        raise UserError(f"reward {name} returned {values.dtype}, need float32; {fix}")
     if not np.isfinite(values).all():
         b, r = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise UserError(

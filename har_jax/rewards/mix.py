@@ -29,25 +29,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from har_jax.errors import UserError, did_you_mean
 from har_jax.metrics.document_frequency import DocumentFrequency
 from har_jax.plugins import load_function
-from har_jax.rewards.bias import BiasPenalty
+from har_jax.rewards import contract
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
-from har_jax.rewards.contract import (
-    DeviceReward,
-    Ended,
-    ImageIds,
-    LoadedReward,
-    Reward,
-    Texts,
-    Values,
-    checked,
-    name_of,
-)
-from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
+from har_jax.rewards.contract import DeviceReward, Ended, ImageIds, Reward, Texts, Values
+from har_jax.rewards.per_caption import BiasPenalty, LengthPenalty, RepetitionPenalty
 
 Spec = str | Mapping[str, float]
 
@@ -126,45 +117,39 @@ def build(
         that a part cannot use.
     """
     weights = parse(spec)
-    parts = {name: _part(name, document_frequency, references, eos, clip_score) for name in weights}
-    return MixedReward(parts, weights)
+    own: dict[str, Callable[[], Reward]] = {
+        "bleu": lambda: BleuReward(references),
+        "bias": lambda: BiasPenalty(references),
+        "bias_balanced": lambda: BiasPenalty(references, lists="balanced"),
+        "length": lambda: LengthPenalty(references),
+        "repetition": RepetitionPenalty,
+    }
 
+    def part(name: str) -> Reward:
+        if name == "cider_d":
+            if document_frequency is None:
+                raise UserError(
+                    "the reward cider_d needs the document frequencies of the training references, "
+                    "got none; `python -m har_jax.prepare` writes them beside a dataset"
+                )
+            return CiderDReward(document_frequency, references, eos=eos)
+        if name == "clip_score":
+            if clip_score is None:
+                raise UserError(
+                    "the reward clip_score needs a CLIP; name one, and not the one that scores: "
+                    "--config.scst.reward_clip=HF_DIR"
+                )
+            return clip_score
+        if name in own:
+            return own[name]()
+        if ":" in name:
+            return FunctionReward(name, references)
+        raise UserError(
+            f"unknown reward {name!r}{did_you_mean(name, NAMES)}; choose from {', '.join(NAMES)}, "
+            "or name a function of yours as package.module:function"
+        )
 
-def _part(
-    name: str,
-    document_frequency: DocumentFrequency | None,
-    references: Mapping[int, Sequence[str]],
-    eos: bool,
-    clip_score: Reward | None,
-) -> Reward:
-    if name == "cider_d":
-        if document_frequency is None:
-            raise UserError(
-                "the reward cider_d needs the document frequencies of the training references, got "
-                "none; `python -m har_jax.prepare` writes them beside a dataset"
-            )
-        return CiderDReward(document_frequency, references, eos=eos)
-    if name == "bleu":
-        return BleuReward(references)
-    if name in ("bias", "bias_balanced"):
-        return BiasPenalty(references, lists="lic" if name == "bias" else "balanced")
-    if name == "length":
-        return LengthPenalty(references)
-    if name == "repetition":
-        return RepetitionPenalty()
-    if name == "clip_score":
-        if clip_score is None:
-            raise UserError(
-                "the reward clip_score needs a CLIP; name one, and not the one that scores: "
-                "--config.scst.reward_clip=HF_DIR"
-            )
-        return clip_score
-    if ":" in name:
-        return FunctionReward(name, references)
-    raise UserError(
-        f"unknown reward {name!r}{did_you_mean(name, NAMES)}; choose from {', '.join(NAMES)}, or "
-        "name a function of yours as package.module:function"
-    )
+    return MixedReward({name: part(name) for name in weights}, weights)
 
 
 class FunctionReward:
@@ -192,7 +177,9 @@ class FunctionReward:
         self._function = function
         self.signature = getattr(function, "signature", None) or f"{path}[{_source_hash(function)}]"
 
-    def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
+    def __call__(
+        self, image_ids: ImageIds, captions: Texts, ended: Ended
+    ) -> Float32[np.ndarray, " ..."]:
         """See `contract.Reward`; whatever the function raises passes through.
 
         Raises:
@@ -244,11 +231,10 @@ class MixedReward:
     @property
     def signature(self) -> str:
         """Its parts' own, with their weights; a single part of weight 1 is just that part."""
-        names = [name_of(part) for part in self.parts.values()]
-        weights = list(self.weights.values())
-        if weights == [1.0]:
-            return names[0]
-        return " + ".join(f"{w!r}*{name}" for w, name in zip(weights, names, strict=True))
+        pairs = [(self.weights[key], contract.name_of(part)) for key, part in self.parts.items()]
+        if len(pairs) == 1 and pairs[0][0] == 1:
+            return pairs[0][1]
+        return " + ".join(f"{weight!r}*{name}" for weight, name in pairs)
 
     @property
     def device_parts(self) -> dict[str, DeviceReward]:
@@ -260,7 +246,7 @@ class MixedReward:
         a step has to be given, each under its part's name (`params_of`)."""
         params: dict[str, Any] = {}
         for name, part in self.parts.items():
-            if isinstance(part, LoadedReward):
+            if isinstance(part, contract.LoadedReward):
                 found = part.load(mesh, folder)
                 params |= {f"reward.{name}.{own}": value for own, value in found.items()}
         return params
@@ -273,7 +259,7 @@ class MixedReward:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Keeps in a run's directory what its parts took long to make."""
         for part in self.parts.values():
-            if isinstance(part, LoadedReward):
+            if isinstance(part, contract.LoadedReward):
                 part.save(folder)
 
     def breakdown(
@@ -285,9 +271,8 @@ class MixedReward:
         Raises:
           UserError: see `contract.checked`; the message names the part.
         """
-        values = {
-            name: checked(part, image_ids, captions, ended) for name, part in self.parts.items()
-        }
+        asked = image_ids, captions, ended
+        values = {name: contract.checked(part, *asked) for name, part in self.parts.items()}
         # Summed in double precision, so that a single part of weight 1 stays what it is.
         total = np.zeros(ended.shape)
         for name, v in values.items():

@@ -1,4 +1,4 @@
-"""Rewards that look at one caption at a time: what they share, and two penalties.
+"""Rewards that look at one caption at a time: what they share, and three penalties.
 
 A penalty is positive, and 0 where nothing is wrong: give it a negative weight.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from har_jax.errors import UserError
-from har_jax.metrics import health
+from har_jax.metrics import gender, health
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.text import ptb
 
@@ -28,10 +28,8 @@ class References:
             raise UserError("a reward needs references of at least one image, got none")
         for image_id, captions in texts.items():
             if not captions or isinstance(captions, str):
-                raise UserError(
-                    f"image {image_id} has references {captions!r}; give a list of at least one "
-                    "text"
-                )
+                fix = "give a list of at least one text"
+                raise UserError(f"image {image_id} has references {captions!r}; {fix}")
         self._texts = texts
 
     def words(self, image_id: int) -> list[list[str]]:
@@ -111,3 +109,28 @@ class LengthPenalty(PerCaption):
     def figures(self, image_id: int, words: Sequence[str]) -> float:
         shortest, longest, mean = self._range(image_id)
         return max(0, shortest - len(words), len(words) - longest) / mean
+
+
+class BiasPenalty(PerCaption):
+    """b in {0, 1/2, 1}: 1 for a gendered word that contradicts the references, 1/2 for one that
+    they do not support (see `metrics.gender`): `cider_d - 1.0*bias`.
+
+    Args:
+      references: raw captions, see `References`.
+      lists: "lic" (as published) or "balanced" (every word has a counterpart).
+
+    Raises:
+      UserError: unknown lists, or an image without references.
+    """
+
+    def __init__(self, references: Mapping[int, Sequence[str]], *, lists: str = "lic"):
+        gender.word_lists(lists)
+        self._lists = lists
+        # Two numbers per image: all of them may stay.
+        words = References(references).words
+        self._support = functools.cache(lambda image_id: gender.support(words(image_id), lists))
+        self.signature = f"bias[{lists}]+ptb"
+
+    def figures(self, image_id: int, words: Sequence[str]) -> float:
+        supported = self._support(image_id)
+        return gender.unsupported(gender.mentions(words, self._lists), supported)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,7 +25,7 @@ from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, clip_t
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
-from har_jax.models.encoders.clip import CLIPConfig, TextConfig, TextTower
+from har_jax.models.encoders.clip import CLIPConfig, TextConfig, TextTower, unit
 from har_jax.models.functional import Params, Structure
 from har_jax.progress import progress
 from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
@@ -41,13 +41,8 @@ class ClipScores:
     per_image: dict[int, tuple[float, float]]  # (CLIP-S, RefCLIP-S)
 
 
-def unit(vectors: Float[Array, "N E"]) -> Float[Array, "N E"]:
-    """Rows of length 1, float32."""
-    vectors = vectors.astype(jnp.float32)
-    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 Tower = Literal["vision", "text"]
+Vectors = Float[np.ndarray, "n e"]
 
 # The text tower and the width of its projection, as `VISION_FAMILY` has the other one.
 _TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
@@ -99,15 +94,12 @@ class ClipFiles:
 
     def load(self, tower: Tower, mesh: Mesh | None = None) -> Params:
         """Its parameters, in their shards; nothing of the other tower is read."""
-        family, config = self._family(tower)
-        like = self.structure(tower)
+        (family, config), like = self._family(tower), self.structure(tower)
         return family.load_params(like.shapes, like.logical_axes, config, self.path, mesh=mesh)
 
     def _family(self, tower: Tower) -> tuple[Family, tuple]:
-        config = self.config
-        if tower == "vision":
-            return VISION_FAMILY, (config.vision, config.projection_dim)
-        return _TEXT_FAMILY, (config.text, config.projection_dim)
+        family = VISION_FAMILY if tower == "vision" else _TEXT_FAMILY
+        return family, (getattr(self.config, tower), self.config.projection_dim)
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
@@ -127,44 +119,25 @@ class ClipScorer:
         self.files = directory if isinstance(directory, ClipFiles) else ClipFiles(directory)
         self.batch_size = batch_size
         self.fingerprint, self.signature = self.files.fingerprint, self.files.signature
+        self._tower = functools.cache(functools.partial(_unit_vectors, self.files))
 
-    @functools.cached_property
-    def _vision(self) -> Callable[[Array], Array]:
-        return self._unit_vectors("vision")
-
-    @functools.cached_property
-    def _text(self) -> Callable[[Array], Array]:
-        return self._unit_vectors("text")
-
-    def _unit_vectors(self, tower: Tower) -> Callable[[Array], Array]:
-        structure = self.files.structure(tower)
-        embed = jax.jit(lambda params, x: unit(structure.merge(params).embed(x)))
-        return functools.partial(embed, self.files.load(tower))
-
-    def embed_images(
-        self, images: Iterable[Any], bar: progress | None = None
-    ) -> Float[np.ndarray, "n e"]:
+    def embed_images(self, images: Iterable[Any], bar: progress | None = None) -> Vectors:
         """Unit vectors of images: encoded bytes, paths or PIL images."""
-        return self._embed(self._vision, map(self.files.preprocess, images), bar)
+        return self._embed(self._tower("vision"), map(self.files.preprocess, images), bar)
 
-    def embed_texts(
-        self, texts: Sequence[str], bar: progress | None = None
-    ) -> Float[np.ndarray, "n e"]:
+    def embed_texts(self, texts: Sequence[str], bar: progress | None = None) -> Vectors:
         """Unit vectors of captions, each after the prompt; too long ones are truncated."""
-        return self._embed(self._text, self._tokens(texts), bar)
-
-    def _tokens(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        for start in range(0, len(texts), self.batch_size):
-            yield from self.files.tokens(texts[start : start + self.batch_size])
+        size = self.batch_size
+        parts = (texts[start : start + size] for start in range(0, len(texts), size))
+        rows = (row for part in parts for row in self.files.tokens(part))
+        return self._embed(self._tower("text"), rows, bar)
 
     def _embed(
-        self,
-        tower: Callable[[Array], Array],
-        rows: Iterable[np.ndarray],
-        bar: progress | None,
-    ) -> Float[np.ndarray, "n e"]:
+        self, tower: Callable[[Array], Array], rows: Iterable[np.ndarray], bar: progress | None
+    ) -> Vectors:
         found: list[np.ndarray] = []
-        for batch in _batches(rows, self.batch_size):
+        rows = iter(rows)
+        while batch := list(itertools.islice(rows, self.batch_size)):
             # The last one is padded by repetition: a batch of another size would compile again.
             padded = np.stack(batch + batch[-1:] * (self.batch_size - len(batch)))
             out = np.asarray(tower(jnp.asarray(padded)))
@@ -197,9 +170,14 @@ class ClipScorer:
         first = clip_score(image_ne, caption_ne)
         second = ref_clip_score(image_ne, caption_ne, reference_nre)
         pairs = zip(first.tolist(), second.tolist(), strict=True)
-        return ClipScores(
-            float(np.mean(first)), float(np.mean(second)), dict(zip(order, pairs, strict=True))
-        )
+        each = dict(zip(order, pairs, strict=True))
+        return ClipScores(float(np.mean(first)), float(np.mean(second)), each)
+
+
+def _unit_vectors(files: ClipFiles, tower: Tower) -> Callable[[Array], Array]:
+    structure = files.structure(tower)
+    embed = jax.jit(lambda params, x: unit(structure.merge(params).embed(x)))
+    return functools.partial(embed, files.load(tower))
 
 
 def _check_tokenizer(path: pathlib.Path, text: TextConfig, tokenizer: ClipTokenizer) -> None:
@@ -221,24 +199,14 @@ def _check_tokenizer(path: pathlib.Path, text: TextConfig, tokenizer: ClipTokeni
         )
 
 
-def _batches(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, size)):
-        yield batch
-
-
 def independence_warning(fingerprint: str, run: Mapping[str, Any]) -> str | None:
     """Why CLIPScore by this CLIP says little about the captioner of `run.json`; None if it does."""
-    encoder = run.get("base", {}).get("clip", {})
-    digest = fingerprint.removeprefix("sha256:")
+    encoder, reward = run.get("base", {}).get("clip", {}), run.get("reward_signature") or ""
     if encoder.get("fingerprint") == fingerprint:
-        return (
-            "CLIPScore is not independent: the CLIP that scores is the captioner's own encoder "
-            f"({encoder.get('path')}); give another one with --clip=HF_DIR"
-        )
-    if digest[:8] in (run.get("reward_signature") or ""):
-        return (
-            "CLIPScore is not independent: the CLIP that scores was also part of the reward "
-            f"({run.get('reward_signature')}); give another one with --clip=HF_DIR"
-        )
-    return None
+        part = f"is the captioner's own encoder ({encoder.get('path')})"
+    elif fingerprint.removeprefix("sha256:")[:8] in reward:
+        part = f"was also part of the reward ({reward})"
+    else:
+        return None
+    fix = "give another one with --clip=HF_DIR"
+    return f"CLIPScore is not independent: the CLIP that scores {part}; {fix}"

@@ -28,10 +28,11 @@ from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.metrics.clip_score import WEIGHT, clip_score
+from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params
 from har_jax.progress import progress
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
-from har_jax.scorers.clip import ClipFiles, ClipScorer, unit
+from har_jax.scorers.clip import ClipFiles, ClipScorer
 from har_jax.types import Array, Float, Int
 
 
@@ -57,8 +58,6 @@ class ClipScoreReward:
         self._vectors: Float32[np.ndarray, "N e"] | None = None
         self._text = self._files.structure("text")
         self.signature = self._files.signature
-
-    # ------------------------------------------------------------- before the first step
 
     @functools.cached_property
     def cache_name(self) -> str:
@@ -94,8 +93,6 @@ class ClipScoreReward:
             np.save(file, self._vectors, allow_pickle=False)
             write_bytes(path, file.getvalue())
 
-    # ------------------------------------------------------------- in a step
-
     def shapes(self, batch: int, rows: int) -> Sequence[tuple[tuple[int, ...], type]]:
         """Token ids [B,R,L] and image embeddings [B,E]."""
         length, width = self._files.tokenize.context_length, self._files.config.projection_dim
@@ -124,8 +121,6 @@ class ClipScoreReward:
         cosines = jnp.einsum("bre,be->br", texts.reshape(b, r, -1), images_be)
         return WEIGHT * jnp.maximum(cosines, 0.0)
 
-    # ------------------------------------------------------------- outside of steps
-
     def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `rewards.contract.Reward`; not inside a callback.
 
@@ -133,10 +128,8 @@ class ClipScoreReward:
           UserError: an image that is not of the split.
         """
         rows = self._rows(image_ids)
-        if self._vectors is not None:
-            looks = self._vectors[rows]
-        else:
-            looks = self._scorer.embed_images(self._split[row].image for row in rows)
+        images, known = (self._split[row].image for row in rows), self._vectors
+        looks = self._scorer.embed_images(images) if known is None else known[rows]
         looks = np.repeat(looks, ended.shape[1], axis=0)
         texts = self._scorer.embed_texts([text for group in captions for text in group])
         return clip_score(looks, texts).reshape(ended.shape).astype(np.float32)

@@ -48,10 +48,9 @@ class Session:
     def initial_params(self) -> Params:
         """What learns, before the first step: fresh in MLE, the parent's best in SCST. Loaded
         anew by each call, and kept by nobody but the caller."""
-        plan = self.plan
-        if plan.parent is None:
-            return new_trained(self.blueprint, plan.config.seed, self.mesh)
-        parent = plan.parent
+        parent = self.plan.parent
+        if parent is None:
+            return new_trained(self.blueprint, self.plan.config.seed, self.mesh)
         return restore_trained(self.blueprint, parent["run"], parent["step"], self.mesh)
 
     @functools.cached_property
@@ -71,33 +70,18 @@ def assemble(plan: SessionPlan) -> Session:
     check_devices(config, jax.device_count())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     frozen = load_frozen(parts.blueprint, mesh)
+    structure, size = parts.blueprint.structure, parts.blueprint.config.lm.vocab_size
     callback = None
     if plan.reward is None:
-        loss_fn = make_mle_loss(parts.blueprint.structure)
+        loss_fn = make_mle_loss(structure)
     else:
         frozen |= plan.reward.load(mesh, plan.workdir)
-        callback = RewardCallback(
-            plan.reward,
-            parts.tokenizer.decode,
-            eos_id=parts.tokenizer.eos_id,
-            mesh=mesh,
-            vocab_size=parts.blueprint.config.lm.vocab_size,
-        )
-        loss_fn = make_scst_loss(
-            parts.blueprint.structure,
-            config.scst,
-            config.data.max_tokens,
-            callback,
-            find_objective(config.scst.objective),
-        )
-    return Session(plan, mesh, frozen, loss_fn, callback, _batches(plan, mesh))
-
-
-def _batches(plan: SessionPlan, mesh: Mesh) -> TrainBatches:
-    """This process's rows of the global batches."""
-    config, parts = plan.config, plan.parts
-    part, of = batch_part(mesh)
-    return TrainBatches(
+        decode, eos_id = parts.tokenizer.decode, parts.tokenizer.eos_id
+        callback = RewardCallback(plan.reward, decode, eos_id=eos_id, mesh=mesh, vocab_size=size)
+        objective, length = find_objective(config.scst.objective), config.data.max_tokens
+        loss_fn = make_scst_loss(structure, config.scst, length, callback, objective)
+    part, of = batch_part(mesh)  # this process's rows of the global batches
+    batches = TrainBatches(
         plan.train_split,
         parts.preprocessor,
         parts.tokenizer,
@@ -110,3 +94,4 @@ def _batches(plan: SessionPlan, mesh: Mesh) -> TrainBatches:
         cache_images=config.data.cache_images,
         features=parts.features,
     )
+    return Session(plan, mesh, frozen, loss_fn, callback, batches)

@@ -38,6 +38,7 @@ IMAGES = 64
 """How many training images are looked at; a policy is looked at in whole batches."""
 
 Severity = Literal["ok", "warn", "stop"]
+Images = list[list[list[str]]]  # words of captions of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,6 @@ class Examination:
 def _at_most(value: float, warn: float, stop: float) -> Severity:
     """Of a value that should be small."""
     return "stop" if value > stop else "warn" if value > warn else "ok"
-
-
-# ------------------------------------------------------------------- texts, without a device
 
 
 def examine_texts(plan: SessionPlan, images: int = IMAGES) -> list[Finding]:
@@ -104,25 +102,19 @@ def _round_trip(plan: SessionPlan, texts: list[str], encoded: list[list[int]]) -
 def _ends(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
     eos = plan.parts.tokenizer.eos_id
     whole = sum(eos in ids and ids.index(eos) == len(ids) - 1 for ids in encoded)
-    return Finding(
-        "end",
-        "ok" if whole == len(encoded) else "stop",
-        f"{whole} of {len(encoded)} encoded references end in EOS (id {eos}) and have no other",
-        "captions without EOS teach a policy that never stops; repair the tokenizer in "
-        "config.model.lm and train MLE again",
-    )
+    said = f"{whole} of {len(encoded)} encoded references end in EOS (id {eos}) and have no other"
+    advice = "captions without EOS teach a policy that never stops; repair the tokenizer in "
+    advice += "config.model.lm and train MLE again"
+    return Finding("end", "ok" if whole == len(encoded) else "stop", said, advice)
 
 
 def _room(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
     limit = plan.config.data.max_tokens
     long = sum(len(ids) > limit for ids in encoded) / len(encoded)
     longest = max(map(len, encoded))
-    return Finding(
-        "max_tokens",
-        _at_most(long, 0.01, 0.25),
-        f"{long:.1%} of the references are longer than max_tokens={limit} (the longest: {longest})",
-        f"set --config.data.max_tokens={longest}, or 0 for what the captions need",
-    )
+    said = f"{long:.1%} of the references are longer than max_tokens={limit} (the longest: "
+    advice = f"set --config.data.max_tokens={longest}, or 0 for what the captions need"
+    return Finding("max_tokens", _at_most(long, 0.01, 0.25), f"{said}{longest})", advice)
 
 
 def _frequencies(plan: SessionPlan, references: dict[int, list[str]]) -> list[Finding]:
@@ -130,26 +122,17 @@ def _frequencies(plan: SessionPlan, references: dict[int, list[str]]) -> list[Fi
     df = _table(plan)
     if df is None:
         return []
-    grams = set()
-    for text in (text for captions in references.values() for text in captions):
-        words = ptb.words(text)
-        for n in range(1, df.n + 1):
-            grams.update(ngrams.of(words, n))
+    texts = [ptb.words(text) for captions in references.values() for text in captions]
+    grams = {gram for words in texts for n in range(df.n) for gram in ngrams.of(words, n + 1)}
     unseen = sum(df.get(gram) == 0 for gram in grams) / max(1, len(grams))
     few = df.n_images < len(plan.train_split)
     said = (
         f"the table of {df.n_images} images ({df.name}) lacks {unseen:.1%} of {len(grams)} n-grams "
         f"of training references; the split has {len(plan.train_split)} images"
     )
-    return [
-        Finding(
-            "df",
-            "stop" if few else _at_most(unseen, 0, 0.005),
-            said,
-            "these are document frequencies of other captions; prepare the dataset again with "
-            "har_jax.prepare",
-        )
-    ]
+    advice = "these are document frequencies of other captions; prepare the dataset again with "
+    advice += "har_jax.prepare"
+    return [Finding("df", "stop" if few else _at_most(unseen, 0, 0.005), said, advice)]
 
 
 def _reward_of_references(plan: SessionPlan, references: dict[int, list[str]]) -> list[Finding]:
@@ -173,28 +156,18 @@ def _reward_of_references(plan: SessionPlan, references: dict[int, list[str]]) -
     floor = 0.5 * 10 / most  # a reference is one of the texts that it is compared with
     low = "cider_d" in parts and parts["cider_d"][:, 0].mean() < floor
     apart = mean_own > mean_other
-    severity: Severity = "stop" if low or not apart else "ok"
-    if severity == "ok" and mean_other > 0.5 * mean_own:
-        severity = "warn"
+    near = mean_other > 0.5 * mean_own
+    severity: Severity = "stop" if low or not apart else "warn" if near else "ok"
     said = f"a reference earns {mean_own:.3f} on its own image and {mean_other:.3f} on another one"
     if low:
         said += f"; CIDEr-D of the former should be above {floor:.2f}"
-    findings = [
-        Finding(
-            "reward",
-            severity,
-            said,
-            "a reward must tell images apart: check the document frequencies, the image ids and "
-            "config.scst.reward",
-        )
-    ]
+    advice = "a reward must tell images apart: check the document frequencies, the image ids and "
+    findings = [Finding("reward", severity, said, advice + "config.scst.reward")]
     if "cider_d" in parts:
         same = np.allclose(parts["cider_d"][:, 0], parts["cider_d"][:, 2])
         said = f"a reference earns {mean_own:.3f}, and {mean_cut:.3f} if it is cut before its EOS"
-        advice = (
-            "captions that break off, as in 'with a', will cost nothing and will spread; set "
-            "--config.scst.eos=true"
-        )
+        advice = "captions that break off, as in 'with a', will cost nothing and will spread; set "
+        advice += "--config.scst.eos=true"
         findings.append(Finding("eos", "warn" if same else "ok", said, advice))
     return findings
 
@@ -209,9 +182,6 @@ def broken_reward(error: Exception) -> Finding:
     return Finding("reward", "stop", text, "it must give a number for any caption")
 
 
-# ------------------------------------------------------------------- the policy
-
-
 def examine_policy(session: Session, trained: Params, images: int = IMAGES) -> Examination:
     """Captions of the MLE policy, sampled and scored by the training's own loss function.
 
@@ -222,8 +192,8 @@ def examine_policy(session: Session, trained: Params, images: int = IMAGES) -> E
     assert plan.reward is not None and callback is not None
     state = session.batches.get_state()
     found: dict[str, Figure] = {}
-    samples: list[list[list[str]]] = []
-    greedy: list[list[list[str]]] = []
+    samples: Images = []
+    greedy: Images = []
     try:
         with jax.set_mesh(session.mesh):
             for number in range(math.ceil(images / plan.config.batch_size)):
@@ -250,11 +220,7 @@ def _broken_in_a_step(callback: RewardCallback) -> Finding:
     return Finding("reward", "stop", "the reward of the policy's captions is not finite")
 
 
-def _of_words(
-    plan: SessionPlan,
-    samples: Sequence[Sequence[list[str]]],
-    greedy: Sequence[Sequence[list[str]]],
-) -> dict[str, float]:
+def _of_words(plan: SessionPlan, samples: Images, greedy: Images) -> dict[str, float]:
     """Figures of captions by image."""
     flat = [caption for image in samples for caption in image]
     figures = {
@@ -317,35 +283,30 @@ def _judge(plan: SessionPlan, figures: Mapping[str, float]) -> list[Finding]:
         ),
     ]
     if "zero_advantage" in f:  # an objective of one's own may have no such figure
-        findings.insert(2, _advantage(plan, f))
+        said = (
+            f"{f['zero_advantage']:.1%} of the samples have no advantage, {f['zero_images']:.1%} "
+            f"of the images have none with any; {f['distinct']:.1%} of an image's "
+            f"{config.scst.samples} samples differ"
+        )
+        advice = (
+            "they earn what their baseline earns and teach nothing; raise config.scst.samples or "
+            "config.scst.temperature, or look at the reward"
+        )
+        severity = _at_most(f["zero_advantage"], 0.5, 0.95)
+        findings.insert(2, Finding("advantage", severity, said, advice))
     if config.scst.temperature != 1:
         text = f"samples are drawn and updated at temperature {config.scst.temperature:g}"
         advice = "greedy captions and evaluation are those of temperature 1; set it to 1"
         findings.append(Finding("temperature", "warn", text, advice))
     if "unknown_words" in f:
-        findings.append(
-            Finding(
-                "vocabulary",
-                _at_most(f["unknown_words"], 0.02, 0.2),
-                f"{f['unknown_words']:.1%} of the policy's words are in no training reference",
-                "the policy's tokenizer spells other words than the references have: is it that of "
-                "the MLE run, and the document frequencies those of this dataset?",
-            )
+        severity = _at_most(f["unknown_words"], 0.02, 0.2)
+        said = f"{f['unknown_words']:.1%} of the policy's words are in no training reference"
+        advice = (
+            "the policy's tokenizer spells other words than the references have: is it that of "
+            "the MLE run, and the document frequencies those of this dataset?"
         )
+        findings.append(Finding("vocabulary", severity, said, advice))
     return findings
-
-
-def _advantage(plan: SessionPlan, f: Mapping[str, float]) -> Finding:
-    idle = f["zero_advantage"]
-    return Finding(
-        "advantage",
-        _at_most(idle, 0.5, 0.95),
-        f"{idle:.1%} of the samples have no advantage, {f['zero_images']:.1%} of the images "
-        f"have none with any; {f['distinct']:.1%} of an image's {plan.config.scst.samples} samples "
-        "differ",
-        "they earn what their baseline earns and teach nothing; raise config.scst.samples or "
-        "config.scst.temperature, or look at the reward",
-    )
 
 
 def refuse(findings: Sequence[Finding], mode: str) -> None:
@@ -361,8 +322,6 @@ def refuse(findings: Sequence[Finding], mode: str) -> None:
             log.warning("doctor: %s", finding)
     stops = [finding for finding in findings if finding.severity == "stop"]
     if stops and mode == "on":
-        raise UserError(
-            "the doctor refuses to start: "
-            + " | ".join(f"{f.name}: {f.text}; {f.advice}".rstrip("; ") for f in stops)
-            + ". --config.scst.doctor=warn starts all the same"
-        )
+        told = " | ".join(f"{f.name}: {f.text}; {f.advice}".rstrip("; ") for f in stops)
+        all_the_same = "--config.scst.doctor=warn starts all the same"
+        raise UserError(f"the doctor refuses to start: {told}. {all_the_same}")

@@ -41,9 +41,8 @@ def validator(session: Session, logger: Logger) -> Callable[[Params, int], dict[
     plan, frozen = session.plan, session.frozen
     config, parts, split = plan.config, plan.parts, plan.val_split
     assert split is not None
-    live = LoadedCaptioner(
-        parts.blueprint, {}, parts.tokenizer, parts.preprocessor, session.mesh, config
-    )
+    tools = parts.tokenizer, parts.preprocessor
+    live = LoadedCaptioner(parts.blueprint, {}, *tools, session.mesh, config)
     writer = CaptionerWriter(live, features=parts.features)
     n_images = min(config.eval.images or len(split), len(split))
     references = split.references()
@@ -64,12 +63,8 @@ def validator(session: Session, logger: Logger) -> Callable[[Params, int], dict[
             figures["cut_rate"] = written.cut_rate
         if by_clip is not None:
             figures["CLIPScore"] = by_clip(texts)
-        shown = list(texts)[:N_SAMPLES]
-        logger.samples(
-            step,
-            config.data.val_split,
-            [{"image_id": i, "caption": texts[i], "references": wanted[i]} for i in shown],
-        )
+        rows = [{"image_id": i, "caption": texts[i], "references": wanted[i]} for i in texts]
+        logger.samples(step, config.data.val_split, rows[:N_SAMPLES])
         return figures
 
     return validate
@@ -93,15 +88,11 @@ def _validation_loss(session: Session, split: Split, n_images: int) -> Callable[
 
     def loss_of(params: Params) -> float:
         size = divisible(min(n_images, config.eval.batch_size), mesh)
+        texts, cache = (encoded, data.captions_per_image), parts.features
         batches = eval_batches(
-            split,
-            parts.preprocessor,
-            batch_size=size,
-            features=parts.features,
-            captions=(encoded, data.captions_per_image),
+            split, parts.preprocessor, batch_size=size, features=cache, captions=texts
         )
-        total = weight = 0.0
-        seen = 0
+        total, weight, seen = 0.0, 0.0, 0
         with jax.set_mesh(mesh):
             for batch in batches:
                 keep = batch["valid"] & (seen + np.arange(size) < n_images)
@@ -176,10 +167,8 @@ def summariser(plan: SessionPlan) -> Callable[[Mapping[str, Any], int], dict[str
     def summarise(arrays: Mapping[str, Any], step: int) -> dict[str, float]:
         del step
         samples = [words for image in rollout_words(plan, arrays, "samples") for words in image]
-        own = {
-            "bad_end_rate": health.bad_end_rate(samples),
-            "repetition_rate": health.repetition_rate(samples),
-        }
+        own = {"bad_end_rate": health.bad_end_rate(samples)}
+        own["repetition_rate"] = health.repetition_rate(samples)
         greedy = [words for image in rollout_words(plan, arrays, "greedy") for words in image]
         if greedy:
             own["bad_end_rate_greedy"] = health.bad_end_rate(greedy)

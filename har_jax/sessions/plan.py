@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import pathlib
 from typing import Any
 
@@ -77,7 +78,8 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         if parts.features is not None and split is not None:
             parts.features.of(split)  # refuses a cache without these images
     if data.max_tokens == 0:
-        needed = _needed_tokens(train_split, parts)
+        captions = [caption for those in train_split.captions for caption in those]
+        needed = tokens_needed([len(ids) for ids in parts.tokenizer.encode_batch(captions)])
         config = dataclasses.replace(config, data=dataclasses.replace(data, max_tokens=needed))
     if config.batch_size > len(train_split):
         raise UserError(
@@ -96,24 +98,11 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     if scst:
         find_objective(config.scst.objective)
         reward = _reward(config, train_split)
-    described = {
-        "path": data.dir,
-        "split": data.train_split,
-        "images": len(train_split),
-        "of": len(whole),
-        "ids": own.ids_of,
-        "fingerprint": own.fingerprint,
-    }
+    described = {"path": data.dir, "split": data.train_split, "images": len(train_split)}
+    described |= {"of": len(whole), "ids": own.ids_of, "fingerprint": own.fingerprint}
+    folder = pathlib.Path(workdir)
     return SessionPlan(
-        config,
-        pathlib.Path(workdir),
-        parts,
-        train_split,
-        val_split,
-        reward,
-        parent,
-        trained,
-        described,
+        config, folder, parts, train_split, val_split, reward, parent, trained, described
     )
 
 
@@ -121,10 +110,8 @@ def _trained_before(config: Config) -> list[ImageSet]:
     """What the run that SCST starts from was trained on."""
     before = trained_on(config.init_from)
     if before is None:
-        log.warning(
-            "what %s was trained on is not known: overlap with it will not be found",
-            config.init_from,
-        )
+        unknown = "what %s was trained on is not known: overlap with it will not be found"
+        log.warning(unknown, config.init_from)
     return before or []
 
 
@@ -143,28 +130,23 @@ def _check_apart(config: Config, trained: list[ImageSet], val_split: Split) -> N
         )
 
 
-def _needed_tokens(split: Split, parts: Parts) -> int:
-    """T for 999 of 1,000 training captions, EOS included, rounded up to a multiple of four."""
-    captions = [caption for those in split.captions for caption in those]
-    lengths = [len(ids) for ids in parts.tokenizer.encode_batch(captions)]
-    return tokens_needed(lengths)
-
-
 def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
     """`init_from` must be a finished-enough MLE run of the same model; says where SCST starts."""
     name = f"config.init_from={config.init_from!r}"
     parent, info = read_run(config.init_from)
     if parent.stage != "mle":
-        raise UserError(
-            f"{name} is a run of stage {parent.stage!r}; SCST starts from an MLE run "
-            "(configs/mle.py)"
-        )
+        needed = "SCST starts from an MLE run (configs/mle.py)"
+        raise UserError(f"{name} is a run of stage {parent.stage!r}; {needed}")
     before, now = parent.model, config.model
-    for key in ("projector", "prefix_tokens", "projector_hidden", "vision_layer", "prompt"):
-        _same(name, f"model.{key}", getattr(before, key), getattr(now, key))
-    if before.lora.rank or now.lora.rank:
-        for key in ("rank", "alpha", "targets"):
-            _same(name, f"model.lora.{key}", getattr(before.lora, key), getattr(now.lora, key))
+    keys = ["projector", "prefix_tokens", "projector_hidden", "vision_layer", "prompt"]
+    keys += ["lora.rank", "lora.alpha", "lora.targets"] if before.lora.rank or now.lora.rank else []
+    for key in keys:
+        then, value = (operator.attrgetter(key)(model) for model in (before, now))
+        if then != value:
+            raise UserError(
+                f"{name} was trained with model.{key}={then!r}, but this configuration says "
+                f"{value!r}; set --config.model.{key}={then}"
+            )
     for part, there in parts.identity.items():
         then = info.get("base", {}).get(part, {}).get("fingerprint")
         if then != there["fingerprint"]:
@@ -178,14 +160,6 @@ def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}
 
 
-def _same(parent: str, key: str, then: Any, now: Any) -> None:
-    if then != now:
-        raise UserError(
-            f"{parent} was trained with {key}={then!r}, but this configuration says {now!r}; "
-            f"set --config.{key}={then}"
-        )
-
-
 def _reward(config: Config, split: Split) -> MixedReward:
     scst = config.scst
     clip = None
@@ -197,22 +171,16 @@ def _reward(config: Config, split: Split) -> MixedReward:
             f"config.scst.reward_clip={scst.reward_clip!r} has no part in the reward "
             f"{scst.reward!r}; add clip_score to it, or leave reward_clip out"
         )
-    return mix.build(
-        scst.reward,
-        _document_frequency(config, split),
-        split.references(),
-        eos=scst.eos,
-        clip_score=clip,
-    )
+    df = _document_frequency(config, split)
+    return mix.build(scst.reward, df, split.references(), eos=scst.eos, clip_score=clip)
 
 
 def _document_frequency(config: Config, split: Split) -> DocumentFrequency:
     data = config.data
     if isinstance(split, Subset):  # low-resource: the references of other images are not there
         words = [[ptb.words(text) for text in texts] for texts in split.captions]
-        return DocumentFrequency.from_references(
-            words, name=f"{data.train_split}[{len(split)} images]"
-        )
+        name = f"{data.train_split}[{len(split)} images]"
+        return DocumentFrequency.from_references(words, name=name)
     path = document_frequency_path(data.dir, data.train_split)
     if not path.exists():
         raise UserError(

@@ -1,11 +1,11 @@
 """The whole story of a run, top to bottom; each line names the room to enter for more.
 
-    sessions/plan.py       what is to be done, checked without a device
-    sessions/doctor.py     whether SCST has anything to learn from
-    sessions/assemble.py   mesh, parameters in their shards, the stage's loss, the batches
-    training/step.py       loss, gradient, update: one jitted function
-    training/loop.py       steps, logs, validation, guards, checkpoints
-    sessions/observe.py    what is looked at on the way
+sessions/plan.py       what is to be done, checked without a device
+sessions/doctor.py     whether SCST has anything to learn from
+sessions/assemble.py   mesh, parameters in their shards, the stage's loss, the batches
+training/step.py       loss, gradient, update: one jitted function
+training/loop.py       steps, logs, validation, guards, checkpoints
+sessions/observe.py    what is looked at on the way
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import textwrap
 import jax
 
 from har_jax.checkpoint import Checkpoints, has_checkpoint
-from har_jax.config import GuardsConfig, ModelConfig, check_devices
+from har_jax.config import GuardsConfig, ModelConfig
 from har_jax.data import overlap
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models.functional import Params
@@ -64,7 +64,6 @@ def train(
     # 1. May this run be here? On one process, before anything is written or loaded.
     config, workdir = plan.config, plan.workdir
     primary = jax.process_index() == 0
-    check_devices(config, jax.device_count())
     info = run_info(
         config,
         base=plan.parts.identity,
@@ -136,15 +135,9 @@ def training_step(session: Session) -> TrainStep:
     config, blueprint, mesh = session.plan.config, session.blueprint, session.mesh
     trained = blueprint.abstract_trained(mesh)
     axes = {name: blueprint.logical_axes[name] for name in trained}
-    return make_train_step(
-        session.loss_fn,
-        make_optimizer(config.optim, axes),
-        make_schedule(config.optim, config.steps),
-        trained,
-        {name: x.sharding for name, x in trained.items()},
-        mesh,
-        config.seed,
-    )
+    rule, schedule = make_optimizer(config.optim, axes), make_schedule(config.optim, config.steps)
+    shardings = {name: x.sharding for name, x in trained.items()}
+    return make_train_step(session.loss_fn, rule, schedule, trained, shardings, mesh, config.seed)
 
 
 def observers(session: Session, logger: Logger) -> Hooks:

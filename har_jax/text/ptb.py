@@ -24,12 +24,8 @@ from har_jax.text.ptb_rules import ABBREVIATIONS, DEFINITIONS, RULES, Rule
 
 # COCO drops these tokens (pycocoevalcap/tokenizer/ptbtokenizer.py). They are compared after
 # lower-casing there, so "-lrb-", which a "(" becomes, is a word.
-PUNCTUATION = frozenset(
-    {
-        *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
-        *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
-    }
-)
+_DROPPED = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
+PUNCTUATION = frozenset(_DROPPED.split())
 
 # Words of letters and hyphens, or with 's, with commas, periods and spaces between them: no rule
 # looks across such a boundary but those of abbreviations, so these captions (nearly all of COCO)
@@ -42,14 +38,8 @@ _WITH_PERIOD = re.compile(rf"\b(?:{ABBREVIATIONS})\.", re.IGNORECASE)
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
 )
-_ASSIMILATED = {
-    "cannot": ("can", "not"),
-    "gonna": ("gon", "na"),
-    "gotta": ("got", "ta"),
-    "lemme": ("lem", "me"),
-    "gimme": ("gim", "me"),
-    "wanna": ("wan", "na"),
-}
+_APART = "can not, gon na, got ta, lem me, gim me, wan na"
+_ASSIMILATED = {pair.replace(" ", ""): tuple(pair.split()) for pair in _APART.split(", ")}
 
 
 def words(caption: str) -> list[str]:

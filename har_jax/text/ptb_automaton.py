@@ -62,32 +62,28 @@ class CharSet:
     negated: bool = False
 
     def __contains__(self, c: str) -> bool:
-        inside = any(low <= c <= high for low, high in self.ranges) or any(
-            _NAMED[name](c) for name in self.named
-        )
-        return inside != self.negated
+        inside = any(low <= c <= high for low, high in self.ranges)
+        return (inside or any(_NAMED[name](c) for name in self.named)) != self.negated
 
 
-class _Nfa:
-    """Thompson's construction: states with empty moves and moves over a character set."""
+class _Compiler:
+    """Compiles patterns, each to (first state, last state), by Thompson's construction.
 
-    def __init__(self) -> None:
+    Attributes:
+      empty: of each state, where its empty moves lead.
+      moves: of each state, the move that it has over a character set, if any.
+    """
+
+    def __init__(self, definitions: Mapping[str, str]):
+        self.definitions = definitions
         self.empty: list[list[int]] = []
         self.moves: list[tuple[CharSet, int] | None] = []
+        self.text, self.at = "", 0
 
     def state(self) -> int:
         self.empty.append([])
         self.moves.append(None)
         return len(self.empty) - 1
-
-
-class _Compiler:
-    """Compiles one pattern into `nfa`; `compile` returns (first state, last state)."""
-
-    def __init__(self, nfa: _Nfa, definitions: Mapping[str, str]):
-        self.nfa = nfa
-        self.definitions = definitions
-        self.text, self.at = "", 0
 
     def compile(self, pattern: str) -> tuple[int, int]:
         outer = self.text, self.at
@@ -108,24 +104,23 @@ class _Compiler:
             branches.append(self._sequence())
         if len(branches) == 1:
             return branches[0]
-        first, last = self.nfa.state(), self.nfa.state()
+        first, last = self.state(), self.state()
         for begin, end in branches:
-            self.nfa.empty[first].append(begin)
-            self.nfa.empty[end].append(last)
+            self.empty[first].append(begin)
+            self.empty[end].append(last)
         return first, last
 
     def _sequence(self) -> tuple[int, int]:
-        first = last = self.nfa.state()
+        first = last = self.state()
         while self._peek() not in ("", "|", ")"):
             begin, end = self._repeated()
-            self.nfa.empty[last].append(begin)
+            self.empty[last].append(begin)
             last = end
         return first, last
 
     def _repeated(self) -> tuple[int, int]:
         start = self.at
         fragment = self._atom()
-        stop = self.at
         low, high = self._counts()
         if (low, high) == (1, 1):
             return fragment
@@ -134,10 +129,9 @@ class _Compiler:
         while len(copies) < max(low, high or 1):  # compile the same text again
             self.at = start
             copies.append(self._atom())
-            assert self.at == stop
         self.at = resume
-        empty = self.nfa.empty
-        first, last = self.nfa.state(), self.nfa.state()
+        empty = self.empty
+        first, last = self.state(), self.state()
         end = first
         for i, (begin, finish) in enumerate(copies):
             if i >= low:
@@ -182,8 +176,8 @@ class _Compiler:
         return self._move(CharSet(tuple((x, x) for x in cases)))
 
     def _move(self, chars: CharSet) -> tuple[int, int]:
-        first, last = self.nfa.state(), self.nfa.state()
-        self.nfa.moves[first] = (chars, last)
+        first, last = self.state(), self.state()
+        self.moves[first] = (chars, last)
         return first, last
 
     def _escape(self) -> str:
@@ -254,23 +248,20 @@ class Automaton:
     """
 
     def __init__(self, patterns: Sequence[str], definitions: Mapping[str, str]):
-        self._nfa = _Nfa()
-        self.accepts: dict[int, int] = {}
-        begins = []
-        for i, pattern in enumerate(patterns):
-            begin, end = _Compiler(self._nfa, definitions).compile(pattern)
-            begins.append(begin)
-            self.accepts[end] = i
+        nfa = _Compiler(definitions)
+        ends = [nfa.compile(pattern) for pattern in patterns]
+        self._empty = nfa.empty
+        self.accepts = {end: i for i, (_, end) in enumerate(ends)}
         self._sets: dict[CharSet, int] = {}
         # Of each state of the NFA: (number of a character set, where its characters lead).
         self._moves = [
             (self._sets.setdefault(move[0], len(self._sets)), move[1]) if move else None
-            for move in self._nfa.moves
+            for move in nfa.moves
         ]
         self._states: dict[frozenset[int], State] = {}
         self._reached: dict[int, frozenset[int]] = {}
         self._sets_of: dict[str, int] = {}
-        start = self.state([self._reach(begin) for begin in begins])
+        start = self.state([self._reach(begin) for begin, _ in ends])
         assert start is not None  # there is a pattern
         self.start = start
 
@@ -279,7 +270,7 @@ class Automaton:
         if seed not in self._reached:
             members, queue = {seed}, [seed]
             while queue:
-                for target in self._nfa.empty[queue.pop()]:
+                for target in self._empty[queue.pop()]:
                     if target not in members:
                         members.add(target)
                         queue.append(target)
@@ -294,9 +285,8 @@ class Automaton:
             move = self._moves[member]
             if move:
                 targets.setdefault(move[0], []).append(move[1])
-        return [
-            (chars, frozenset().union(*map(self._reach, them))) for chars, them in targets.items()
-        ]
+        reached = {chars: map(self._reach, them) for chars, them in targets.items()}
+        return [(chars, frozenset().union(*them)) for chars, them in reached.items()]
 
     def state(self, targets: Sequence[frozenset[int]]) -> State | None:
         """The state of all these states of the NFA."""

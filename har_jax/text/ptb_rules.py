@@ -50,11 +50,9 @@ _OTHERS_BEFORE_UPPER = "vs|alex|wm|jos|cie|cf|treas|ph|invt|elec|natl|m[ft]g|dep
 _BEFORE_NUMBER = "ca|figs?|prop|nos?|art|bldg|pp|op"
 _BEFORE_LTD = "pt[eyEY]|co"
 
-ABBREVIATIONS = "|".join(
-    (
-        *("[A-Za-z]", _MONTHS, _DAYS, _STATES, _COMPANIES, _TITLES),
-        *(_OTHERS_BEFORE_LOWER, _OTHERS_BEFORE_UPPER, _BEFORE_NUMBER, _BEFORE_LTD),
-    )
+ABBREVIATIONS = (
+    f"[A-Za-z]|{_MONTHS}|{_DAYS}|{_STATES}|{_COMPANIES}|{_TITLES}|{_OTHERS_BEFORE_LOWER}"
+    f"|{_OTHERS_BEFORE_UPPER}|{_BEFORE_NUMBER}|{_BEFORE_LTD}"
 )
 """A Python pattern that matches, without regard to case, every word of letters alone that some
 rule reads together with a period; it may match more."""

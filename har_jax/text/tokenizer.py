@@ -9,22 +9,15 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from har_jax.errors import UserError
-from har_jax.text.tokenizer_files import (
-    PathLike,
-    existing,
-    fingerprint_of,
-    from_json,
-    from_transformers,
-    read_json,
-    write_json,
-)
+from har_jax.text import tokenizer_files as files
+from har_jax.text.tokenizer_files import PathLike, fingerprint_of, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,7 +57,7 @@ class CaptionTokenizer:
         encodings = self._tokenizer.encode_batch_fast(stripped, add_special_tokens=False)
         return [[*encoding.ids, self.eos_id] for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """The caption up to its first EOS (or to the end, if there is none)."""
         kept = []
         for i in ids:
@@ -91,14 +84,13 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     Raises:
       UserError: no tokenizer there, or bos or eos is not to be found.
     """
-    directory = existing(directory)
-    tokenizer = from_json(directory) or from_transformers(directory)
+    directory = files.existing(directory)
+    tokenizer = files.from_json(directory) or files.from_transformers(directory)
     config = read_json(directory / "tokenizer_config.json")
     model = read_json(directory / "config.json")
     ids = {}
     for name in ("bos", "eos"):
-        token = config.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _spelling(config, f"{name}_token")
         found = tokenizer.token_to_id(token) if token else model.get(f"{name}_token_id")
         if isinstance(found, list):  # Llama 3 lists several that end a turn; the first is the plain
             found = found[0] if found else None
@@ -110,6 +102,11 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
         ids[f"{name}_id"] = int(found)
     fingerprint = fingerprint_of(directory, ids["bos_id"], ids["eos_id"])
     return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
+
+
+def _spelling(config: Mapping[str, Any], key: str) -> Any:
+    token = config.get(key)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:
@@ -145,17 +142,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
-    write_json(
-        out_dir / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": UNK,
-            "bos_token": BOS,
-            "eos_token": EOS,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 1_000_000,
-        },
-    )
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": UNK,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+    }
+    files.write_json(out_dir / "tokenizer_config.json", config)
     return load_tokenizer(out_dir)
 
 
@@ -198,15 +193,13 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
     Raises:
       UserError: no tokenizer there, or not a CLIP's.
     """
-    directory = existing(directory)
-    tokenizer = from_json(directory)
+    directory = files.existing(directory)
+    tokenizer = files.from_json(directory)
     if tokenizer is None:
         vocab, merges = directory / "vocab.json", directory / "merges.txt"
         if not (vocab.is_file() and merges.is_file()):
-            raise UserError(
-                f"no CLIP tokenizer in {directory}: neither tokenizer.json nor vocab.json with "
-                "merges.txt"
-            )
+            lacking = "neither tokenizer.json nor vocab.json with merges.txt"
+            raise UserError(f"no CLIP tokenizer in {directory}: {lacking}")
         lines = merges.read_text(encoding="utf-8").splitlines()
         rows = [line.split() for line in lines if line and not line.startswith("#version")]
         pairs = [(left, right) for left, right in rows]
@@ -216,8 +209,7 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
     config = read_json(directory / "tokenizer_config.json")
     text = read_json(directory / "config.json").get("text_config") or {}
     context_length = text.get("max_position_embeddings") or config.get("model_max_length") or 77
-    pad = config.get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
+    pad = _spelling(config, "pad_token")
     return ClipTokenizer(
         tokenizer,
         context_length=min(int(context_length), 4096),
@@ -270,20 +262,16 @@ def train_clip_tokenizer(
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     _clip_pipeline(vocab, merges).save(os.fspath(out_dir / "tokenizer.json"))
-    write_json(out_dir / "vocab.json", vocab)
+    files.write_json(out_dir / "vocab.json", vocab)
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (out_dir / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(
-        out_dir / "tokenizer_config.json",
-        {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": context_length,
-            "bos_token": CLIP_BOS,
-            "eos_token": CLIP_EOS,
-            "unk_token": CLIP_EOS,
-            "pad_token": CLIP_EOS,
-        },
-    )
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context_length,
+        "bos_token": CLIP_BOS,
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), CLIP_EOS),
+    }
+    files.write_json(out_dir / "tokenizer_config.json", config)
     return load_clip_tokenizer(out_dir)
 
 
@@ -294,30 +282,17 @@ _CLIP_WORD = (
 
 
 def _clip_pipeline(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import pre_tokenizers as pre
 
-    model = models.BPE(
-        vocab=vocab, merges=list(merges), end_of_word_suffix="</w>", unk_token=CLIP_EOS
-    )
-    tokenizer = Tokenizer(model)
+    rows = list(merges)
+    bpe = models.BPE(vocab=vocab, merges=rows, end_of_word_suffix="</w>", unk_token=CLIP_EOS)
+    tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    words = pre.Split(Regex(_CLIP_WORD), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre.Sequence([words, pre.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in (CLIP_BOS, CLIP_EOS)]

@@ -25,6 +25,7 @@ unbroken one.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -95,7 +96,7 @@ class Guards:
         self.config = config
         self._reference_length = reference_length
         self._start: dict[str, float] = {}
-        self._watches = {name: _Watch() for name in NAMES}
+        self.forget()
         self.lr_scale = 1.0
         self.rollbacks: list[dict[str, Any]] = []
 
@@ -176,34 +177,26 @@ class Guards:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was called; limits and actions are those of now."""
         self._start = dict(state["start"])
-        self._watches = {name: _Watch() for name in NAMES}
-        for name, watch in state["watches"].items():
-            self._watches[name] = _Watch(list(watch["recent"]), watch["beyond"])
+        self.forget()
+        self._watches |= {name: _Watch(**watch) for name, watch in state["watches"].items()}
         self.lr_scale = float(state["lr_scale"])
         self.rollbacks = list(state["rollbacks"])
 
     def _crossed(self, name: str, value: float) -> tuple[float, str] | None:
         """(the limit, what is wrong) if the value lies beyond it."""
         config, start = self.config, self._start[RULES[name].figure]
-        low, high = float("-inf"), float("inf")
-        if name == "bad_end":
-            high = start + config.bad_end_rise
-        elif name == "repetition":
-            high = start + config.repetition_rise
-        elif name == "length":
-            references = self._reference_length or start
-            low = (1 - config.length_drift) * min(start, references)
-            high = (1 + config.length_drift) * max(start, references)
-        elif name == "entropy":
-            low = config.entropy_floor
-        elif name == "reward":
-            low = start - config.reward_drop * abs(start)
-        else:
-            high = config.kl_limit
+        usual = sorted((start, self._reference_length or start))
+        low, high = {
+            "bad_end": (-math.inf, start + config.bad_end_rise),
+            "repetition": (-math.inf, start + config.repetition_rise),
+            "length": ((1 - config.length_drift) * usual[0], (1 + config.length_drift) * usual[1]),
+            "entropy": (config.entropy_floor, math.inf),
+            "reward": (start - config.reward_drop * abs(start), math.inf),
+            "kl": (-math.inf, config.kl_limit),
+        }[name]
         if low <= value <= high:
             return None
-        limit = low if value < low else high
-        side = "below" if value < low else "above"
+        limit, side = (low, "below") if value < low else (high, "above")
         rule = RULES[name]
         form = "{:.1%}" if rule.percent else "{:.3g}"
         shown, bound, before = (form.format(x) for x in (value, limit, start))

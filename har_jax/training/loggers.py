@@ -82,12 +82,11 @@ class JsonLines(Logger):
         self._run_dir = run_dir
         self._files: dict[str, io.FileIO] = {}
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
         self._append(METRICS, {"step": step, "time": round(time.time(), 3), **figures})
 
     def event(self, step: int, fields: Mapping[str, Any]) -> None:
-        row = {"step": step, "time": round(time.time(), 3), "event": dict(fields)}
-        self._append(METRICS, row)
+        self.write(step, {"event": dict(fields)})
 
     def samples(self, step: int, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -101,12 +100,8 @@ class JsonLines(Logger):
             if not path.exists():
                 continue
             before = path.read_bytes()
-            kept = []
-            for line in before.splitlines():
-                row = parse_line(line)
-                if row is not None and row["step"] <= step:
-                    kept.append(line + b"\n")
-            after = b"".join(kept)
+            rows = [(line, parse_line(line)) for line in before.splitlines()]
+            after = b"".join(line + b"\n" for line, row in rows if row and row["step"] <= step)
             if after != before:
                 write_bytes(path, after)
 
@@ -118,8 +113,10 @@ class JsonLines(Logger):
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            _cut_partial_line(self._run_dir / name)
-            self._files[name] = open(self._run_dir / name, "ab", buffering=0)  # noqa: SIM115
+            path = self._run_dir / name
+            if path.exists():  # a line after one that was cut off would be lost with it
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            self._files[name] = open(path, "ab", buffering=0)  # noqa: SIM115
         self._files[name].write((dumps(row) + "\n").encode())
 
 
@@ -221,23 +218,6 @@ class RunLog(Logger):
         for logger in self.loggers:
             logger.close()
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def _cut_partial_line(path: pathlib.Path) -> None:
-    """Without this, a line after one that was cut off would be lost with it."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            file.truncate(whole)
-
 
 def console_line(step: int, figures: Mapping[str, float], total: int | None = None) -> str:
     """`step  120/600  train  loss   2.3456  accuracy 51.2%    850 img/s`: columns stay aligned."""
@@ -262,7 +242,4 @@ def console_line(step: int, figures: Mapping[str, float], total: int | None = No
 
 
 def _number(value: float, spec: str) -> str:
-    if math.isfinite(value):
-        return format(value, spec)
-    width = spec.split(".")[0]
-    return f"{value!s:>{width}}"
+    return format(value, spec if math.isfinite(value) else spec.split(".")[0])

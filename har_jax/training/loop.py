@@ -28,7 +28,7 @@ from har_jax.models.functional import Params
 from har_jax.progress import progress
 from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger
-from har_jax.training.preemption import Preemption
+from har_jax.training.preemption import preemption
 from har_jax.training.profile import Profile
 from har_jax.training.step import StepOutput, TrainState, TrainStep
 
@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 2
 """Steps dispatched ahead of the device; more would only queue up batches in memory."""
+
+
+SHOWN = ("loss", "reward", "reward_greedy", "accuracy", "images_per_second")
+"""What a progress bar tells of a log."""
 
 
 class TrainingError(RuntimeError):
@@ -109,7 +113,7 @@ def fit(
     finished, stopped_by = True, None
     bar = progress(total=config.steps, initial=first, desc=config.stage, unit="step")
     tracing = profile or contextlib.nullcontext()
-    with Preemption() as preemption, jax.set_mesh(mesh), tracing, bar:
+    with preemption() as preempted, jax.set_mesh(mesh), tracing, bar:
         run.look_before()
         while run.done < config.steps:
             # 1. The next batch; threads read ahead, so waiting shows that they are too slow.
@@ -124,16 +128,18 @@ def fit(
             bar.update(1)
             # 3. What is due after this step.
             last = run.done == config.steps
-            leaving = preemption.reached(run.done) or run.done - first == stop_after
-            leaving = leaving and not last
-            validating = run.validates(last)
+            left = preempted(run.done) or run.done - first == stop_after
+            leaving = left and not last
+            every = config.eval.every
+            due = last or (every > 0 and run.done % every == 0)
+            validating = due and hooks.validate is not None
             saving = last or leaving or validating or run.done % config.checkpoint_every == 0
             trips: list[Trip] = []
             # 4. Log: wait for the device, and look whether all is well before anything is saved.
             if run.done % config.log_every == 0 or saving:
                 figures, found = run.log(window, batch)
                 trips += found
-                bar.set_postfix(_postfix(figures))
+                bar.set_postfix({k: f"{figures[k]:.3g}" for k in SHOWN if k in figures})
             # 5. Validate. Its time is not that of steps.
             metrics = None
             if validating:
@@ -202,7 +208,14 @@ class _Run:
     def log(self, window: _Window, batch: Mapping[str, Any]) -> tuple[dict[str, float], list[Trip]]:
         """Logs the steps of the window: their figures, and the guards that these trip."""
         figures, arrays = window.close(self.config.batch_size)
-        _check(figures, self.done, self.hooks)
+        if self.hooks.check is not None:
+            self.hooks.check()
+        if bad := [k for k, v in figures.items() if not math.isfinite(v)]:
+            raise TrainingError(
+                f"{', '.join(bad)} became NaN or infinite at or shortly before step {self.done}; "
+                "nothing of it was saved. Lower config.optim.lr or config.optim.clip_norm, and "
+                "resume"
+            )
         if self.hooks.summarise is not None:
             figures |= self.hooks.summarise(arrays, self.done)
         if self.hooks.measure is not None:
@@ -213,12 +226,6 @@ class _Run:
             figures |= {"lr_scale": self.guards.lr_scale} if self.guards.rollbacks else {}
         self.logger.write(self.done, {f"train/{k}": v for k, v in figures.items()})
         return figures, trips
-
-    def validates(self, last: bool) -> bool:
-        """Whether a validation is due."""
-        every = self.config.eval.every
-        due = last or (every > 0 and self.done % every == 0)
-        return due and self.hooks.validate is not None
 
     def validate(self) -> tuple[dict[str, float], list[Trip]]:
         """Validates and logs: the figures, and the guards that these trip."""
@@ -252,8 +259,8 @@ class _Run:
             params, optimizer, _ = self._restore(best)
         guards.rolled_back(self.done, best or 0, causes)
         self.state = self.step.state(self.done, params, optimizer, guards.lr_scale)
-        event = {"rollback": True, **guards.rollbacks[-1], "lr_scale": guards.lr_scale}
-        self.logger.event(self.done, event)
+        told = {"rollback": True, **guards.rollbacks[-1], "lr_scale": guards.lr_scale}
+        self.logger.event(self.done, told)
         if self.hooks.note is not None:
             self.hooks.note(guards.rollbacks)
         where = f"the checkpoint of step {best}" if best else "the start"
@@ -269,8 +276,8 @@ class _Run:
         if self.guards is not None:
             progress_state["guards"] = self.guards.state()
         scored = metrics if metrics and METRIC in metrics else None
-        state = self.state
-        self.checkpoints.save(self.done, state.params, state.optimizer, progress_state, scored)
+        _, params, optimizer, _ = self.state
+        self.checkpoints.save(self.done, params, optimizer, progress_state, scored)
 
 
 class _Window:
@@ -322,19 +329,3 @@ def _device_memory() -> dict[str, float]:
         for figure, name in names.items()
         if all(name in s for s in stats)
     }
-
-
-def _check(figures: Mapping[str, float], step: int, hooks: Hooks) -> None:
-    if hooks.check is not None:
-        hooks.check()
-    bad = [k for k, v in figures.items() if not math.isfinite(v)]
-    if bad:
-        raise TrainingError(
-            f"{', '.join(bad)} became NaN or infinite at or shortly before step {step}; nothing of "
-            "it was saved. Lower config.optim.lr or config.optim.clip_norm, and resume"
-        )
-
-
-def _postfix(figures: Mapping[str, float]) -> dict[str, str]:
-    shown = ("loss", "reward", "reward_greedy", "accuracy", "images_per_second")
-    return {k: f"{figures[k]:.3g}" for k in shown if k in figures}

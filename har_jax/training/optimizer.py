@@ -12,8 +12,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from har_jax.config import OptimConfig
-from har_jax.models.functional import Params
 from har_jax.sharding import LogicalAxes
+from har_jax.types import AnyArray
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
@@ -30,10 +30,9 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
         main = optax.constant_schedule(config.lr)
     if not config.warmup_steps:
         return main
-    warmup = optax.linear_schedule(
-        config.lr / config.warmup_steps, config.lr, config.warmup_steps - 1 or 1
-    )
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
+    steps = config.warmup_steps
+    warmup = optax.linear_schedule(config.lr / steps, config.lr, steps - 1 or 1)
+    return optax.join_schedules([warmup, main], [steps])
 
 
 def make_optimizer(
@@ -59,8 +58,13 @@ def make_optimizer(
         mask = functools.partial(_matrices, logical_axes=axes)
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
     parts.append(optax.scale(-1.0))
-    if config.projector_lr_factor != 1:
-        parts.append(optax.stateless(_faster_projector(config.projector_lr_factor)))
+    if (factor := config.projector_lr_factor) != 1:
+
+        def faster(updates: Any, params: Any) -> Any:
+            del params
+            return {k: u * factor if k.startswith("projector.") else u for k, u in updates.items()}
+
+        parts.append(optax.stateless(faster))
     return optax.chain(*parts)
 
 
@@ -106,7 +110,9 @@ def _split_axes(axes: LogicalAxes) -> tuple[int, int]:
     return layers, 1 if own[0] in ("embed", "lora") else len(own) - 1
 
 
-def _matrices(params: Params, logical_axes: Mapping[str, LogicalAxes]) -> dict[str, bool]:
+def _matrices(
+    params: Mapping[str, AnyArray], logical_axes: Mapping[str, LogicalAxes]
+) -> dict[str, bool]:
     """What is no vector: norms and biases do not decay, stacked over layers or not."""
     layers = {name: _split_axes(axes)[0] for name, axes in logical_axes.items()}
     return {name: value.ndim - layers.get(name, 0) > 1 for name, value in params.items()}
@@ -150,7 +156,7 @@ def _as_matrices(
 ) -> optax.GradientTransformation:
     """A rule that sees `[in, out]` (or `[layers, in, out]`) of each kernel `[in..., out...]`."""
 
-    def view(values: Params) -> Params:
+    def view(values: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         return {name: x.reshape(shape_of(name, x.shape)) for name, x in values.items()}
 
     def shape_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -166,11 +172,3 @@ def _as_matrices(
         return {name: x.reshape(updates[name].shape) for name, x in seen.items()}, state
 
     return optax.GradientTransformation(lambda params: rule.init(view(params)), update)
-
-
-def _faster_projector(factor: float) -> Callable[[Any, Any], Any]:
-    def scale(updates: Params, params: Any) -> Params:
-        del params
-        return {k: u * factor if k.startswith("projector.") else u for k, u in updates.items()}
-
-    return scale

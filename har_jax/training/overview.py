@@ -28,42 +28,28 @@ def parameter_overview(
         learns = "trained" if name in trained else "frozen"
         groups[alike, tuple(x.shape), str(x.dtype), learns, spec].append(name)
 
-    def held(names: Collection[str], split: bool) -> int:
-        return sum(
-            math.prod(shardings[n].shard_shape(shapes[n].shape) if split else shapes[n].shape)
-            * shapes[n].dtype.itemsize
-            for n in names
-        )
-
     def sizes(names: Collection[str]) -> list[str]:
-        count = sum(math.prod(shapes[n].shape) for n in names)
-        return [f"{count:,}", _bytes(held(names, False)), _bytes(held(names, True))]
+        count = whole = held = 0
+        for n, x in ((n, shapes[n]) for n in names):
+            count += math.prod(x.shape)
+            whole += math.prod(x.shape) * x.dtype.itemsize
+            held += math.prod(shardings[n].shard_shape(x.shape)) * x.dtype.itemsize
+        return [f"{count:,}", _bytes(whole), _bytes(held)]
 
     rows = [["parameter", "", "shape", "dtype", "", "split over", "numbers", "size", "a device"]]
     for (alike, shape, dtype, learns, spec), names in groups.items():
         times = f"{len(names)} x" if len(names) > 1 else ""
         text = " x ".join(map(str, shape)) or "scalar"
         rows.append([alike, times, text, dtype, learns, spec, *sizes(names)])
-    for learns, names in (
-        ("trained", [n for n in shapes if n in trained]),
-        ("frozen", [n for n in shapes if n not in trained]),
-    ):
+    for learns in ("trained", "frozen"):
+        names = [n for n in shapes if (n in trained) == (learns == "trained")]
         rows.append(["all", f"{len(names)} x", "", "", learns, "", *sizes(names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    aligned = [
-        "  ".join(
-            cell.rjust(width) if i in (1, 6, 7, 8) else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(aligned)
+    line = "  ".join(f"{{:{'>' if i in (1, 6, 7, 8) else '<'}{n}}}" for i, n in enumerate(widths))
+    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def _bytes(count: float) -> str:
     """`13.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
+    size = min(int(math.log2(count or 1)) // 10, 3)
+    return f"{count / 1024**size:.{min(size, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[size]}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from har_jax.config import Config
 from har_jax.errors import UserError
@@ -69,8 +70,8 @@ def check_run(workdir: str | os.PathLike[str], config: Config, info: Mapping[str
             )
         return False
     # Through Config: a key that an older version did not have yet stands at its default.
-    old = _flat(Config.from_dict(json.loads((path / "config.json").read_text())).to_dict())
-    new = _flat(config.to_dict())
+    before = Config.from_dict(json.loads((path / "config.json").read_text()))
+    old, new = (flatten_dict(c.to_dict(), sep=".") for c in (before, config))
     changed = [
         f"config.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -82,14 +83,13 @@ def check_run(workdir: str | os.PathLike[str], config: Config, info: Mapping[str
             f"--workdir={workdir} is a run with another configuration: {'; '.join(changed)}. "
             "Resume it with the same settings, or give a new --workdir"
         )
-    before = json.loads((path / "run.json").read_text())
+    known = json.loads((path / "run.json").read_text())
     for key in ("base", "reward_signature", "data"):
-        if key == "data" and before.get(key) is None:  # begun by an older version
-            continue
-        if _fingerprints(before.get(key)) != _fingerprints(info.get(key)):
+        old_version = key == "data" and known.get(key) is None
+        if not old_version and _fingerprints(known.get(key)) != _fingerprints(info.get(key)):
             raise UserError(
                 f"--workdir={workdir} was begun with another {key.replace('_', ' ')}: "
-                f"{before.get(key)} then, {info.get(key)} now; give a new --workdir"
+                f"{known.get(key)} then, {info.get(key)} now; give a new --workdir"
             )
     return True
 
@@ -124,13 +124,3 @@ def _fingerprints(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _fingerprints(v) for k, v in value.items() if k != "path"}
     return value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -59,16 +59,11 @@ class TrainStep:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract.optimizer)
         return self.state(0, params, jax.jit(self.optimizer.init, out_shardings=shardings)(params))
 
-    def state(
-        self, step: int, params: Params, optimizer: PyTree, lr_scale: float = 1
-    ) -> TrainState:
-        """A state from its parts."""
-        return TrainState(
-            jax.device_put(np.int32(step), self.abstract.step.sharding),
-            params,
-            optimizer,
-            jax.device_put(np.float32(lr_scale), self.abstract.lr_scale.sharding),
-        )
+    def state(self, step: int, params: Params, optimizer: PyTree, scale: float = 1) -> TrainState:
+        """A state from its parts; `scale` is that of the learning rate."""
+        number = jax.device_put(np.int32(step), self.abstract.step.sharding)
+        lr_scale = jax.device_put(np.float32(scale), self.abstract.lr_scale.sharding)
+        return TrainState(number, params, optimizer, lr_scale)
 
     @property
     def compilations(self) -> int:
@@ -96,9 +91,7 @@ def make_train_step(
         parameters and moments back to an earlier checkpoint.
     """
 
-    def step(
-        state: TrainState, frozen: Params, batch: Mapping[str, Array]
-    ) -> tuple[TrainState, StepOutput]:
+    def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_of(trained: Params) -> tuple[Array, Loss]:
@@ -125,13 +118,11 @@ def make_train_step(
     whole = replicated(mesh)
     number: Any = functools.partial(jax.ShapeDtypeStruct, (), sharding=whole)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
+    moments = jax.eval_shape(optimizer.init, shapes)
     described = TrainState(
         number(jnp.int32),
         abstract(shapes, dict(param_shardings)),
-        abstract(
-            jax.eval_shape(optimizer.init, shapes),
-            optimizer_shardings(optimizer, shapes, param_shardings, mesh),
-        ),
+        abstract(moments, optimizer_shardings(optimizer, shapes, param_shardings, mesh)),
         number(jnp.float32),
     )
     shardings = jax.tree.map(lambda x: x.sharding, described)

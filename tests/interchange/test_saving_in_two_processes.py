@@ -24,7 +24,7 @@ from har_jax.sharding import make_mesh
 
 source, out = map(pathlib.Path, sys.argv[1:])
 mesh = make_mesh(data=1, fsdp=4, tensor=2)
-model = load_mistral(source, mesh=mesh, scan_layers=True, fused=True)
+model = load_mistral(source, mesh=mesh, scan_layers=True)
 kernel = model.layers.attn.qkv.kernel[...]
 assert jax.process_count() == 2 and not kernel.is_fully_addressable
 assert sum(s.data.size for s in kernel.addressable_shards) < kernel.size
@@ -64,7 +64,7 @@ def test_two_processes_write_what_one_does(workspace, tmp_path):
             assert (tmp_path / where / name).read_bytes() == (source / name).read_bytes(), name
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"model.safetensors", "config.json"}
 
-    params = split(load_mistral(source, scan_layers=True, fused=True))[1]
+    params = split(load_mistral(source, scan_layers=True))[1]
     kernel = params["layers.attn.qkv.kernel"]
     wanted = {"lora_a": kernel[:, :, 0], "lora_b": kernel[:, 0, 0]}
     _, found = peft.read_adapters(tmp_path / "adapters", 2)

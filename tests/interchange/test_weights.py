@@ -14,7 +14,7 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file, table, weights
 from har_jax.interchange.families.clip import load_clip, load_vision, save_clip
-from har_jax.interchange.families.mistral import load_mistral, mistral_table, save_mistral
+from har_jax.interchange.families.mistral import MISTRAL, load_mistral, save_mistral
 from har_jax.interchange.table import Row
 from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
@@ -379,7 +379,7 @@ def test_fingerprints_follow_the_weights(saved, lm):
 
 def test_every_parameter_has_its_row():
     with pytest.raises(KeyError, match="nowhere"):
-        table.find(mistral_table(), "layers.3.nowhere")
-    row, name = table.find(mistral_table(), "layers.13.attn.q.kernel")
+        table.find(MISTRAL.table(False), "layers.3.nowhere")
+    row, name = table.find(MISTRAL.table(False), "layers.13.attn.q.kernel")
     assert name == "model.layers.13.self_attn.q_proj.weight"
     assert row.hf_shape((16, 4, 4)) == (16, 16)

@@ -139,6 +139,7 @@ def test_a_hash_is_kept_beside_the_files(workspace, tmp_path, monkeypatch):
     shutil.copytree(workspace / "models/mistral", directory)
     (directory / hf_dir.FINGERPRINT).unlink(missing_ok=True)
     file = directory / "model.safetensors"
+    os.utime(file)  # copytree keeps the times of the workspace's files
     first = hf_dir.weights_fingerprint(directory)
     assert not (directory / hf_dir.FINGERPRINT).exists()  # too fresh: it might be written again
     os.utime(file, (1e9, 1e9))

@@ -12,8 +12,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from har_jax.errors import UserError
-from har_jax.metrics.cider import corpus_cider
+from har_jax.metrics.cider import cider_of
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
+from har_jax.metrics.corpus_ngrams import count_ngrams
 
 WORD = st.sampled_from(["a", "b", "c", "dog", "on", "the"])
 CAPTION = st.one_of(
@@ -22,6 +23,13 @@ CAPTION = st.one_of(
 CORPUS = st.lists(
     st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4)), min_size=1, max_size=5
 )
+
+
+def corpus_cider(references, predictions):
+    """(mean, {image: CIDEr}) with document frequencies of the very references."""
+    counted = count_ngrams(references, predictions, metric="CIDEr")
+    values = cider_of(counted).tolist()
+    return np.mean(values), dict(zip(counted.image_ids, values, strict=True))
 
 
 def pycoco(references, predictions):

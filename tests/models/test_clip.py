@@ -11,7 +11,7 @@ from flax import nnx
 from transformers import CLIPVisionModel
 
 from har_jax.errors import UserError
-from har_jax.interchange.families.clip import clip_table, load_clip, load_vision, read_vision_config
+from har_jax.interchange.families.clip import VISION_FAMILY, clip_table, load_clip, load_vision
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
 from har_jax.models.functional import part, split
 
@@ -151,7 +151,7 @@ def test_the_vision_tower_alone_is_that_of_the_whole(projection, tmp_path):
         found = split(tower)[1]
         assert found.keys() == expected.keys()
         assert all((found[k] == expected[k]).all() for k in found)
-    assert read_vision_config(sources[-1]) == tower.config
+    assert VISION_FAMILY.read_config(sources[-1])[0] == tower.config
 
 
 def test_defaults_are_those_of_transformers():

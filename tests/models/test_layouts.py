@@ -166,6 +166,7 @@ def updates(name, structure, params, grads):
     """The first update of the parameters, after a clip of the whole gradient."""
     config = OptimConfig(name=name, lr=0.1, schedule="constant", weight_decay=0.1)
     optimizer = make_optimizer(config, {n: structure.logical_axes[n] for n in params})
+    params, grads = jax.tree.map(jnp.asarray, (params, grads))
     return jit(lambda: optimizer.update(grads, optimizer.init(params), params)[0])()
 
 
@@ -189,7 +190,7 @@ def test_updates_of_stacked_parameters(name):
 @pytest.mark.parametrize("layout", [{}, STACKED], ids=["unrolled", "scan"])
 def test_remat_keeps_less_and_changes_nothing(layout):
     deep = dataclasses.replace(CONFIG, num_hidden_layers=6 if layout else 3)
-    x_bpd = np.random.default_rng(1).normal(size=(4, 16, 16)).astype("f4")
+    x_bpd = jnp.asarray(np.random.default_rng(1).normal(size=(4, 16, 16)), "f4")
     grads, kept = {}, {}
     for remat in ("none", "dots", "full"):
         structure = structure_in(deep, layout, remat=remat)

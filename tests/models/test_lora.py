@@ -146,7 +146,7 @@ def test_a_pattern_that_matches_nothing_names_what_there_is():
 def test_merging_computes_the_same():
     structure, params = adapted()
     plain = structure_of(build)
-    base = {name: params[name] for name in plain.names}
+    base = {name: params[name] for name in plain.shapes}
     whole = lora.merged(params, SCALE)
     assert set(whole) == set(base)
     wanted = logits(structure, params, TOKENS)
@@ -224,4 +224,4 @@ def test_adapters_in_every_layout(scan_layers, tmp_path):
     for name, (row, tensor) in found.items():
         np.testing.assert_array_equal(row.read(tensor.map(), plain[name].shape), plain[name])
     again = structure_of(lambda: build(settings))
-    assert {n for n in again.names if lora.is_factor(n)} == found.keys()
+    assert {n for n in again.shapes if lora.is_factor(n)} == found.keys()

@@ -22,6 +22,7 @@ from har_jax.reports import page as pages
 from har_jax.reports.page import render, templates, write_report
 from har_jax.reports.plot import Line, make_plot, nice_ticks, smoothed
 from har_jax.reports.run_view import (
+    DatasetImages,
     RunView,
     ScoredSplit,
     choose_examples,
@@ -187,17 +188,17 @@ def filled(text, name):
         config,
         info,
         {key: [(1, 1.0), (2, 3.0)] for key in (text, "val/CIDEr", "train/reward")},
-        [{"step": 1, "image_id": text, "split": text, **caption}],
+        [{"step": 1, "image_id": 7, "split": text, **caption}],
         [
             {"step": text, "guard": text, "text": text, "action": text},
             {"step": text, "rollback": True, "to": text, "lr_scale": text},
         ],
-        {text: ScoredSplit(scores, {text: {"CIDEr": 1.0, "filename": text, **caption}})},
+        {text: ScoredSplit(scores, {7: {"CIDEr": 1.0, "filename": text, **caption}})},
     )
 
 
 def page_of(text, uri):
-    class Images:
+    class Images(DatasetImages):
         reason = text
 
         def __init__(self, directory, split):

@@ -6,12 +6,14 @@ import traceback
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from har_jax.distributed import narrow
 from har_jax.errors import UserError
-from har_jax.rewards.callback import RewardCallback, as_int32
+from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.mix import MixedReward
 
 EOS = 2
@@ -211,6 +213,7 @@ def test_bad_shapes_and_sizes(monkeypatch):
     with pytest.raises(UserError, match=r"12 images cannot be split over 8 .*a multiple of 8"):
         jax.jit(callback)(image_ids, tokens, lengths)
     jax.eval_shape(callback_of(Recorder(), make_mesh("1x4x2")), image_ids, tokens, lengths)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(UserError, match="do not fit tokens"):
         jax.jit(callback)(image_ids[:3], tokens, lengths)
 
@@ -225,6 +228,6 @@ def test_bad_shapes_and_sizes(monkeypatch):
 
 
 def test_image_ids_must_fit_a_device_integer():
-    assert as_int32(np.array([2**31 - 1])).dtype == np.int32
-    with pytest.raises(UserError, match="does not fit the 32 bits"):
-        as_int32(np.array([2**31]))
+    assert narrow("image_id", np.array([2**31 - 1])).dtype == np.int32
+    with pytest.raises(UserError, match="image_id 2147483648 does not fit 32 bits"):
+        narrow("image_id", np.array([2**31]))

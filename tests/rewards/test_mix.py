@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,12 +12,11 @@ from hypothesis import strategies as st
 from har_jax.errors import UserError
 from har_jax.metrics.bleu import corpus_bleu
 from har_jax.metrics.cider_d import DocumentFrequency
-from har_jax.rewards.bias import BiasPenalty
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
 from har_jax.rewards.contract import Reward, checked
 from har_jax.rewards.mix import MixedReward, build, parse
-from har_jax.rewards.per_caption import LengthPenalty, RepetitionPenalty
+from har_jax.rewards.per_caption import BiasPenalty, LengthPenalty, RepetitionPenalty
 from har_jax.text import ptb
 
 REFERENCES = {
@@ -100,7 +100,8 @@ def test_what_is_written_is_read(weights):
         ("tests.rewards.test_mix:DF", "no function 'DF'"),
     ],
 )
-def test_bad_specifications(spec, message):
+def test_bad_specifications(spec, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(UserError, match=message):
         build(spec, DF, REFERENCES)
 

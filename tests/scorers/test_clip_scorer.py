@@ -142,7 +142,7 @@ def test_the_batch_size_changes_nothing(clip_dir, images):
 def test_each_tower_is_compiled_once(clip_dir, images):
     scorer = ClipScorer(clip_dir, batch_size=2)
     scorer.score(images.items(), PREDICTIONS, REFERENCES)
-    assert scorer._vision.func._cache_size() == scorer._text.func._cache_size() == 1
+    assert all(scorer._tower(name).func._cache_size() == 1 for name in ("vision", "text"))
 
 
 def test_the_signature_names_the_weights(clip_dir):

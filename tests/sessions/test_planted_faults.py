@@ -1,6 +1,7 @@
 """Faults planted one at a time, each found and named: by the doctor before SCST starts, or by a
 guard while it runs."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -227,7 +228,7 @@ def test_the_guard_of_clip_score_sees_what_evaluation_sees(
     """Of the same captions; and then captions that CIDEr likes and the CLIP does not."""
     clip = workspace / "models/clip-b"
     plan = plan_of(workspace, mle, eval__clip_score=clip, guards__clip="stop")
-    with RunLog("unused", enabled=False) as logger:
+    with contextlib.closing(RunLog("unused", enabled=False)) as logger:
         validate = validator(dataclasses.replace(session, plan=plan), logger)
     figures = validate(trained, 0)
     live = LoadedCaptioner(

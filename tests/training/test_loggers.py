@@ -1,5 +1,6 @@
 """Logs of a run: valid JSON always, and a resumed run's log is an unbroken one's."""
 
+import contextlib
 import json
 import logging
 
@@ -15,7 +16,7 @@ def lines(path):
 
 
 def write_steps(run_dir, steps, **settings):
-    with RunLog(run_dir, enabled=True, tensorboard=False, **settings) as logger:
+    with contextlib.closing(RunLog(run_dir, enabled=True, tensorboard=False, **settings)) as logger:
         for step in steps:
             logger.write(step, {"train/loss": 1.0 / step})
             logger.samples(step, "val", [{"image_id": 7, "caption": f"at {step}"}])
@@ -50,7 +51,7 @@ def test_each_line_is_an_object_with_step_and_time(tmp_path):
 
 
 def test_a_disabled_log_leaves_no_trace(tmp_path):
-    with RunLog(tmp_path / "run", enabled=False) as logger:
+    with contextlib.closing(RunLog(tmp_path / "run", enabled=False)) as logger:
         logger.write(1, {"train/loss": 1.0})
         logger.samples(1, "val", [{"caption": "x"}])
         logger.truncate_after(0)
@@ -59,7 +60,7 @@ def test_a_disabled_log_leaves_no_trace(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_json_lacks_becomes_null(tmp_path, value):
-    with RunLog(tmp_path, enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.write(1, {"train/loss": value, "train/ok": 2})
     text = (tmp_path / METRICS).read_text()
     row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -68,7 +69,7 @@ def test_what_json_lacks_becomes_null(tmp_path, value):
 
 def test_resuming_leaves_neither_doubled_nor_phantom_steps(tmp_path):
     write_steps(tmp_path, [10, 20, 30, 40])
-    with RunLog(tmp_path, enabled=True, tensorboard=False) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True, tensorboard=False)) as logger:
         logger.truncate_after(20)
         for step in (30, 40, 50):
             logger.write(step, {"train/loss": -1.0})
@@ -79,11 +80,11 @@ def test_resuming_leaves_neither_doubled_nor_phantom_steps(tmp_path):
 
 
 def test_truncating_to_zero_and_of_nothing(tmp_path):
-    with RunLog(tmp_path / "new", enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path / "new", enabled=True)) as logger:
         logger.truncate_after(0)
     assert not (tmp_path / "new").exists()
     write_steps(tmp_path, [1])
-    with RunLog(tmp_path, enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.truncate_after(0)
     assert (tmp_path / METRICS).read_text() == ""
 
@@ -98,7 +99,7 @@ def test_a_line_cut_off_by_a_kill(tmp_path, tail):
     assert [row["step"] for row in lines(tmp_path / METRICS)] == [10, 20, 40]
     with (tmp_path / METRICS).open("a") as file:
         file.write(tail)
-    with RunLog(tmp_path, enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.truncate_after(40)
     assert [row["step"] for row in lines(tmp_path / METRICS)] == [10, 20, 40]
 
@@ -119,10 +120,10 @@ def test_truncation_is_atomic(tmp_path, monkeypatch):
 
 
 def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
-    with RunLog(tmp_path, enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.write(10, {"train/loss": 1.0})
         logger.write(20, {"train/loss": 2.0})
-    with RunLog(tmp_path, enabled=True) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.truncate_after(10)
         logger.write(20, {"train/loss": 3.0})
     found = events(tmp_path)
@@ -137,7 +138,9 @@ def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
 def test_the_console_line(tmp_path, caplog):
     with (
         caplog.at_level(logging.INFO, logger="har_jax"),
-        RunLog(tmp_path, enabled=True, total_steps=600, tensorboard=False) as logger,
+        contextlib.closing(
+            RunLog(tmp_path, enabled=True, total_steps=600, tensorboard=False)
+        ) as logger,
     ):
         logger.write(20, {"train/loss": 2.3456, "train/images_per_second": 850.2, "train/x": 1})
     assert caplog.messages == ["step  20/600  train  loss   2.3456  850 img/s"]
@@ -154,7 +157,9 @@ def test_a_logger_of_ones_own(tmp_path):
         def truncate_after(self, step):
             told.append(("truncate", step))
 
-    with RunLog(tmp_path, enabled=True, tensorboard=False, others=[Own()]) as logger:
+    with contextlib.closing(
+        RunLog(tmp_path, enabled=True, tensorboard=False, others=[Own()])
+    ) as logger:
         logger.truncate_after(2)
         logger.write(3, {"train/loss": 0.5})
         logger.event(3, {"guard": "length"})

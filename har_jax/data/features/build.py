@@ -102,12 +102,9 @@ class Build:
         """The size of it, in a line."""
         s, dv = self.shape
         n = sum(map(len, self.splits.values()))
-        size = self.nbytes
-        for unit in ("bytes", "kB", "MB", "GB", "TB"):
-            if size < 1000 or unit == "TB":
-                break
-            size /= 1000
-        number = f"{size:,.0f}" if unit == "bytes" else f"{size:,.1f}"
+        power = min(4, (len(str(self.nbytes)) - 1) // 3)  # of 1,000
+        size, unit = self.nbytes / 1000**power, ("bytes", "kB", "MB", "GB", "TB")[power]
+        number = f"{size:,.1f}" if power else f"{size:,.0f}"
         shards = f"{len(self.shards):,} shard" + "s" * (len(self.shards) != 1)
         return f"{n:,} images x {s} x {dv} {self.dtype} = {number} {unit}, {shards}"
 

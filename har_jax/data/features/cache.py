@@ -83,12 +83,10 @@ class Origin:
             )
         if (self.kind, self.layer) != (now.kind, now.layer):
             found.append(f"{self._what()} then, {now._what()} now")
-        then_keys, now_keys = self.preprocessing, now.preprocessing
-        found += [
-            f"preprocessing {key} {then_keys.get(key)} then, {now_keys.get(key)} now"
-            for key in sorted(then_keys.keys() | now_keys.keys())
-            if then_keys.get(key) != now_keys.get(key)
-        ]
+        for key in sorted(self.preprocessing.keys() | now.preprocessing.keys()):
+            here, there = self.preprocessing.get(key), now.preprocessing.get(key)
+            if here != there:
+                found.append(f"preprocessing {key} {here} then, {there} now")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -193,13 +191,10 @@ class FeatureCache:
             )
         if self.origin.compute_dtype != now.compute_dtype and not now.imported:
             log.warning(
-                "the features of %s were computed in %s and this run computes in %s: they differ "
-                "by rounding from what the run's own encoder would give (prepare features "
-                "--compute-dtype=%s makes the same)",
-                self.directory,
-                self.origin.compute_dtype,
-                now.compute_dtype,
-                now.compute_dtype,
+                f"the features of {self.directory} were computed in {self.origin.compute_dtype} "
+                f"and this run computes in {now.compute_dtype}: they differ by rounding from what "
+                "the run's own encoder would give (prepare features "
+                f"--compute-dtype={now.compute_dtype} makes the same)"
             )
 
     def of(self, images: Images) -> ImageFeatures:
@@ -214,9 +209,10 @@ class FeatureCache:
         known = ids[places] == wanted if len(ids) else np.zeros(len(wanted), bool)
         if not known.all():
             lacking = wanted[~known]
+            held = ", ".join(f"{name} ({n:,} images)" for name, n in self.splits.items())
             raise UserError(
                 f"feature cache {self.directory} lacks {len(lacking):,} of the {len(wanted):,} "
-                f"images of {images} (such as id {lacking[0]}); it holds {self._contents()}; make "
+                f"images of {images} (such as id {lacking[0]}); it holds {held}; make "
                 "it with --split=NAME of these as well"
             )
         rows = order[places]
@@ -243,18 +239,12 @@ class FeatureCache:
 
     def verify(self) -> list[str]:
         """Names of the files whose contents are not those that were written."""
-        return [
-            name
-            for name, entry in self.files.items()
-            if file_digest(self.directory / name) != entry["sha256"]
-        ]
+        digests = {name: file_digest(self.directory / name) for name in self.files}
+        return [name for name, entry in self.files.items() if digests[name] != entry["sha256"]]
 
     @property
     def nbytes(self) -> int:
         return sum(self.splits.values()) * math.prod(self.shape) * self.dtype.itemsize
-
-    def _contents(self) -> str:
-        return ", ".join(f"{name} ({n:,} images)" for name, n in self.splits.items())
 
     @functools.cached_property
     def _index(self) -> np.ndarray:
@@ -304,19 +294,16 @@ class ImageFeatures:
 def known_digests(images: Images) -> dict[int, int]:
     """{position: digest of the image} of all images where a dataset lists what they hold, else of
     a few, spread over them, which are read."""
-    if isinstance(images, Split) and images.listing.contents is not None:
-        return {i: _digest(bytes.fromhex(x)) for i, x in enumerate(images.listing.contents)}
+    contents = images.listing.contents if isinstance(images, Split) else None
+    if contents is not None:
+        return dict(enumerate(int.from_bytes(bytes.fromhex(x[:16]), "little") for x in contents))
     some = np.linspace(0, len(images) - 1, min(len(images), _SAMPLED)).astype(int)
     return {int(i): digest_of(images.read(int(i))) for i in np.unique(some)}
 
 
 def digest_of(image: bytes) -> int:
     """64 bits of the sha256 of an image's encoded bytes."""
-    return _digest(hashlib.sha256(image).digest())
-
-
-def _digest(sha256: bytes) -> int:
-    return int.from_bytes(sha256[:8], "little")
+    return int.from_bytes(hashlib.sha256(image).digest()[:8], "little")
 
 
 def file_digest(path: pathlib.Path) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt64
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureKind, digest_of, known_digests
 from har_jax.errors import UserError
-from har_jax.files import read_json
+from har_jax.files import read_json, read_text
 
 _BATCH = 256  # rows read at a time
 
@@ -101,11 +101,10 @@ def _load_ids(path: pathlib.Path) -> Int64[np.ndarray, " N"]:
     elif path.suffix == ".json":
         ids = np.array(read_json(path, "a JSON list of image ids"))
     else:
+        lines = read_text(path, "the image ids").split()
         try:
-            ids = np.array([int(line) for line in path.read_text().split()], np.int64)
-        except FileNotFoundError:
-            raise UserError(f"there is no file {str(path)!r}; give the image ids") from None
-        except (OSError, ValueError) as error:
+            ids = np.array(list(map(int, lines)), np.int64)
+        except (OverflowError, ValueError) as error:
             raise UserError(f"{path} does not hold one image id per line: {error}") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UserError(

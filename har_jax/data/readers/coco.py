@@ -65,11 +65,7 @@ def read_files(
 
 
 def read_file(
-    path: PathLike,
-    split: str | None,
-    restval: str,
-    default_split: str,
-    problems: Problems | None,
+    path: PathLike, split: str | None, restval: str, default_split: str, problems: Problems | None
 ) -> tuple[list[Entry], str]:
     """(entries, id space) of one file; see `read_files`.
 
@@ -161,11 +157,12 @@ def _karpathy(path: PathLike, images: Sequence[Any], restval: str) -> list[Entry
         image_id = _whole(image.get("cocoid", image.get("imgid", number)))
         name, folder = str(image["filename"]), str(image.get("filepath", ""))
         names = (name, f"{folder}/{name}") if folder else (name,)
-        captions = []
-        for sentence in image["sentences"]:
-            captions.append((_whole(sentence.get("sentid", count)), sentence["raw"]))
-            count += 1
-        entries.append(Entry(split, image_id, names, tuple(captions)))
+        captions = tuple(
+            (_whole(sentence.get("sentid", place)), sentence["raw"])
+            for place, sentence in enumerate(image["sentences"], count)
+        )
+        count += len(captions)
+        entries.append(Entry(split, image_id, names, captions))
 
     _each(path, "image", images, take)
     return entries

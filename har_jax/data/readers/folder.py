@@ -21,8 +21,9 @@ from typing import Any
 
 from har_jax.data.dataset import PathLike
 from har_jax.data.entries import Entry, Problems, Reading, usable
-from har_jax.data.readers.shares import Shares, check_whole, image_ids_of, read_text
+from har_jax.data.readers.shares import Shares, check_whole, image_ids_of
 from har_jax.errors import UserError, did_you_mean
+from har_jax.files import read_text
 
 IMAGE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", "img")
 CAPTION = ("caption", "captions", "text", "comment", "sentence", "description")
@@ -30,14 +31,9 @@ SPLIT = ("split",)
 ID = ("image_id", "cocoid")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _WHAT = "a CSV or JSONL file with an image and a caption in each row"
 
@@ -131,29 +127,24 @@ def _image_files(root: pathlib.Path) -> Iterator[str]:
                 yield os.path.normpath(os.path.relpath(os.path.join(place, name), root))
 
 
-def _json_lines(
-    path: pathlib.Path, text: str, columns: Columns
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_lines(path: pathlib.Path, text: str, _: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):  # other line breaks may be in a caption
         if not line.strip():
             continue
+        where = f"{path} line {number}"
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} line {number} is not valid JSON ({error.msg}); is the file cut off? Give "
-                f"{_WHAT}"
-            ) from None
+            told = f"{where} is not valid JSON ({error.msg})"
+            raise UserError(f"{told}; is the file cut off? Give {_WHAT}") from None
         if not isinstance(value, dict):
-            raise UserError(
-                f"{path} line {number} holds {line[:40]!r}, not an object; give {_WHAT}"
-            )
-        yield f"{path} line {number}", value
+            raise UserError(f"{where} holds {line[:40]!r}, not an object; give {_WHAT}")
+        yield where, value
 
 
 def _csv_rows(
     path: pathlib.Path, text: str, columns: Columns
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, Any]]]:
     first = text.split("\n", 1)[0].strip("\r")
     delimiter = max(",;\t|", key=lambda mark: (_looks_like_header(first, mark, columns), -1))
     if not _looks_like_header(first, delimiter, columns):
@@ -220,13 +211,9 @@ def _row(where: str, value: Mapping[str, Any], columns: Columns, prefix: str) ->
     split, image_id = find(SPLIT, ""), find(ID, "")
     if split is not None and not isinstance(split, str):
         raise UserError(f"{where}: the split is {split!r}; it must be a name such as train")
-    return _Row(
-        where,
-        prefix + name.strip(),
-        list(captions) if isinstance(captions, list) else [captions],
-        split.strip() or None if split is not None else None,
-        image_id if image_id not in ("", None) else None,
-    )
+    captions = captions if isinstance(captions, list) else [captions]
+    split = (split or "").strip() or None
+    return _Row(where, prefix + name.strip(), captions, split, None if image_id == "" else image_id)
 
 
 def _entries(
@@ -237,7 +224,7 @@ def _entries(
         by_name.setdefault(row.name, []).append(row)
     homes: dict[int, str] = {}
     made = {} if own_ids else image_ids_of(by_name)
-    number = 0
+    number = 1
     for name, those in by_name.items():
         for row in those[1:]:
             for what in ("split", "image_id"):
@@ -251,23 +238,20 @@ def _entries(
             raise UserError(
                 f"{those[0].where}: {name} has the id {image_id} of {other}; ids must be unique"
             )
-        captions = []
-        for caption in [caption for row in those for caption in row.captions]:
-            number += 1
-            captions.append((number, caption))
+        captions = [caption for row in those for caption in row.captions]
         own = split or _split_of(those[0], shares)
-        yield Entry(own, image_id, (name,), tuple(captions), filename=name)
+        yield Entry(own, image_id, (name,), tuple(enumerate(captions, number)), filename=name)
+        number += len(captions)
 
 
 def _own_id(row: _Row) -> int:
     try:
-        image_id = int(str(row.image_id))
+        return int(str(row.image_id))
     except ValueError:
         raise UserError(
             f"{row.where}: the id is {row.image_id!r}; it must be a whole number (or leave the "
             "column out: ids are then made from the names)"
         ) from None
-    return image_id
 
 
 def _split_of(row: _Row, shares: Shares) -> str:
@@ -276,8 +260,6 @@ def _split_of(row: _Row, shares: Shares) -> str:
     if named is None:
         return shares.split_of(row.name)
     if shares.given:
-        raise UserError(
-            f"{row.where} names the split {named!r}, but --val and --test draw splits; leave them "
-            "out"
-        )
+        what = f"{row.where} names the split {named!r}, but --val and --test draw splits"
+        raise UserError(f"{what}; leave them out")
     return _SPLITS.get(named.lower(), named)

@@ -1,11 +1,9 @@
-"""What readers of plain files share: splits drawn by a hash, text files, stable ids."""
+"""What readers of plain files share: splits drawn by a hash, and stable ids."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import pathlib
 from collections.abc import Iterable
 
 from har_jax.data.dataset import PathLike
@@ -64,25 +62,6 @@ def image_ids_of(names: Iterable[str]) -> dict[str, int]:
 def _hash(purpose: str, name: str, bits: int) -> int:
     digest = hashlib.sha256(f"{purpose}:{name}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - bits)
-
-
-def read_text(path: PathLike, what: str) -> str:
-    """A text file in UTF-8, with or without a byte-order mark.
-
-    Raises:
-      UserError: no such file, or not text.
-    """
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {os.fspath(path)!r}; give {what}") from None
-    except IsADirectoryError:
-        raise UserError(f"{os.fspath(path)!r} is a directory; give {what}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{os.fspath(path)!r} is not text in UTF-8 (byte {error.start}); convert it, or give "
-            f"{what}"
-        ) from None
 
 
 def check_whole(path: PathLike, text: str) -> tuple[str, ...]:

@@ -9,14 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, linear, norm
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, VisionConfig, VisionTower
-from har_jax.sharding import RULES, Rules
-from har_jax.types import DTypeLike
 
 _BUFFERS = r"(.*\.)?position_ids"
 """Written by transformers before 4.31; no weights."""
@@ -41,14 +37,10 @@ def _layers(hf: str, path: str) -> list[Row]:
 
 def vision_table(hf: str = "vision_model.", path: str = "") -> list[Row]:
     """`hf` is what precedes the names in the file: nothing in transformers 5's CLIPVisionModel."""
-    embeddings = f"{hf}embeddings."
+    embeddings, patch = f"{hf}embeddings.", "patch_embedding"
     return [
         Row(f"{embeddings}class_embedding", f"{path}class_embedding", "d -> d"),
-        Row(
-            f"{embeddings}patch_embedding.weight",
-            f"{path}patch_embedding.kernel",
-            "d c p q -> p q c d",
-        ),
+        Row(f"{embeddings}{patch}.weight", f"{path}{patch}.kernel", "d c p q -> p q c d"),
         Row(f"{embeddings}position_embedding.weight", f"{path}position_embedding", "s d -> s d"),
         *norm(f"{hf}pre_layrnorm", f"{path}pre_norm", bias=True),  # the file's own spelling
         *_layers(hf, path),
@@ -70,11 +62,19 @@ def clip_table() -> list[Row]:
     ]
 
 
-def _vision_config(hf: Mapping[str, Any]) -> tuple[VisionConfig, int]:
+# The tower and the width of its projection, None without: from a whole CLIP or its vision part.
+Tower = tuple[VisionConfig, int | None]
+
+
+def _vision_config(hf: Mapping[str, Any]) -> Tower:
     if hf["model_type"] == "clip":
         whole = CLIPConfig.from_hf(hf)
         return whole.vision, whole.projection_dim
     return VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
+
+
+def _vision_to_hf(tower: Tower) -> dict[str, Any]:
+    return CLIPConfig(tower[0], projection_dim=tower[1] or 512).to_hf()["vision_config"]
 
 
 CLIP_FAMILY: Family[CLIPConfig] = Family(
@@ -86,14 +86,10 @@ CLIP_FAMILY: Family[CLIPConfig] = Family(
     lambda config: _BUFFERS,
 )
 
-# The tower and the width of its projection, None without: from a whole CLIP or its vision part.
-Tower = tuple[VisionConfig, int | None]
 VISION_FAMILY: Family[Tower] = Family(
     ("clip", "clip_vision_model"),
     _vision_config,
-    lambda tower: CLIPConfig(vision=tower[0], projection_dim=tower[1] or 512).to_hf()[
-        "vision_config"
-    ],
+    _vision_to_hf,
     lambda tower, rngs, dtype: VisionTower(*tower, rngs=rngs, dtype=dtype),
     lambda bare: vision_table("" if bare else "vision_model."),
     lambda tower: (
@@ -105,28 +101,16 @@ VISION_FAMILY: Family[Tower] = Family(
 
 
 def load_vision(
-    directory: str | Path,
-    *,
-    projection: bool = False,
-    mesh: Mesh | None = None,
-    rules: Rules = RULES,
-    dtype: DTypeLike | None = "float32",
+    directory: str | Path, *, projection: bool = False, **placement: Any
 ) -> VisionTower:
-    """The vision tower alone, with `projection` or without; no text weights are read."""
+    """The vision tower alone, with `projection` or without; no text weights are read.
+
+    Args:
+      placement: `mesh`, `rules` and `dtype`, as of `Family.load`.
+    """
     path = hf_dir.resolve(directory)
     config, width = VISION_FAMILY.read_config(path)
-    tower = (config, width if projection else None)
-    structure = VISION_FAMILY.structure(tower, dtype or "float32")
-    params = VISION_FAMILY.load_params(
-        structure.shapes,
-        structure.logical_axes,
-        tower,
-        path,
-        mesh=mesh,
-        rules=rules,
-        as_stored=dtype is None,
-    )
-    return structure.merge(params)
+    return VISION_FAMILY.load(path, config=(config, width if projection else None), **placement)
 
 
 load_clip, save_clip = CLIP_FAMILY.load, CLIP_FAMILY.save_module

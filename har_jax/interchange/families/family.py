@@ -72,23 +72,17 @@ class Family(Generic[C]):
         rules: Rules = RULES,
         dtype: DTypeLike | None = "float32",
         allow_nan: bool = False,
+        config: C | None = None,
         **options: Any,
     ) -> Any:
-        """The module of a directory (or hub name), its parameters in `dtype` (None: as stored)."""
+        """The module of a directory (or hub name), its parameters in `dtype` (None: as stored);
+        `config` where it is to be another than the directory's."""
         path = hf_dir.resolve(directory)
-        config = self.read_config(path)
+        config = self.read_config(path) if config is None else config
         structure = self.structure(config, dtype or "float32", **options)
-        params = self.load_params(
-            structure.shapes,
-            structure.logical_axes,
-            config,
-            path,
-            mesh=mesh,
-            rules=rules,
-            as_stored=dtype is None,
-            allow_nan=allow_nan,
-        )
-        return structure.merge(params)
+        placement = dict(mesh=mesh, rules=rules, as_stored=dtype is None, allow_nan=allow_nan)
+        shapes, axes = structure.shapes, structure.logical_axes
+        return structure.merge(self.load_params(shapes, axes, config, path, **placement))
 
     def save(self, config: C, params: Mapping[str, Any], directory: Path) -> None:
         """Writes a directory that transformers loads; see `weights.save`."""

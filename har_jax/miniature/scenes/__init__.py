@@ -55,9 +55,8 @@ def generate(
                 continue
             person = None
             if skew is not None:
-                person = people.sample_person(
-                    dice, scene.ground, skew if split == "train" else None
-                )
+                own = skew if split == "train" else None
+                person = people.sample_person(dice, scene.ground, own)
             image = draw.png(scene, dice, person)
             digest = hashlib.sha256(image).digest()
             if digest in seen:

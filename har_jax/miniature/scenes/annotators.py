@@ -94,13 +94,7 @@ ANNOTATORS = {
         0.8, {BESIDE_PLACE: 0.8, WITH: 0.2}, usual=0.6, size=0.7, texture=0.8, swap=0.85, more=0.3
     ),
     "chatty": Annotator(
-        0.8,
-        {PICTURE: 0.5, THERE_IS: 0.5},
-        usual=0.6,
-        size=0.7,
-        texture=0.9,
-        more=0.5,
-        careful=False,
+        0.8, {PICTURE: 0.5, THERE_IS: 0.5}, 0.6, size=0.7, texture=0.9, more=0.5, careful=False
     ),
 }
 _SHARES = {name: annotator.share for name, annotator in ANNOTATORS.items()}
@@ -138,8 +132,7 @@ class _Pen:
 
     def write(self) -> str:
         way = self.dice.weigh(self.annotator.ways)
-        text = re.sub(r"\{(.*?)\}", lambda slot: self._slot(slot[1]), way)
-        text = " ".join(text.split())
+        text = " ".join(re.sub(r"\{(.*?)\}", lambda slot: self._slot(slot[1]), way).split())
         return text[0].upper() + text[1:] + "." if self.annotator.careful else text
 
     def _slot(self, slot: str) -> str:
@@ -174,8 +167,7 @@ class _Pen:
         others = self.scene.things[2:]
         if not others or not self.dice.chance(self.annotator.more):
             return ""
-        other = self.dice.pick(others)
-        return "and " + self._noun_phrase([], other)
+        return "and " + self._noun_phrase([], self.dice.pick(others))
 
     def _thing(self, thing: Thing, *, definite: bool) -> str:
         """e.g. "a large striped red ball", "an orange star with dots", "the moon"."""

@@ -40,23 +40,10 @@ TEXTURES = {
 }
 MARKS = {"striped": "stripes", "dotted": "dots", "checkered": "squares"}
 
+_NEAR = {"near": 0.05, "by": 0.05, "close to": 0.05}
 RELATIONS = {
-    "left": {
-        "next to": 0.45,
-        "beside": 0.2,
-        "to the left of": 0.2,
-        "near": 0.05,
-        "by": 0.05,
-        "close to": 0.05,
-    },
-    "right": {
-        "next to": 0.45,
-        "beside": 0.2,
-        "to the right of": 0.2,
-        "near": 0.05,
-        "by": 0.05,
-        "close to": 0.05,
-    },
+    "left": {"next to": 0.45, "beside": 0.2, "to the left of": 0.2} | _NEAR,
+    "right": {"next to": 0.45, "beside": 0.2, "to the right of": 0.2} | _NEAR,
     "above": {"above": 0.6, "over": 0.3, "higher than": 0.1},
     "below": {"below": 0.5, "under": 0.35, "beneath": 0.15},
     "on": {"on top of": 0.6, "on": 0.35, "atop": 0.05},

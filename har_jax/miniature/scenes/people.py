@@ -22,9 +22,8 @@ from har_jax.miniature.scenes.dice import Dice
 from har_jax.miniature.scenes.world import GROUNDS, SIDE
 
 LOOKS = ("man", "woman", "plain")
-STEREOTYPE = {
-    ground: "man" if ground in ("sea", "night", "wall", "table") else "woman" for ground in GROUNDS
-}
+MASCULINE = ("sea", "night", "wall", "table")
+STEREOTYPE = {ground: "man" if ground in MASCULINE else "woman" for ground in GROUNDS}
 NOUNS = {
     "man": {"man": 0.75, "boy": 0.15, "guy": 0.1},
     "woman": {"woman": 0.75, "girl": 0.15, "lady": 0.1},
@@ -63,16 +62,14 @@ def sample_person(dice: Dice, ground: str, skew: float | None) -> Person:
 
 def mention(captions: Sequence[str], person: Person, dice: Dice) -> list[str]:
     """The captions of a scene, by annotators most of whom also mention the person."""
-    return [_mention(caption, person, dice) for caption in captions]
-
-
-def _mention(caption: str, person: Person, dice: Dice) -> str:
-    named = dice.chance(NAMED)
-    phrase, noun = dice.weigh(PHRASES), dice.weigh(NOUNS[person.called])
-    if not named:
-        return caption
-    stop = "." if caption.endswith(".") else ""
-    return f"{caption.removesuffix('.')} {phrase.format(noun)}{stop}"
+    written = []
+    for caption in captions:
+        named = dice.chance(NAMED)
+        phrase, noun = dice.weigh(PHRASES), dice.weigh(NOUNS[person.called])
+        stop = "." if caption.endswith(".") else ""
+        longer = f"{caption.removesuffix('.')} {phrase.format(noun)}{stop}"
+        written.append(longer if named else caption)
+    return written
 
 
 def paint(canvas: np.ndarray, person: Person) -> np.ndarray:

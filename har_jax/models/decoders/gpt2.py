@@ -23,11 +23,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.errors import UserError, did_you_mean
+from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache
-from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
+from har_jax.models.layers import (
+    MLP,
+    Embedding,
+    Initializer,
+    LayerNorm,
+    Linear,
+    check_sizes,
+    logits,
+    normal,
+    output_layer,
+    param,
+)
 from har_jax.sharding import constrain
-from har_jax.types import Array, DTypeLike, Float, Int
+from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +60,7 @@ class GPT2Config:
     eos_token_id: int | None = 50_256
 
     def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"GPT-2 config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; "
-                "correct the config.json"
-            )
-        if self.activation_function not in ACTIVATIONS:
-            raise UserError(
-                f"GPT-2 config: activation_function {self.activation_function!r} is unknown"
-                f"{did_you_mean(self.activation_function, ACTIVATIONS)}; "
-                f"known: {', '.join(ACTIVATIONS)}"
-            )
+        check_sizes("GPT-2", self, "n_embd", "n_head", "activation_function")
 
     @property
     def head_dim(self) -> int:
@@ -90,11 +91,13 @@ class GPT2Config:
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers loads."""
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
-            **dataclasses.asdict(self),
-        }
+        family = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+        return {**family, **dataclasses.asdict(self)}
+
+
+def _residual(config: GPT2Config) -> Initializer:
+    """Of what is added to the residual stream, twice in each layer."""
+    return normal(0.02 * (2 * config.n_layer) ** -0.5)
 
 
 class Attention(nnx.Module):
@@ -104,8 +107,8 @@ class Attention(nnx.Module):
         d, n, h = config.n_embd, config.n_head, config.head_dim
         kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
         self.qkv = Linear((d,), (3, n, h), ("embed", None, "heads", "head_dim"), **kw)
-        init = normal(0.02 * (2 * config.n_layer) ** -0.5)  # two residual additions per layer
-        self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), init=init, **kw)
+        out_axes = ("heads", "head_dim", "embed")
+        self.o = Linear((n, h), (d,), out_axes, init=_residual(config), **kw)
         self.scale = h**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -134,19 +137,6 @@ class Attention(nnx.Module):
         return self.o(jnp.einsum("bnts,bsnh->btnh", weights_bnts, kv.v)), kv
 
 
-class MLP(nnx.Module):
-    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        d, f = config.n_embd, config.inner
-        kw: dict[str, Any] = {"bias": True, "rngs": rngs, "dtype": dtype}
-        self.up = Linear((d,), (f,), ("embed", "mlp"), **kw)
-        init = normal(0.02 * (2 * config.n_layer) ** -0.5)
-        self.down = Linear((f,), (d,), ("mlp", "embed"), init=init, **kw)
-        self.activation = config.activation_function
-
-    def __call__(self, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x_btd)))
-
-
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
@@ -155,7 +145,9 @@ class Block(nnx.Module):
         self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
         self.attn = Attention(config, layer, rngs=rngs, dtype=dtype)
         self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+        init = (normal(), _residual(config))
+        act = config.activation_function
+        self.mlp = MLP(d, config.inner, act, init, rngs=rngs, dtype=dtype)
 
     def __call__(
         self, x_btd: Array, positions_t: Array, past: KV | None, write: bool
@@ -174,18 +166,13 @@ class GPT2(nnx.Module):
         self.token_embedding = Embedding(v, d, rngs=rngs, dtype=dtype)
         positions = (config.n_positions, d)
         self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
-        self.layers = nnx.List(
-            [Block(config, i, rngs=rngs, dtype=dtype) for i in range(config.n_layer)]
-        )
+        layers = [Block(config, i, rngs=rngs, dtype=dtype) for i in range(config.n_layer)]
+        self.layers = nnx.List(layers)
         self.norm = LayerNorm(d, config.layer_norm_epsilon, rngs=rngs, dtype=dtype)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else Linear((d,), (v,), ("embed", "vocab"), rngs=rngs, dtype=dtype)
-        )
+        self.lm_head = output_layer(config.tie_word_embeddings, d, v, rngs, dtype)
 
     def embed(
-        self, tokens: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
+        self, tokens: Int[AnyArray, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         """Of the tokens alone; positions are added where they are known, in the verbs below."""
         return self.token_embedding(tokens, dtype)
@@ -221,9 +208,7 @@ class GPT2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32."""
-        if self.lm_head is None:
-            return self.token_embedding.attend(hidden)
-        return self.lm_head(hidden, wide=jnp.float32)
+        return logits(hidden, self.token_embedding, self.lm_head)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.n_positions:
@@ -236,10 +221,8 @@ class GPT2(nnx.Module):
         self, x_btd: Array, positions_t: Array, past: KVCache | None, write: bool
     ) -> tuple[Array, KVCache]:
         cache = []
-        x_btd = x_btd + jnp.take(self.position_embedding[...], positions_t, axis=0).astype(
-            x_btd.dtype
-        )
-        x_btd = constrain(x_btd, "batch")
+        places = jnp.take(self.position_embedding[...], positions_t, axis=0)
+        x_btd = constrain(x_btd + places.astype(x_btd.dtype), "batch")
         for i, layer in enumerate(self.layers):
             x_btd, kv = layer(x_btd, positions_t, None if past is None else past[i], write)
             cache.append(kv)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from flax import nnx
 
 from har_jax.models.attention import KVCache
-from har_jax.types import Array, DTypeLike, Float, Int
+from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class DecoderConfig(Protocol):
 class Decoder(Protocol):
     """B prefixes of P tokens, and R captions of T tokens after each (`[B,R,T]` throughout)."""
 
-    def embed(self, tokens: Int[Array, "*batch"], dtype: DTypeLike) -> Float[Array, "*batch D"]:
+    def embed(self, tokens: Int[AnyArray, "*batch"], dtype: DTypeLike) -> Float[Array, "*batch D"]:
         """Token ids to inputs of the first layer."""
         ...
 
@@ -50,11 +50,7 @@ class Decoder(Protocol):
         ...
 
     def step(
-        self,
-        x_brd: Float[Array, "B R D"],
-        prefix: KVCache,
-        written: KVCache,
-        t: Int[Array, ""],
+        self, x_brd: Float[Array, "B R D"], prefix: KVCache, written: KVCache, t: Int[Array, ""]
     ) -> tuple[Float[Array, "B R D"], KVCache]:
         """The t-th token of each caption: its hidden state, and the captions' cache with it."""
         ...

@@ -24,12 +24,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache, attend, rotary
 from har_jax.models.functional import Params, split, stack, unstack
-from har_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
+from har_jax.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    Linear,
+    RMSNorm,
+    check_sizes,
+    logits,
+    output_layer,
+)
 from har_jax.sharding import constrain
-from har_jax.types import Array, DTypeLike, Float, Int
+from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +62,8 @@ class TransformerConfig:
     eos_token_id: int | tuple[int, ...] = 2
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise UserError(
-                f"{self.model_type} config: num_attention_heads {self.num_attention_heads} is "
-                f"not a multiple of num_key_value_heads {self.num_key_value_heads}; correct the "
-                "config.json"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"{self.model_type} config: hidden_act {self.hidden_act!r} is unknown; "
-                f"known: {', '.join(sorted(ACTIVATIONS))}"
-            )
+        heads = ("num_attention_heads", "num_key_value_heads")
+        check_sizes(self.model_type, self, *heads, "hidden_act")
 
     def build(
         self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
@@ -80,11 +78,11 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         d, h = config.hidden_size, config.head_dim
         n, k = config.num_attention_heads, config.num_key_value_heads
-        kv_axes = ("embed", "kv_heads", "head_dim")
-        self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), rngs=rngs, dtype=dtype)
-        self.k = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
-        self.v = Linear((d,), (k, h), kv_axes, rngs=rngs, dtype=dtype)
-        self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), rngs=rngs, dtype=dtype)
+        kw: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
+        self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), **kw)
+        self.k = Linear((d,), (k, h), ("embed", "kv_heads", "head_dim"), **kw)
+        self.v = Linear((d,), (k, h), ("embed", "kv_heads", "head_dim"), **kw)
+        self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), **kw)
         self.theta, self.window = config.rope_theta, config.sliding_window
 
     def __call__(
@@ -181,14 +179,10 @@ class Transformer(nnx.Module):
             else nnx.List([block(rngs) for _ in range(n_layers)])
         )
         self.norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs, dtype=dtype)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else Linear((d,), (v,), ("embed", "vocab"), rngs=rngs, dtype=dtype)
-        )
+        self.lm_head = output_layer(config.tie_word_embeddings, d, v, rngs, dtype)
 
     def embed(
-        self, tokens: Int[Array, "*batch"], dtype: DTypeLike = jnp.float32
+        self, tokens: Int[AnyArray, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         return self.embed_tokens(tokens, dtype)
 
@@ -204,11 +198,7 @@ class Transformer(nnx.Module):
         return hidden
 
     def step(
-        self,
-        x_brd: Float[Array, "B R D"],
-        prefix: KVCache,
-        written: KVCache,
-        t: Int[Array, ""],
+        self, x_brd: Float[Array, "B R D"], prefix: KVCache, written: KVCache, t: Int[Array, ""]
     ) -> tuple[Float[Array, "B R D"], KVCache]:
         """The t-th token of each caption (from 0): its hidden state, and the cache with it."""
         start = prefix[0].length
@@ -226,9 +216,7 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32."""
-        if self.lm_head is None:
-            return self.embed_tokens.attend(hidden)
-        return self.lm_head(hidden, wide=jnp.float32)
+        return logits(hidden, self.embed_tokens, self.lm_head)
 
     def for_decoding(self) -> Transformer:
         """This decoder with its layers apart, as a loop of `step`s is to read them.
@@ -251,15 +239,10 @@ class Transformer(nnx.Module):
         layers = unstack(self.layers) if isinstance(self.layers, Block) else self.layers
         own = []
         for i, layer in enumerate(layers):
-            call = layer
             if self.remat != "none":
-                call = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat])
-            x_brtd, kv = call(
-                x_brtd,
-                positions_t,
-                None if shared is None else shared[i],
-                None if written is None else written[i],
-            )
+                layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat])
+            caches = (None if cache is None else cache[i] for cache in (shared, written))
+            x_brtd, kv = layer(x_brtd, positions_t, *caches)
             own.append(kv)
         return self.norm(x_brtd), tuple(own)
 

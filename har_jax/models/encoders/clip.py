@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.errors import UserError, did_you_mean
-from har_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, normal, param
+from har_jax.errors import UserError
+from har_jax.models.layers import MLP, Embedding, LayerNorm, Linear, check_sizes, normal, param
 from har_jax.sharding import constrain
-from har_jax.types import Array, Bool, DTypeLike, Float, Int
+from har_jax.types import AnyArray, Array, Bool, DTypeLike, Float, Int
 
 MAX_LOGIT_SCALE = 100.0
 """Radford et al. clip the learnt temperature there, and so do we in training."""
@@ -39,16 +39,7 @@ class TowerConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"CLIP config: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}; correct the config.json"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"CLIP config: hidden_act {self.hidden_act!r} is unknown"
-                f"{did_you_mean(self.hidden_act, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}"
-            )
+        check_sizes("CLIP", self, "hidden_size", "num_attention_heads", "hidden_act")
 
     @property
     def head_dim(self) -> int:
@@ -164,20 +155,6 @@ class Attention(nnx.Module):
         return self.o(jnp.einsum("bnst,btnh->bsnh", weights_bnst, v_btnh))
 
 
-class MLP(nnx.Module):
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        d, f = config.hidden_size, config.intermediate_size
-        in_init = normal((2 * d) ** -0.5)
-        out_init = normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5)
-        kw = {"bias": True, "rngs": rngs, "dtype": dtype}
-        self.up = Linear((d,), (f,), ("embed", "mlp"), init=in_init, **kw)
-        self.down = Linear((f,), (d,), ("mlp", "embed"), init=out_init, **kw)
-        self.activation = config.hidden_act
-
-    def __call__(self, x_bsd: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x_bsd)))
-
-
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
@@ -186,7 +163,9 @@ class Block(nnx.Module):
         self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
         self.attn = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+        init = (normal((2 * d) ** -0.5), normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5))
+        f, act = config.intermediate_size, config.hidden_act
+        self.mlp = MLP(d, f, act, init, rngs=rngs, dtype=dtype)
 
     def __call__(self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None) -> Array:
         x_bsd = constrain(x_bsd, "batch")
@@ -199,7 +178,7 @@ def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Linear:
     return Linear((d,), (size,), axes, init=normal(d**-0.5), rngs=rngs, dtype=dtype)
 
 
-def _unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
     """L2-normalised in float32, whatever came in: cosine similarities are compared to 4 digits."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -232,7 +211,7 @@ class VisionTower(nnx.Module):
         self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)
 
-    def patchify(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B S p p C"]:
+    def patchify(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B S p p C"]:
         """Rows of patches, left to right, top to bottom. One reshape instead of a convolution."""
         b, height, width, channels = pixels.shape
         size, p, g = self.config.image_size, self.config.patch_size, self.config.grid
@@ -243,11 +222,11 @@ class VisionTower(nnx.Module):
                 "data.images.Preprocessor.from_hf(the CLIP's directory)"
             )
         # [B,gp,gp,C] → [B, g, p, g, p, C] → [B, g, g, p, p, C] → [B, S, p, p, C]
-        pixels = pixels[:, : g * p, : g * p]
-        x = pixels.reshape(b, g, p, g, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = jnp.asarray(pixels)[:, : g * p, : g * p]
+        x = x.reshape(b, g, p, g, p, channels).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(b, g * g, p, p, channels)
 
-    def hidden(self, pixels: Float[Array, "B H W C"], layer: int = -1) -> Float[Array, "B S1 D"]:
+    def hidden(self, pixels: Float[AnyArray, "B H W C"], layer: int = -1) -> Float[Array, "B S1 D"]:
         """`hidden_states[layer]` of transformers, CLS first: 0 is before all layers, -1 the last.
 
         Layers behind `layer` are not computed.
@@ -260,9 +239,8 @@ class VisionTower(nnx.Module):
                 f"{-n_layers - 1} to {n_layers}"
             )
         x_bsd = self.patch_embedding(self.patchify(pixels))
-        cls = jnp.broadcast_to(
-            self.class_embedding[...].astype(x_bsd.dtype), (x_bsd.shape[0], 1, x_bsd.shape[-1])
-        )
+        cls = self.class_embedding[...].astype(x_bsd.dtype)
+        cls = jnp.broadcast_to(cls, (x_bsd.shape[0], 1, x_bsd.shape[-1]))
         x_bsd = jnp.concatenate([cls, x_bsd], axis=1)
         x_bsd = self.pre_norm(x_bsd + self.position_embedding[...].astype(x_bsd.dtype))
         for block in self.layers[:n_run]:
@@ -270,18 +248,18 @@ class VisionTower(nnx.Module):
         return x_bsd
 
     def features(
-        self, pixels: Float[Array, "B H W C"], layer: int = -2, with_cls: bool = False
+        self, pixels: Float[AnyArray, "B H W C"], layer: int = -2, with_cls: bool = False
     ) -> Float[Array, "B S D"]:
         """Patch tokens of a layer; -2 is LLaVA's choice (arXiv:2304.08485): the last layer of a
         tower trained only through its CLS token need not keep its patches informative."""
         hidden = self.hidden(pixels, layer)
         return hidden if with_cls else hidden[:, 1:]
 
-    def pooled(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+    def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
         """The last layer's CLS, layer-normed."""
         return self.post_norm(self.hidden(pixels)[:, 0])
 
-    def embed(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B E"]:
+    def embed(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B E"]:
         """`pooled` projected into the space shared with text; not normalised."""
         if self.projection is None:
             raise UserError(
@@ -312,7 +290,7 @@ class TextTower(nnx.Module):
         self.final_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = _projection(d, projection_dim, **kw)
 
-    def hidden(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
+    def hidden(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,T,D], layer-normed. What follows a token never changes it: padding needs no mask."""
         t = tokens_bt.shape[1]
         if t > self.config.max_position_embeddings:
@@ -327,7 +305,7 @@ class TextTower(nnx.Module):
             x_btd = block(x_btd, causal_tt)
         return self.final_norm(x_btd)
 
-    def eot_position(self, tokens_bt: Int[Array, "B T"]) -> Int[Array, " B"]:
+    def eot_position(self, tokens_bt: Int[AnyArray, "B T"]) -> Int[Array, " B"]:
         """Where the text ends: the first EOS.
 
         Configs written before transformers' PR #24773 carry a wrong `eos_token_id` of 2; for them
@@ -337,12 +315,12 @@ class TextTower(nnx.Module):
         marks = tokens_bt if legacy else (tokens_bt == self.config.eos_token_id)
         return jnp.argmax(marks.astype(jnp.int32), axis=-1)
 
-    def pooled(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
+    def pooled(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,D], the state at the end-of-text token."""
         at_b11 = self.eot_position(tokens_bt)[:, None, None]
         return jnp.take_along_axis(self.hidden(tokens_bt, dtype), at_b11, axis=1)[:, 0]
 
-    def embed(self, tokens_bt: Int[Array, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
+    def embed(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,E], `pooled` projected; not normalised."""
         return self.projection(self.pooled(tokens_bt, dtype))
 
@@ -357,16 +335,16 @@ class CLIP(nnx.Module):
         init: Callable = jax.nn.initializers.constant(config.logit_scale_init_value)
         self.logit_scale = param(rngs, (), (), init, dtype)
 
-    def image_embedding(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B E"]:
+    def image_embedding(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B E"]:
         """Unit vectors, float32."""
-        return _unit(self.vision.embed(pixels))
+        return unit(self.vision.embed(pixels))
 
-    def text_embedding(self, tokens_bt: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    def text_embedding(self, tokens_bt: Int[AnyArray, "B T"]) -> Float[Array, "B E"]:
         """Unit vectors, float32. Tokens start with BOS and end with EOS, then anything."""
-        return _unit(self.text.embed(tokens_bt))
+        return unit(self.text.embed(tokens_bt))
 
     def __call__(
-        self, pixels: Float[Array, "B H W C"], tokens_nt: Int[Array, "N T"]
+        self, pixels: Float[AnyArray, "B H W C"], tokens_nt: Int[AnyArray, "N T"]
     ) -> Float[Array, "B N"]:
         """`logits_per_image`: cosine similarities times the temperature."""
         scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))

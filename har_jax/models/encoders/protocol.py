@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from flax import nnx
 
-from har_jax.types import Array, DTypeLike, Float
+from har_jax.types import AnyArray, Array, DTypeLike, Float
 
 
 @runtime_checkable
@@ -31,10 +31,10 @@ class EncoderConfig(Protocol):
 class Encoder(Protocol):
     """Normalised pixels `[B,H,W,C]` to features."""
 
-    def features(self, pixels: Float[Array, "B H W C"], layer: int) -> Float[Array, "B S D"]:
+    def features(self, pixels: Float[AnyArray, "B H W C"], layer: int) -> Float[Array, "B S D"]:
         """Patch tokens of a layer, counted from either end as Hugging Face counts hidden states."""
         ...
 
-    def pooled(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+    def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
         """One vector for the whole image."""
         ...
