@@ -8,6 +8,8 @@ from flax import nnx
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
+from har_jax.models.functional import split, structure_of
+from har_jax.sharding import RULES
 
 VISION = VisionConfig(
     hidden_size=16,
@@ -40,6 +42,14 @@ def small_captioner(seed: int = 0, scale: float = 8.0, **changes) -> Captioner:
     graphdef, state = nnx.split(captioner)
     state = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, state)
     return nnx.merge(graphdef, state)
+
+
+def initialise(build, seed, mesh=None, rules=RULES):
+    """A module's structure and random parameters, each born in its shards."""
+    structure = structure_of(lambda: build(jax.random.key(0)))
+    out = None if mesh is None else structure.shardings(mesh, rules)
+    make = jax.jit(lambda key: split(build(key))[1], out_shardings=out)
+    return structure, make(jax.random.key(seed))
 
 
 def images(b: int, seed: int = 3) -> jax.Array:

@@ -23,14 +23,13 @@ from har_jax.errors import UserError
 from har_jax.interchange.families.mistral import load_mistral
 from har_jax.loading.blueprint import draw
 from har_jax.loading.parts import read_parts
-from har_jax.loading.runs import read_run
 from har_jax.loading.weights import new_trained
 from har_jax.models import lora
 from har_jax.models.functional import part, split
 from har_jax.sessions.assemble import assemble
 from har_jax.sessions.plan import plan_session
 from har_jax.sharding import make_mesh
-from har_jax.training.run_dir import open_run, run_info
+from har_jax.training.run_dir import open_run, read_run, run_info
 from tests.conftest import ROOT
 from tests.training.commands import train_arguments
 

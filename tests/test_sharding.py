@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from har_jax.errors import UserError
 from har_jax.models.captioner import Captioner
-from har_jax.models.functional import initialise, split, structure_of
+from har_jax.models.functional import split, structure_of
 from har_jax.sharding import (
     ROLLOUT_RULES,
     RULES,
@@ -15,7 +15,7 @@ from har_jax.sharding import (
     resolve_mesh_shape,
     sharding_of,
 )
-from tests.helpers import small_captioner, small_config
+from tests.helpers import initialise, small_captioner, small_config
 
 
 def structure():

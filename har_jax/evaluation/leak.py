@@ -9,7 +9,7 @@ from har_jax.data.dataset import Split, id_space, open_split
 from har_jax.data.overlap import ImageSet
 from har_jax.data.subset import take
 from har_jax.errors import UserError
-from har_jax.loading.runs import read_run
+from har_jax.training.run_dir import read_run
 
 PathLike = str | os.PathLike[str]
 
@@ -78,17 +78,11 @@ def check_unseen(run: PathLike, split: Split, *, allow: bool = False) -> list[st
                 "--allow-overlap, which is noted in scores.json"
             )
         return [told]
-    if not _comparable(split, images):
+    space, hashed = id_space(split.directory), overlap.contents_of(split) is not None
+    if not all((space and space == i.ids_of) or (hashed and i.contents) for i in images):
         return [
             f"whether {where} overlaps with what the run was trained on could not be checked: "
             "their ids mean different things and one of them keeps no hashes of its images; "
             "prepare it again"
         ]
     return []
-
-
-def _comparable(split: Split, images: list[ImageSet]) -> bool:
-    """Whether each set of images could be compared with the split, by one way or the other."""
-    space = id_space(split.directory)
-    hashed = overlap.contents_of(split) is not None
-    return all((space and space == i.ids_of) or (hashed and i.contents) for i in images)

@@ -27,10 +27,10 @@ from har_jax.evaluation.score import (
 )
 from har_jax.loading.captioner import LoadedCaptioner, load_captioner
 from har_jax.loading.parts import read_parts
-from har_jax.loading.runs import read_run
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.progress import progress
 from har_jax.scorers.clip import ClipScorer, independence_warning
+from har_jax.training.run_dir import read_run
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def evaluate_writer(
     Args:
       writer: a captioner, or anything else that turns images into texts.
       scorer: for CLIPScore; `no_clip` says why there is none.
-      control: "shuffle", see `evaluation.control`.
+      control: "shuffle", see `evaluation.score.shuffle_control`.
       against: another system, to compare with over the same images.
       limit: the first so many images; 0: all.
       seed: of the control and of the bootstrap.

@@ -18,13 +18,14 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
 from har_jax.evaluation.compare import IN_PYTHON, Other, compare
-from har_jax.evaluation.control import shuffle_control
 from har_jax.files import write_json
 from har_jax.metrics import gender, health
-from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
+from har_jax.metrics.corpus import METRICS, score_captions
 
 if TYPE_CHECKING:
     from har_jax.scorers.clip import ClipScorer
@@ -195,3 +196,41 @@ def write_evaluation(out: pathlib.Path, evaluation: Evaluation) -> None:
     """Writes `per_image.json`, then `scores.json`: where that is, all of it is."""
     write_json(out / PER_IMAGE, evaluation.per_image, indent=None)
     write_json(out / SCORES, evaluation.scores)
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A permutation of `range(n)` that leaves nothing in its place, uniform among the cyclic ones.
+
+    Raises:
+      UserError: fewer than two things cannot be deranged.
+    """
+    if n < 2:
+        raise UserError(f"--control=shuffle needs at least 2 images, got {n}")
+    order = np.random.default_rng(seed).permutation(n)
+    found = np.empty(n, np.int64)
+    found[order] = np.roll(order, -1)
+    return found
+
+
+def shuffled(texts: Mapping[int, str], seed: int) -> dict[int, str]:
+    """Every image gets another one's caption: the control that shows whether vision matters."""
+    ids = list(texts)
+    other = derangement(len(ids), seed)
+    return {image_id: texts[ids[j]] for image_id, j in zip(ids, other, strict=True)}
+
+
+def shuffle_control(
+    references: Mapping[int, Sequence[str]],
+    predictions: Mapping[int, str],
+    real: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """CIDEr when every image is captioned as another one. A blind captioner has a ratio near 1.
+
+    Args:
+      real: the CIDEr of the unshuffled captions.
+    """
+    control = score_captions(references, shuffled(predictions, seed), metrics=("CIDEr",))
+    value = control.corpus["CIDEr"]
+    ratio = value / real if value is not None and real else None
+    return {"kind": "shuffle", "seed": seed, "CIDEr": real, "CIDEr_shuffled": value, "ratio": ratio}

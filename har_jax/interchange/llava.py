@@ -32,7 +32,7 @@ from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.clip import vision_table
-from har_jax.interchange.families.decoders import DECODERS, family_of
+from har_jax.interchange.families.registry import DECODERS, family_of
 from har_jax.interchange.table import Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig

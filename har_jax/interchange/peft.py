@@ -22,7 +22,7 @@ from har_jax.config import LoraConfig
 from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file
-from har_jax.interchange.families.decoders import family_of
+from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row, find, linear, sources
 from har_jax.models.decoders.protocol import DecoderConfig

@@ -18,8 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from har_jax.config import CaptionerSettings, Config, ModelConfig
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.decoders import read_decoder
-from har_jax.interchange.families.encoders import read_encoder
+from har_jax.interchange.families.registry import read_decoder, read_encoder
 from har_jax.models import lora
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.functional import Structure, structure_of

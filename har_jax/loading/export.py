@@ -10,13 +10,13 @@ from typing import Literal
 from har_jax.checkpoint import resolve_step
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, peft
-from har_jax.interchange.families.decoders import family_of
+from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.llava import check_expressible, generation_config, save_llava, text_input
 from har_jax.loading.captioner import LoadedCaptioner, load_captioner
 from har_jax.loading.identity import check_base
 from har_jax.loading.parts import read_run_parts
-from har_jax.loading.runs import read_run
 from har_jax.models.functional import part
+from har_jax.training.run_dir import read_run
 
 Format = Literal["llava", "mistral", "peft"]
 

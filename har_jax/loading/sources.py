@@ -26,17 +26,17 @@ from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError, did_you_mean
 from har_jax.interchange import hf_dir, llava, peft
-from har_jax.interchange.families.decoders import read_decoder
+from har_jax.interchange.families.registry import read_decoder
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row
 from har_jax.loading.blueprint import Blueprint, of_parts
 from har_jax.loading.identity import check_base
 from har_jax.loading.parts import Parts, read_parts, read_run_parts
-from har_jax.loading.runs import read_run
 from har_jax.loading.weights import load_base, load_frozen, restore_trained
 from har_jax.models.functional import Params, prefixed
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import load_tokenizer
+from har_jax.training.run_dir import read_run
 
 PathLike = str | os.PathLike[str]
 

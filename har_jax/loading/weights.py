@@ -13,15 +13,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from har_jax.checkpoint import Checkpoints
-from har_jax.interchange.families.decoders import family_of
-from har_jax.interchange.families.encoders import load_encoder
+from har_jax.interchange.families.registry import family_of, load_encoder
 from har_jax.loading.blueprint import Blueprint
-from har_jax.loading.runs import read_run
 from har_jax.models import lora
 from har_jax.models.captioner import new_projector
 from har_jax.models.functional import Params, part, prefixed, split
 from har_jax.models.layouts import convert
 from har_jax.sharding import RULES, Rules
+from har_jax.training.run_dir import read_run
 
 
 def load_base(

@@ -1,8 +1,6 @@
 """BLEU-1..4 with the closest reference length, number for number as pycocoevalcap prints it.
 
-    corpus_bleu(references, predictions)               # of the corpus, and of each image
-
-    counts = bleu_counts(references, predictions)      # [I, 2n+2], a row per image
+    counts = bleu_counts_of(count_ngrams(references, predictions, metric="BLEU"))  # [I, 2n+2]
     bleu_of_counts(counts.sum(0))                      # [n], corpus BLEU-1..n
     bleu_of_counts(weights @ counts)                   # [S, n], of S weightings of the images
 
@@ -13,13 +11,12 @@ over the whole corpus; corpus BLEU of any (re)sample of images is a sum of them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import CorpusNgrams, Words, count_ngrams
+from har_jax.metrics.corpus_ngrams import CorpusNgrams
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64, Num
@@ -28,39 +25,13 @@ _TINY = 1e-15
 _SMALL = 1e-9
 
 
-def corpus_bleu(
-    references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words], *, n: int = 4
-) -> tuple[list[float], dict[int, list[float]]]:
-    """BLEU-1..n over all predictions, and of each image alone.
-
-    Returns:
-      ([BLEU-1, .., BLEU-n], {image id: [BLEU-1, .., BLEU-n]}), values in [0, 1].
-
-    Raises:
-      UserError: an image without references, or nothing to score.
-    """
-    counts = bleu_counts(references, predictions, n=n)
-    per_image = bleu_of_counts(counts).tolist()
-    return bleu_of_counts(counts.sum(0)).tolist(), dict(zip(predictions, per_image, strict=True))
-
-
-def bleu_counts(
-    references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words], *, n: int = 4
-) -> Int64[np.ndarray, "I columns"]:
+def bleu_counts_of(counted: CorpusNgrams) -> Int64[np.ndarray, "I columns"]:
     """A row per prediction, in their order.
 
     Returns:
       int64 [I, 2n+2]: clipped matches of 1..n-grams, n-grams of the caption, its words, and the
       words of the reference whose length is closest (the shorter one of two).
-
-    Raises:
-      UserError: an image without references, or nothing to score.
     """
-    return bleu_counts_of(count_ngrams(references, predictions, n=n, metric="BLEU"))
-
-
-def bleu_counts_of(counted: CorpusNgrams) -> Int64[np.ndarray, "I columns"]:
-    """`bleu_counts` of a corpus whose n-grams are counted already."""
     n_images, n = len(counted.sizes), len(counted.levels)
     correct = []
     for level in counted.levels:
@@ -78,7 +49,7 @@ def bleu_counts_of(counted: CorpusNgrams) -> Int64[np.ndarray, "I columns"]:
 
 
 def bleu_of_counts(counts: Num[np.ndarray, "*S columns"]) -> Float64[np.ndarray, "*S n"]:
-    """BLEU-1..n, in [0, 1], of (sums of) rows of `bleu_counts`."""
+    """BLEU-1..n, in [0, 1], of (sums of) rows of `bleu_counts_of`."""
     n = (counts.shape[-1] - 2) // 2
     correct, guess = counts[..., :n], counts[..., n : 2 * n]
     length, closest = counts[..., -2], counts[..., -1]

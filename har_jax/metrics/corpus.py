@@ -43,7 +43,7 @@ class CorpusScores:
       n_images: how many images were scored.
       signature: what has to agree for two values to be comparable.
       reference_words, words: PTB tokens of the references and of each caption, in the same order.
-      bleu_counts: a row of `metrics.bleu_counts` per image; None without BLEU.
+      bleu_counts: a row of `metrics.bleu.bleu_counts_of` per image; None without BLEU.
     """
 
     corpus: dict[str, float | None]

@@ -115,16 +115,6 @@ def _name(path: tuple) -> str:
     return ".".join(str(part) for part in path)
 
 
-def initialise(
-    build: Callable[[jax.Array], M], seed: int, mesh: Mesh | None = None, rules: Rules = RULES
-) -> tuple[Structure[M], Params]:
-    """Random parameters, each born in its shards: `build` takes a key, inside `jax.jit`."""
-    structure = structure_of(lambda: build(jax.random.key(0)))
-    out = None if mesh is None else structure.shardings(mesh, rules)
-    make = jax.jit(lambda key: split(build(key))[1], out_shardings=out)
-    return structure, make(jax.random.key(seed))
-
-
 def stack(build: Callable[[jax.Array], M], n: int, key: jax.Array) -> M:
     """n modules of `build(key)`, each of a key of its own, as one with stacked parameters.
 

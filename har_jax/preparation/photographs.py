@@ -102,12 +102,12 @@ def add_nocaps(commands: Any) -> None:
 
 
 def nocaps(arguments: argparse.Namespace) -> None:
-    from har_jax.data.readers.nocaps import read_file
+    from har_jax.data.readers.coco import read_nocaps
 
     path, split = arguments.captions, arguments.split
     _write(
         arguments,
-        lambda problems: read_file(path, split=split, problems=problems),
+        lambda problems: read_nocaps(path, split=split, problems=problems),
         "nocaps",
         "nocaps: images of objects that COCO's captions do not mention.",
     )

@@ -93,7 +93,8 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
     no_dataset = "the run's configuration names no dataset"
     page = templates().get_template("page.html.j2")
     return page.render(
-        title=_title(run, parent),
+        title=f"{_STAGES.get(run.stage, run.stage)}: {run.path.resolve().name}"
+        + (f", after {parent.path.name}" if parent else ""),
         about=_about(run),
         columns=list(columns),
         split=split,
@@ -119,11 +120,6 @@ def _dataset(run: RunView, split: str | None) -> DatasetImages | None:
     source = run.splits[split].scores.get("source", {}) if split else {}
     directory = source.get("data") or run.setting("data.dir", "")
     return DatasetImages(directory, split) if split and directory else None
-
-
-def _title(run: RunView, parent: RunView | None) -> str:
-    title = f"{_STAGES.get(run.stage, run.stage)}: {run.path.resolve().name}"
-    return title + (f", after {parent.path.name}" if parent else "")
 
 
 def _about(run: RunView) -> list[str]:

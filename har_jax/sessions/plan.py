@@ -20,13 +20,13 @@ from har_jax.data.tally import tokens_needed
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import trained_on
 from har_jax.loading.parts import Parts, read_parts
-from har_jax.loading.runs import read_run
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.objectives.policy_gradient import find_objective
 from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers.clip_reward import ClipScoreReward
 from har_jax.text import ptb
+from har_jax.training.run_dir import read_run
 
 log = logging.getLogger(__name__)
 

@@ -229,9 +229,9 @@ def console_line(step: int, figures: Mapping[str, float], total: int | None = No
     parts = [f"step {of_total}"]
     for group, values in groups.items():
         shown = [
-            f"{label} {_number(values[key], spec)}{unit}".strip()
+            f"{label} {value:{spec if math.isfinite(value) else spec.split('.')[0]}}{unit}".strip()
             for key, (label, spec, unit) in _CONSOLE.items()
-            if key in values
+            if (value := values.get(key)) is not None
         ]
         if group.endswith("/reward_part"):
             shown = [f"{name} {value:.3f}" for name, value in values.items()]
@@ -239,7 +239,3 @@ def console_line(step: int, figures: Mapping[str, float], total: int | None = No
             parts.append(f"{group:<5}")
         parts += shown
     return "  ".join(parts).rstrip()
-
-
-def _number(value: float, spec: str) -> str:
-    return format(value, spec if math.isfinite(value) else spec.split(".")[0])

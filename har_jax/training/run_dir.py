@@ -26,6 +26,31 @@ _MAY_CHANGE = (
 """Settings that a resumed run may change: how long and how observed, not what is learned."""
 
 
+def read_run(run: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
+    """`config.json` and `run.json` of a run directory.
+
+    Raises:
+      UserError: there is no such directory, or it is no run.
+    """
+    path = pathlib.Path(run)
+    if not path.is_dir():
+        raise UserError(
+            f"there is no run directory {str(run)!r}; give the --workdir of a run of har_jax.train"
+        )
+    values = []
+    for name in ("config.json", "run.json"):
+        try:
+            values.append(json.loads((path / name).read_text()))
+        except FileNotFoundError:
+            raise UserError(
+                f"{str(run)!r} is not a run of har_jax.train: it has no {name}; give the --workdir "
+                "of one"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path / name} is not valid JSON: {error}") from None
+    return Config.from_dict(values[0]), values[1]
+
+
 def run_info(
     config: Config,
     *,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from har_jax.data.entries import Problems
-from har_jax.data.readers import flickr, folder, nocaps
+from har_jax.data.readers import coco, flickr, folder
 from har_jax.data.readers.shares import Shares, image_ids_of
 from har_jax.errors import UserError
 
@@ -238,10 +238,10 @@ def nocaps_file(domains):
 def test_nocaps_keeps_its_domains(save):
     domains = ["in-domain", "near-domain", "out-domain", "near-domain"]
     path = save(nocaps_file(domains), "nocaps_val_4500_captions.json")
-    reading = nocaps.read_file(path, problems=Problems())
+    reading = coco.read_nocaps(path, problems=Problems())
     assert [e.domain for e in reading.entries] == domains
     assert {e.split for e in reading.entries} == {"val"} and reading.ids == "nocaps"
     assert all(len(e.captions) == 10 for e in reading.entries)
     other = save(nocaps_file(["in-domain", ""]), "other.json")
     with pytest.raises(UserError, match="1 of 2 images have no domain of in-domain"):
-        nocaps.read_file(other, problems=Problems())
+        coco.read_nocaps(other, problems=Problems())

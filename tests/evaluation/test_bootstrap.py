@@ -8,9 +8,9 @@ import pytest
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import Statistics, confidence, interval, paired, resample
 from har_jax.evaluation.compare import Other, compare
-from har_jax.metrics.bleu import bleu_counts, corpus_bleu
 from har_jax.metrics.corpus import score_captions
 from har_jax.reports.tables import against_table
+from tests.bleu import bleu_counts, corpus_bleu
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
-from har_jax.evaluation.control import derangement, shuffle_control, shuffled
+from har_jax.evaluation.score import derangement, shuffle_control, shuffled
 
 REFERENCES = {
     1: ["a red circle", "one red circle"],

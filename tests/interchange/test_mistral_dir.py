@@ -17,9 +17,10 @@ from har_jax.interchange import table
 from har_jax.interchange.families.mistral import load_mistral, read, save_mistral
 from har_jax.interchange.safetensors_file import read_header
 from har_jax.models.decoders import Mistral, MistralConfig
-from har_jax.models.functional import initialise, split
+from har_jax.models.functional import split
 from har_jax.models.layouts import convert
 from har_jax.sharding import make_mesh
+from tests.helpers import initialise
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

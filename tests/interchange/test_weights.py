@@ -18,8 +18,9 @@ from har_jax.interchange.families.mistral import MISTRAL, load_mistral, save_mis
 from har_jax.interchange.table import Row
 from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from har_jax.models.functional import initialise, split
+from har_jax.models.functional import split
 from har_jax.sharding import make_mesh
+from tests.helpers import initialise
 
 LM = MistralConfig(
     vocab_size=32,

@@ -12,9 +12,9 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu import corpus_bleu
 from har_jax.metrics.corpus import predictions_from_results, score_captions
 from har_jax.metrics.rouge import corpus_rouge
+from tests.bleu import corpus_bleu
 
 WORD = st.sampled_from(["a", "b", "c", "dog", "on", "the"])
 CAPTION = st.one_of(st.just([]), st.lists(WORD, max_size=12), WORD.map(lambda w: [w] * 200))

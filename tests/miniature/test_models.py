@@ -20,8 +20,8 @@ from har_jax.miniature import models as foundation
 from har_jax.miniature.models import CLIP_B, CLIP_L, MISTRAL, Recipe, build
 from har_jax.miniature.pretrain import Schedule, muon_dimensions, token_loss
 from har_jax.models.decoders import Mistral
-from har_jax.models.functional import initialise
 from har_jax.text.tokenizer import load_clip_tokenizer, load_tokenizer
+from tests.helpers import initialise
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250,) * 3}
 

@@ -15,8 +15,9 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.interchange.families.gpt2 import load_gpt2, save_gpt2
 from har_jax.models.decoders.gpt2 import GPT2, KV, GPT2Config
-from har_jax.models.functional import initialise, split, structure_of
+from har_jax.models.functional import split, structure_of
 from har_jax.sharding import make_mesh
+from tests.helpers import initialise
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -19,8 +19,8 @@ from har_jax.errors import UserError
 from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_predictions
 from har_jax.files import write_json
 from har_jax.reports import page as pages
+from har_jax.reports.charts import Line, make_plot, nice_ticks, smoothed
 from har_jax.reports.page import render, templates, write_report
-from har_jax.reports.plot import Line, make_plot, nice_ticks, smoothed
 from har_jax.reports.run_view import (
     DatasetImages,
     RunView,

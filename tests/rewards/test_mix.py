@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu import corpus_bleu
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
@@ -18,6 +17,7 @@ from har_jax.rewards.contract import Reward, checked
 from har_jax.rewards.mix import MixedReward, build, parse
 from har_jax.rewards.per_caption import BiasPenalty, LengthPenalty, RepetitionPenalty
 from har_jax.text import ptb
+from tests.bleu import corpus_bleu
 
 REFERENCES = {
     10: ["A man runs with a dog.", "The dog and his owner run.", "A person runs"],

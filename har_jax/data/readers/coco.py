@@ -1,4 +1,4 @@
-"""COCO captions JSON and Karpathy's JSON to entries.
+"""COCO captions JSON, Karpathy's and nocaps' to entries.
 
 Two formats are read, told apart by what is in them:
 
@@ -12,6 +12,7 @@ Image ids are COCO's in both, so that splits made from either can be compared.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from har_jax.errors import UserError
 from har_jax.files import read_json
 
 RESTVAL = ("train", "keep", "drop")
+_DOMAINS = ("in-domain", "near-domain", "out-domain")
 FORMATS = "COCO captions JSON or Karpathy's dataset_coco.json"
 
 
@@ -189,3 +191,22 @@ def _whole(value: Any) -> int:
     if isinstance(value, float) and value != number:
         raise ValueError(f"the id {value}, which is no whole number")
     return number
+
+
+def read_nocaps(path: PathLike, *, split: str = "val", problems: Problems) -> Reading:
+    """nocaps' validation set (Agrawal et al., arXiv 1812.08658): COCO's format, and of each image
+    the `domain` that it belongs to, its objects being all of COCO's classes, some, or none.
+
+    Raises:
+      UserError: see `read_files`; or an image of no domain.
+    """
+    reading = read_files([path], splits=[split], problems=problems)
+    unknown = [entry for entry in reading.entries if entry.domain not in _DOMAINS]
+    if unknown:
+        seen = collections.Counter(entry.domain or "none" for entry in unknown)
+        raise UserError(
+            f"{path} is not nocaps' captions file: {len(unknown)} of {len(reading.entries)} images "
+            f"have no domain of {', '.join(_DOMAINS)} (such as image {unknown[0].image_id}: "
+            f"{next(iter(seen))}); for other files in COCO's format use `prepare coco`"
+        )
+    return Reading(reading.entries, "nocaps")

@@ -73,10 +73,6 @@ def _vision_config(hf: Mapping[str, Any]) -> Tower:
     return VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
 
 
-def _vision_to_hf(tower: Tower) -> dict[str, Any]:
-    return CLIPConfig(tower[0], projection_dim=tower[1] or 512).to_hf()["vision_config"]
-
-
 CLIP_FAMILY: Family[CLIPConfig] = Family(
     ("clip",),
     CLIPConfig.from_hf,
@@ -89,7 +85,7 @@ CLIP_FAMILY: Family[CLIPConfig] = Family(
 VISION_FAMILY: Family[Tower] = Family(
     ("clip", "clip_vision_model"),
     _vision_config,
-    _vision_to_hf,
+    lambda tower: CLIPConfig(tower[0], projection_dim=tower[1] or 512).to_hf()["vision_config"],
     lambda tower, rngs, dtype: VisionTower(*tower, rngs=rngs, dtype=dtype),
     lambda bare: vision_table("" if bare else "vision_model."),
     lambda tower: (
