@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SIZES = {"train": 30, "val": 7, "test": 8}
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,3 +45,11 @@ def workspace(tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("workspace")
     workspace.build(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_scenes():
+    """[(split, Example)] of seed 3, as many as `SIZES` says."""
+    from har_jax.miniature import scenes
+
+    return list(scenes.generate(3, SIZES))

@@ -102,7 +102,7 @@ def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
 def train_clip(
     model: CLIP,
     pixels: Float[np.ndarray, "N H W 3"],
-    tokens: Sequence[Int[np.ndarray, "R T"]],
+    tokens: Sequence[Int[np.ndarray, "_ T"]],
     schedule: Schedule,
     *,
     seed: int,

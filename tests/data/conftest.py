@@ -3,16 +3,8 @@
 import pytest
 
 from har_jax.data import builder
-from har_jax.miniature import scenes
 from har_jax.text.tokenizer import train_tokenizer
-
-SIZES = {"train": 30, "val": 7, "test": 8}
-
-
-@pytest.fixture(scope="session")
-def small_scenes():
-    """[(split, Example)] of seed 3."""
-    return list(scenes.generate(3, SIZES))
+from tests.conftest import SIZES
 
 
 @pytest.fixture(scope="session")

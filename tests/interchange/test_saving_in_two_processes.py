@@ -25,13 +25,13 @@ from har_jax.sharding import make_mesh
 source, out = map(pathlib.Path, sys.argv[1:])
 mesh = make_mesh(data=1, fsdp=4, tensor=2)
 model = load_mistral(source, mesh=mesh, scan_layers=True)
-kernel = model.layers.attn.qkv.kernel[...]
+kernel = model.layers.attn.q.kernel[...]
 assert jax.process_count() == 2 and not kernel.is_fully_addressable
 assert sum(s.data.size for s in kernel.addressable_shards) < kernel.size
 save_mistral(model, out / "new")  # appears whole
 (out / "there").mkdir(exist_ok=True)
 save_mistral(model, out / "there")  # beside a tokenizer, say
-factors = {"layers.attn.o.lora_a": kernel[:, :, 0], "layers.attn.o.lora_b": kernel[:, 0, 0]}
+factors = {"layers.attn.o.lora_a": kernel, "layers.attn.o.lora_b": kernel[:, 0]}
 (out / "adapters").mkdir(exist_ok=True)
 peft.save_adapters(factors, LoraConfig(8), out / "adapters", base="base", n_layers=2)
 """
@@ -65,8 +65,8 @@ def test_two_processes_write_what_one_does(workspace, tmp_path):
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"model.safetensors", "config.json"}
 
     params = split(load_mistral(source, scan_layers=True))[1]
-    kernel = params["layers.attn.qkv.kernel"]
-    wanted = {"lora_a": kernel[:, :, 0], "lora_b": kernel[:, 0, 0]}
+    kernel = params["layers.attn.q.kernel"]
+    wanted = {"lora_a": kernel, "lora_b": kernel[:, 0]}
     _, found = peft.read_adapters(tmp_path / "adapters", 2)
     assert len(found) == 4
     for name, (row, tensor) in found.items():
