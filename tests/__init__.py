@@ -1,4 +1,4 @@
-"""The tests. Annotations are checked while they run: setup.cfg gives jaxtyping `tests.check`.
+"""The tests. `make types` checks annotations while they run: it gives jaxtyping `tests.check`.
 
 Shapes and types of every annotated function of the package are held against what it is called with.
 An int is a float, as in Python's own typing.

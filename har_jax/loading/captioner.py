@@ -32,6 +32,7 @@ from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
 from har_jax.sharding import RULES, Rules, batch_sharding, divisible, make_mesh, replicated
 from har_jax.text.tokenizer import CaptionTokenizer
+from har_jax.types import AnyArray
 
 CaptionFn = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -158,7 +159,7 @@ class LoadedCaptioner:
 
         return write
 
-    def decode_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
+    def decode_texts(self, tokens: AnyArray, lengths: AnyArray) -> list[str]:
         """Token ids `[B,T]` with lengths `[B]` to captions, without EOS."""
         return [
             self.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)

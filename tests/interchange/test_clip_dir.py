@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from har_jax.interchange.families.clip import load_clip, save_clip
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from har_jax.models.functional import initialise
+from tests.helpers import initialise
 from tests.models.test_clip import assert_close, draw_config, random_torch_clip
 
 transformers.logging.set_verbosity_error()

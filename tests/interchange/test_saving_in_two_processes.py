@@ -8,6 +8,7 @@ import numpy as np
 
 from har_jax.interchange import peft
 from har_jax.interchange.families.mistral import load_mistral
+from har_jax.interchange.families.registry import read_decoder
 from har_jax.models.functional import split
 from tests.conftest import ROOT
 from tests.training.test_two_processes import free_port
@@ -33,7 +34,7 @@ save_mistral(model, out / "new")  # appears whole
 save_mistral(model, out / "there")  # beside a tokenizer, say
 factors = {"layers.attn.o.lora_a": kernel, "layers.attn.o.lora_b": kernel[:, 0]}
 (out / "adapters").mkdir(exist_ok=True)
-peft.save_adapters(factors, LoraConfig(8), out / "adapters", base="base", n_layers=2)
+peft.save_adapters(factors, LoraConfig(8), out / "adapters", base="base", lm=model.config)
 """
 
 
@@ -67,7 +68,7 @@ def test_two_processes_write_what_one_does(workspace, tmp_path):
     params = split(load_mistral(source, scan_layers=True))[1]
     kernel = params["layers.attn.q.kernel"]
     wanted = {"lora_a": kernel, "lora_b": kernel[:, 0]}
-    _, found = peft.read_adapters(tmp_path / "adapters", 2)
+    _, found = peft.read_adapters(tmp_path / "adapters", read_decoder(source))
     assert len(found) == 4
     for name, (row, tensor) in found.items():
         value = wanted[name[-6:]][int(name.split(".")[1])]
