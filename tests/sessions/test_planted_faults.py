@@ -153,7 +153,8 @@ def test_a_reward_that_breaks_only_on_what_the_policy_writes(session, trained, m
     def broken(*arguments):
         raise ZeroDivisionError("an empty caption")
 
-    monkeypatch.setattr(session.callback, "reward", broken)
+    part = next(iter(session.callback.reward.parts.values()))
+    monkeypatch.setattr(type(part), "__call__", broken)
     finding = by_name(examine_policy(session, trained, 16).findings)["reward"]
     assert finding.severity == "stop" and "ZeroDivisionError: an empty caption" in finding.text
 
