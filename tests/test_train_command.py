@@ -112,12 +112,10 @@ def losses(run):
 @pytest.mark.parametrize("stage", ["mle", "scst"])
 def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, stage):
     """data × fsdp × tensor against one device, which a process of its own has; and the decoder's
-    parameters stacked there and not here, in SCST fused too, unlike the MLE run that it starts
-    from. (Muon, the default here, would update fused queries otherwise.)"""
+    parameters stacked there and not here, in SCST unlike the MLE run that it starts from."""
     extra, layout = {}, {"model__scan_layers": True}
     if stage == "scst":
         extra = {"init_from": runs / "mle", "scst__samples": 2, "optim__name": "adamw"}
-        layout["model__fused"] = True
     common = {"steps": 6, "log_every": 1, **extra}
     mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, **layout}
     assert train.main(train_arguments(workspace, tmp_path / "8", stage, **common, **mesh)) == 0
