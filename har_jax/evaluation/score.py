@@ -25,7 +25,7 @@ from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
 from har_jax.evaluation.compare import IN_PYTHON, Other, compare
 from har_jax.files import write_json
 from har_jax.metrics import gender, health
-from har_jax.metrics.corpus import METRICS, score_captions
+from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
 
 if TYPE_CHECKING:
     from har_jax.scorers.clip import ClipScorer
