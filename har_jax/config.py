@@ -202,7 +202,7 @@ class Config:
         Raises:
           UserError: a key is unknown, a value not of its field's type or out of its range.
         """
-        return _build(cls, values, "config")
+        return build(cls, values, "config")
 
     def changed(self, **settings: Any) -> Config:
         """This configuration with other settings: `changed(steps=10, **{"optim.lr": 1e-4})`.
@@ -326,7 +326,15 @@ _GONE = {"config.model.fused": False}
 """Settings of older versions, in their runs' `config.json`: the value that changes nothing."""
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass of settings from plain values; missing ones are its defaults.
+
+    Args:
+      where: what its keys are called in errors, such as "config.optim".
+
+    Raises:
+      UserError: a key is unknown, a value not of its field's type or out of its range.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls, include_extras=True)
     made = {}
@@ -354,7 +362,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} is {value!r}; it must be a section with keys of its own")
-        return _build(typing.cast(type, hint), value, where)
+        return build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:

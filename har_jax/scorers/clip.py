@@ -119,7 +119,12 @@ class ClipScorer:
         self.files = directory if isinstance(directory, ClipFiles) else ClipFiles(directory)
         self.batch_size = batch_size
         self.fingerprint, self.signature = self.files.fingerprint, self.files.signature
-        self._tower = functools.cache(functools.partial(_unit_vectors, self.files))
+        self._tower = functools.cache(functools.partial(_embedding, self.files))
+
+    def image_features(self, images: Iterable[Any]) -> Vectors:
+        """What the projection makes of images, not normalised: for sums of them."""
+        rows = map(self.files.preprocess, images)
+        return self._embed(self._tower("vision", normalise=False), rows, None)
 
     def embed_images(self, images: Iterable[Any], bar: progress | None = None) -> Vectors:
         """Unit vectors of images: encoded bytes, paths or PIL images."""
@@ -174,10 +179,16 @@ class ClipScorer:
         return ClipScores(float(np.mean(first)), float(np.mean(second)), each)
 
 
-def _unit_vectors(files: ClipFiles, tower: Tower) -> Callable[[Array], Array]:
+def _embedding(
+    files: ClipFiles, tower: Tower, *, normalise: bool = True
+) -> Callable[[Array], Array]:
     structure = files.structure(tower)
-    embed = jax.jit(lambda params, x: unit(structure.merge(params).embed(x)))
-    return functools.partial(embed, files.load(tower))
+
+    def embed(params: Params, x: Array) -> Array:
+        vectors = structure.merge(params).embed(x)
+        return unit(vectors) if normalise else vectors
+
+    return functools.partial(jax.jit(embed), files.load(tower))
 
 
 def _check_tokenizer(path: pathlib.Path, text: TextConfig, tokenizer: ClipTokenizer) -> None:

@@ -66,6 +66,17 @@ class CaptionTokenizer:
             kept.append(int(i))
         return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
 
+    def decode_part(self, ids: Iterable[int | np.integer]) -> str:
+        """The text of some ids with its outer spaces, as they stand within a longer text; special
+        tokens are left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def parts(self, count: int) -> list[str]:
+        """`decode_part` of each of the ids 0 to `count` - 1 by itself; "" of those without one."""
+        known = min(count, self.vocab_size)
+        found = self._tokenizer.decode_batch([[i] for i in range(known)], skip_special_tokens=True)
+        return found + [""] * (count - known)
+
     def to_json(self) -> str:
         """The contents of a `tokenizer.json`."""
         return self._tokenizer.to_str()
@@ -176,13 +187,17 @@ class ClipTokenizer:
         self.pad_id = self.eos_id if pad_id is None else pad_id
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def words(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text alone: no start, no end, nothing cut off."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]:
         """Ids [N, context_length]; a text that is too long loses words, never its end-of-text."""
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         room = self.context_length - 2
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        for row, encoding in zip(rows, encodings, strict=True):
-            ids = [self.bos_id, *encoding.ids[:room], self.eos_id]
+        for row, words in zip(rows, self.words(texts), strict=True):
+            ids = [self.bos_id, *words[:room], self.eos_id]
             row[: len(ids)] = ids
         return rows
 

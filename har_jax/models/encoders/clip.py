@@ -19,37 +19,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.models.layers import MLP, Embedding, LayerNorm, Linear, check_sizes, normal, param
-from har_jax.sharding import constrain
-from har_jax.types import AnyArray, Array, Bool, DTypeLike, Float, Int
+from har_jax.models.attention import KVCache
+from har_jax.models.encoders.tower import Block, TowerConfig
+from har_jax.models.layers import Embedding, LayerNorm, Linear, normal, param
+from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 MAX_LOGIT_SCALE = 100.0
 """Radford et al. clip the learnt temperature there, and so do we in training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """What both towers have. Names and defaults are those of Hugging Face's configs."""
-
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self):
-        check_sizes("CLIP", self, "hidden_size", "num_attention_heads", "hidden_act")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]):
-        """From the dict of a tower; keys that do not shape the computation are passed over."""
-        fields = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in hf.items() if k in fields and v is not None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,51 +104,6 @@ class CLIPConfig:
         }
 
 
-class Attention(nnx.Module):
-    """Multi-head attention with biases, [B,S,D] -> [B,S,D]."""
-
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        d, n, h = config.hidden_size, config.num_attention_heads, config.head_dim
-        axes = ("embed", "heads", "head_dim")
-
-        def heads(std: float) -> Linear:
-            return Linear((d,), (n, h), axes, bias=True, init=normal(std), rngs=rngs, dtype=dtype)
-
-        std = d**-0.5 * (2 * config.num_hidden_layers) ** -0.5
-        self.q, self.k, self.v = heads(std), heads(std), heads(std)
-        out_axes = ("heads", "head_dim", "embed")
-        init = normal(d**-0.5)
-        self.o = Linear((n, h), (d,), out_axes, bias=True, init=init, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None) -> Array:
-        q_bsnh = self.q(x_bsd)
-        q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
-        k_btnh, v_btnh = self.k(x_bsd), self.v(x_bsd)
-        scores = jnp.einsum("bsnh,btnh->bnst", q_bsnh, k_btnh, preferred_element_type=jnp.float32)
-        if mask_st is not None:
-            scores = jnp.where(mask_st, scores, jnp.finfo(jnp.float32).min)
-        weights_bnst = jax.nn.softmax(scores, axis=-1).astype(x_bsd.dtype)
-        return self.o(jnp.einsum("bnst,btnh->bsnh", weights_bnst, v_btnh))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        d, eps = config.hidden_size, config.layer_norm_eps
-        self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
-        self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        init = (normal((2 * d) ** -0.5), normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5))
-        f, act = config.intermediate_size, config.hidden_act
-        self.mlp = MLP(d, f, act, init, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None) -> Array:
-        x_bsd = constrain(x_bsd, "batch")
-        x_bsd = x_bsd + self.attn(self.attn_norm(x_bsd), mask_st)
-        return x_bsd + self.mlp(self.mlp_norm(x_bsd))
-
-
 def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Linear:
     axes = ("embed", "projection")
     return Linear((d,), (size,), axes, init=normal(d**-0.5), rngs=rngs, dtype=dtype)
@@ -244,7 +175,7 @@ class VisionTower(nnx.Module):
         x_bsd = jnp.concatenate([cls, x_bsd], axis=1)
         x_bsd = self.pre_norm(x_bsd + self.position_embedding[...].astype(x_bsd.dtype))
         for block in self.layers[:n_run]:
-            x_bsd = block(x_bsd, None)
+            x_bsd, _ = block(x_bsd, None)
         return x_bsd
 
     def features(
@@ -290,8 +221,17 @@ class TextTower(nnx.Module):
         self.final_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = _projection(d, projection_dim, **kw)
 
-    def hidden(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
-        """[B,T,D], layer-normed. What follows a token never changes it: padding needs no mask."""
+    def hidden(
+        self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "B T D"]:
+        """Layer-normed. What follows a token never changes it: padding needs no mask."""
+        return self.final_norm(self._run(tokens_bt, dtype)[0])
+
+    def prefill(self, tokens_bp: Int[AnyArray, "B P"], dtype: DTypeLike = jnp.float32) -> KVCache:
+        """Keys and values of beginnings of texts, for `embed_after`."""
+        return self._run(tokens_bp, dtype)[1]
+
+    def _run(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike) -> tuple[Array, KVCache]:
         t = tokens_bt.shape[1]
         if t > self.config.max_position_embeddings:
             raise UserError(
@@ -300,10 +240,11 @@ class TextTower(nnx.Module):
             )
         x_btd = self.token_embedding(tokens_bt, dtype)
         x_btd = x_btd + self.position_embedding[...][:t].astype(dtype)
-        causal_tt = jnp.tril(jnp.ones((t, t), bool))
+        causal_tt, cache = jnp.tril(jnp.ones((t, t), bool)), []
         for block in self.layers:
-            x_btd = block(x_btd, causal_tt)
-        return self.final_norm(x_btd)
+            x_btd, kv = block(x_btd, causal_tt)
+            cache.append(kv)
+        return x_btd, tuple(cache)
 
     def eot_position(self, tokens_bt: Int[AnyArray, "B T"]) -> Int[Array, " B"]:
         """Where the text ends: the first EOS.
@@ -323,6 +264,37 @@ class TextTower(nnx.Module):
     def embed(self, tokens_bt: Int[AnyArray, "B T"], dtype: DTypeLike = jnp.float32) -> Array:
         """[B,E], `pooled` projected; not normalised."""
         return self.projection(self.pooled(tokens_bt, dtype))
+
+    def embed_after(
+        self,
+        prefix: KVCache,
+        start_br: Int[AnyArray, "B R"],
+        tokens_brt: Int[AnyArray, "B R T"],
+        dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "B R E"]:
+        """`embed` of R texts that begin alike, from what each has of its own.
+
+        The tower is causal, so the text that goes on with `tokens_brt[b, r]` behind the first
+        `start_br[b, r]` tokens of prefix b is embedded as if it had been read whole.
+
+        Args:
+          prefix: of `prefill`, P tokens each.
+          tokens_brt: the rest of each text, up to EOS, then anything.
+        """
+        p, t = prefix[0].length, tokens_brt.shape[2]
+        seen_brp = jnp.arange(p) < jnp.asarray(start_br)[..., None]
+        last = self.config.max_position_embeddings - 1
+        positions_brt = jnp.minimum(jnp.asarray(start_br)[..., None] + jnp.arange(t), last)
+        x_brtd = self.token_embedding(tokens_brt, dtype)
+        x_brtd = x_brtd + jnp.take(self.position_embedding[...], positions_brt, axis=0).astype(
+            dtype
+        )
+        for block, kv in zip(self.layers, prefix, strict=True):
+            x_brtd = block.after(x_brtd, kv, seen_brp)
+        flat = jnp.asarray(tokens_brt).reshape(-1, t)
+        at_br11 = self.eot_position(flat).reshape(*tokens_brt.shape[:2], 1, 1)
+        pooled_brd = jnp.take_along_axis(x_brtd, at_br11, axis=2)[:, :, 0]
+        return self.projection(self.final_norm(pooled_brd))
 
 
 class CLIP(nnx.Module):

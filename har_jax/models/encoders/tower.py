@@ -1,0 +1,117 @@
+"""What both of CLIP's towers are made of: pre-norm transformer layers with biases."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from har_jax.models.attention import KV
+from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal
+from har_jax.sharding import constrain
+from har_jax.types import Array, Bool, DTypeLike, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """What both towers have. Names and defaults are those of Hugging Face's configs."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        check_sizes("CLIP", self, "hidden_size", "num_attention_heads", "hidden_act")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]):
+        """From the dict of a tower; keys that do not shape the computation are passed over."""
+        fields = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in hf.items() if k in fields and v is not None})
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with biases, [B,S,D] -> [B,S,D]."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d, n, h = config.hidden_size, config.num_attention_heads, config.head_dim
+        axes = ("embed", "heads", "head_dim")
+
+        def heads(std: float) -> Linear:
+            return Linear((d,), (n, h), axes, bias=True, init=normal(std), rngs=rngs, dtype=dtype)
+
+        std = d**-0.5 * (2 * config.num_hidden_layers) ** -0.5
+        self.q, self.k, self.v = heads(std), heads(std), heads(std)
+        out_axes = ("heads", "head_dim", "embed")
+        init = normal(d**-0.5)
+        self.o = Linear((n, h), (d,), out_axes, bias=True, init=init, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None
+    ) -> tuple[Float[Array, "B S D"], KV]:
+        """The sequence itself; its keys and values are told beside the result."""
+        q_bsnh = self.q(x_bsd)
+        q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
+        own = KV(self.k(x_bsd), self.v(x_bsd))
+        scores = jnp.einsum("bsnh,btnh->bnst", q_bsnh, own.k, preferred_element_type=jnp.float32)
+        if mask_st is not None:
+            scores = jnp.where(mask_st, scores, jnp.finfo(jnp.float32).min)
+        weights_bnst = jax.nn.softmax(scores, axis=-1).astype(x_bsd.dtype)
+        return self.o(jnp.einsum("bnst,btnh->bsnh", weights_bnst, own.v)), own
+
+    def after(
+        self, x_brtd: Float[Array, "B R T D"], prefix: KV, seen_brp: Bool[Array, "B R P"]
+    ) -> Float[Array, "B R T D"]:
+        """R continuations of each prefix, causally; `seen_brp` says which of its P places one of
+        them continues."""
+        q_brtnh = self.q(x_brtd)
+        q_brtnh = q_brtnh * q_brtnh.shape[-1] ** -0.5
+        own, t = KV(self.k(x_brtd), self.v(x_brtd)), x_brtd.shape[2]
+        f32 = jnp.float32
+        shared = jnp.einsum("brtnh,bpnh->brntp", q_brtnh, prefix.k, preferred_element_type=f32)
+        shared = jnp.where(seen_brp[:, :, None, None], shared, jnp.finfo(f32).min)
+        scores = jnp.einsum("brtnh,brsnh->brnts", q_brtnh, own.k, preferred_element_type=f32)
+        scores = jnp.where(jnp.tril(jnp.ones((t, t), bool)), scores, jnp.finfo(f32).min)
+        weights = jax.nn.softmax(jnp.concatenate([shared, scores], axis=-1), axis=-1)
+        weights = weights.astype(x_brtd.dtype)
+        p = prefix.length
+        out = jnp.einsum("brntp,bpnh->brtnh", weights[..., :p], prefix.v)
+        return self.o(out + jnp.einsum("brnts,brsnh->brtnh", weights[..., p:], own.v))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d, eps = config.hidden_size, config.layer_norm_eps
+        self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        init = (normal((2 * d) ** -0.5), normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5))
+        f, act = config.intermediate_size, config.hidden_act
+        self.mlp = MLP(d, f, act, init, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None
+    ) -> tuple[Float[Array, "B S D"], KV]:
+        x_bsd = constrain(x_bsd, "batch")
+        attended, kv = self.attn(self.attn_norm(x_bsd), mask_st)
+        x_bsd = x_bsd + attended
+        return x_bsd + self.mlp(self.mlp_norm(x_bsd)), kv
+
+    def after(self, x_brtd: Array, prefix: KV, seen_brp: Bool[Array, "B R P"]) -> Array:
+        """See `Attention.after`."""
+        x_brtd = constrain(x_brtd, "batch")
+        x_brtd = x_brtd + self.attn.after(self.attn_norm(x_brtd), prefix, seen_brp)
+        return x_brtd + self.mlp(self.mlp_norm(x_brtd))

@@ -1,0 +1,212 @@
+"""CLIP's opinion of candidates: cosines of images and of texts that differ in their last token.
+
+Three things make it cheap, and none changes a value. A candidate is embedded once for a word, and
+not in each of the iterations (`cos_nv` remembers it). Texts of one beam begin alike and CLIP's text
+tower is causal, so the beginning is read once and each candidate adds its own two or three tokens.
+And a token that begins with a space is a word of CLIP's by itself whatever stands before it, so
+the crossing from GPT-2's tokens to CLIP's is a table for all but a few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from har_jax.models.attention import KV, KVCache
+from har_jax.models.encoders.clip import unit
+from har_jax.models.functional import Params
+from har_jax.scorers.clip import ClipFiles
+from har_jax.types import Array, Float, Int
+from har_jax.zerocap.vocabulary import Vocabulary
+
+_WIDTHS = (2, 4, 16)
+"""Own tokens of a text that are computed together; longer texts go to the full length."""
+_PREFIX_STEP = 32  # prefixes are padded to a multiple of it: each length compiles anew
+_FEW = 16  # candidates of a beam, where few of them are of a width
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Some of the texts of N beams in CLIP's tokens: what follows the first `start_nc` of each
+    beam's prefix, with the ids of the language model that they came of; V where there is none."""
+
+    start_nc: Int[np.ndarray, "N C"]
+    tokens_nct: Int[np.ndarray, "N C T"]
+    ids_nc: Int[np.ndarray, "N C"]
+
+
+class Crossing:
+    """From the language model's tokens to CLIP's, on the host.
+
+    Attributes:
+      size: of the language model's vocabulary.
+    """
+
+    def __init__(self, clip: ClipFiles, vocabulary: Vocabulary):
+        self._tokenize, self._vocabulary = clip.tokenize, vocabulary
+        self.size = vocabulary.size
+        words = self._tokenize.words(vocabulary.texts)
+        self._spaced_v = np.array([text.startswith(" ") for text in vocabulary.texts])
+        # What each token adds, up to EOS: right as it stands for those with a space before them.
+        self._length_v = np.array([len(ids) + 1 for ids in words])
+        self._rest_vt = self._padded([[*ids, self._tokenize.eos_id] for ids in words])
+
+    def prefixes(self, texts: Sequence[str]) -> tuple[list[list[int]], Int[np.ndarray, "N P"]]:
+        """The beginnings of texts in CLIP's tokens, without EOS; and padded."""
+        rows = [[self._tokenize.bos_id, *ids] for ids in self._tokenize.words(texts)]
+        rows = [row[: self._tokenize.context_length - 1] for row in rows]
+        longest = max(map(len, rows))
+        length = min(-(-longest // _PREFIX_STEP) * _PREFIX_STEP, self._tokenize.context_length)
+        return rows, self._padded(rows, length)
+
+    def texts(
+        self, beginnings: Sequence[str], rows: list[list[int]], ids_nc: np.ndarray
+    ) -> Iterator[Texts]:
+        """Each beginning with each of its candidates, in groups of like length.
+
+        Args:
+          beginnings: N texts.
+          rows: of `prefixes`.
+          ids_nc: candidates, −1 where none is asked for.
+        """
+        limit, eos_id = self._tokenize.context_length, self._tokenize.eos_id
+        start_nc = np.repeat([[len(row)] for row in rows], ids_nc.shape[1], axis=1)
+        length_nc = np.where(ids_nc < 0, 0, self._length_v[ids_nc])
+        # 1. Those that begin a word of their own, and fit: what they add is in the table.
+        whole_nc = (ids_nc >= 0) & ~(self._spaced_v[ids_nc] & (start_nc + length_nc <= limit))
+        # 2. The others may change the word before them: tokenised whole, then cut where they part.
+        places = np.argwhere(whole_nc)
+        whole = [beginnings[i] + self._vocabulary.texts[ids_nc[i, j]] for i, j in places.tolist()]
+        parted: list[list[int]] = []
+        for (i, j), words in zip(places.tolist(), self._tokenize.words(whole), strict=True):
+            ids = [self._tokenize.bos_id, *words[: limit - 2], eos_id]
+            start_nc[i, j] = _common(rows[i], ids)
+            parted.append(ids[start_nc[i, j] :])
+            length_nc[i, j] = len(parted[-1])
+        longest = max(1, int(length_nc.max(initial=0)))
+        own_nct = np.full((*ids_nc.shape, longest), eos_id, np.int32)
+        table = self._rest_vt[ids_nc][..., :longest]
+        own_nct[..., : table.shape[2]] = table
+        own_nct[places[:, 0], places[:, 1]] = self._padded(parted, longest)
+        # 3. Groups by the number of own tokens.
+        shortest = 0
+        for width in (*(w for w in _WIDTHS if w < limit), limit):
+            member_nc = (length_nc > shortest) & (length_nc <= width)
+            shortest = width
+            if most := int(member_nc.sum(axis=1).max(initial=0)):
+                order = np.argsort(~member_nc, axis=1, kind="stable")
+                order = order[:, :_FEW] if most <= _FEW else order
+                chosen = np.take_along_axis(member_nc, order, axis=1)
+                ids = np.take_along_axis(ids_nc, order, axis=1)
+                tokens = np.take_along_axis(own_nct, order[..., None], axis=1)[..., :width]
+                lacking = ((0, 0), (0, 0), (0, width - tokens.shape[2]))
+                yield Texts(
+                    np.take_along_axis(start_nc, order, axis=1),
+                    np.pad(tokens, lacking, constant_values=eos_id),
+                    np.where(chosen, ids, self.size),
+                )
+
+    def _padded(self, rows: Sequence[Sequence[int]], width: int | None = None) -> np.ndarray:
+        """int32 [rows, width], EOS behind what there is."""
+        width = max(map(len, rows), default=0) if width is None else width
+        found = np.full((len(rows), width), self._tokenize.eos_id, np.int32)
+        for row, ids in zip(found, rows, strict=True):
+            row[: len(ids)] = ids
+        return found
+
+
+def _common(row: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two texts share."""
+    n = min(len(row), len(other))
+    return next((k for k in range(n) if row[k] != other[k]), n)
+
+
+class Judge:
+    """CLIP's text tower over the candidates of a language model.
+
+    Args:
+      clip: the CLIP that guides.
+      rows: beams at a time, of all images together; fewer are padded.
+      tokens_at_once: of texts that are computed together; bounds memory.
+    """
+
+    def __init__(
+        self, clip: ClipFiles, vocabulary: Vocabulary, rows: int, *, tokens_at_once: int = 1 << 14
+    ):
+        self._clip, self.crossing, self._rows = clip, Crossing(clip, vocabulary), rows
+        structure = clip.structure("text")
+        self._params = clip.load("text")
+
+        def prefill(params: Params, tokens_np: Array) -> KVCache:
+            return structure.merge(params).prefill(tokens_np)
+
+        def judge(
+            params: Params,
+            prefix: KVCache,
+            image_ne: Float[Array, "N E"],
+            start_nc: Int[Array, "N C"],
+            tokens_nct: Int[Array, "N C T"],
+            ids_nc: Int[Array, "N C"],
+            cos_nv: Float[Array, "N V"],
+            used: Int[Array, ""],
+        ) -> Float[Array, "N V"]:
+            tower = structure.merge(params)
+            n, c, t = tokens_nct.shape
+            size = min(n, max(1, tokens_at_once // (c * t)))
+
+            def rows(i: Array, cos_nv: Array) -> Array:
+                # The last rows begin where a whole `size` of them is left: some are done twice.
+                at_n = jnp.minimum(i * size, n - size) + jnp.arange(size)
+                kv = tuple(KV(x.k[at_n], x.v[at_n]) for x in prefix)
+                vectors_nce = unit(tower.embed_after(kv, start_nc[at_n], tokens_nct[at_n]))
+                cos_nc = jnp.einsum("nce,ne->nc", vectors_nce, image_ne[at_n])
+                return cos_nv.at[at_n[:, None], ids_nc[at_n]].set(cos_nc, mode="drop")
+
+            return jax.lax.fori_loop(0, -(-used // size), rows, cos_nv)
+
+        def embed(params: Params, tokens_nt: Array) -> Float[Array, "N E"]:
+            return unit(structure.merge(params).embed(tokens_nt))
+
+        self._prefill, self._embed = jax.jit(prefill), jax.jit(embed)
+        self._judge = jax.jit(judge, donate_argnames="cos_nv")
+
+    def unknown(self) -> Float[Array, "N V"]:
+        """Of all rows: no cosine is known yet."""
+        return jnp.full((self._rows, self.crossing.size), jnp.nan)
+
+    def fill(
+        self,
+        cos_nv: Float[Array, "N V"],
+        beginnings: Sequence[str],
+        ids_nc: Int[np.ndarray, "n C"],
+        image_ne: Float[Array, "n E"],
+    ) -> Float[Array, "N V"]:
+        """`cos_nv` with the cosine of image i and `beginnings[i]` + each candidate, where it was
+        NaN; what is known already is not computed again."""
+        used = len(beginnings)
+        lacking = self._rows - used
+        ids_nc = np.pad(ids_nc, ((0, lacking), (0, 0)), mode="edge")
+        known_nc = ~np.isnan(np.asarray(jnp.take_along_axis(cos_nv, jnp.asarray(ids_nc), axis=1)))
+        ids_nc = np.where(known_nc | (np.arange(self._rows) >= used)[:, None], -1, ids_nc)
+        image_ne = jnp.pad(image_ne, ((0, lacking), (0, 0)), mode="edge")
+        beginnings = [*beginnings, *[beginnings[-1]] * lacking]
+        rows, prefix_np = self.crossing.prefixes(beginnings)
+        prefix = self._prefill(self._params, prefix_np)
+        for texts in self.crossing.texts(beginnings, rows, ids_nc):
+            own = (texts.start_nc, texts.tokens_nct, texts.ids_nc)
+            cos_nv = self._judge(self._params, prefix, image_ne, *own, cos_nv, used)
+        return cos_nv
+
+    def cosines(
+        self, texts: Sequence[Sequence[str]], image_be: Float[Array, "B E"]
+    ) -> Float[np.ndarray, "B K"]:
+        """Of each image and each of its K texts, read as they are."""
+        rows = self._clip.tokenize([text for group in texts for text in group])
+        longest = int((rows == self._clip.tokenize.eos_id).argmax(axis=1).max()) + 1
+        rows = rows[:, : -(-longest // _PREFIX_STEP) * _PREFIX_STEP]
+        vectors = self._embed(self._params, rows).reshape(len(texts), len(texts[0]), -1)
+        return np.asarray(jnp.einsum("bke,be->bk", vectors, image_be))
