@@ -16,15 +16,19 @@ COMMANDS = {
     "doctor": "look at a run of self-critical training before it starts",
     "evaluate": "score a run, or captions that another tool wrote",
     "caption": "caption images with a run",
+    "zerocap": "caption images with a GPT-2 that a CLIP guides, without training",
     "export": "write a run as a Hugging Face model",
     "reproduce": "make the tables of the documentation",
 }
-"""Each is a module `har_jax.NAME` with a function `main(argv)`."""
+"""Each is a module `har_jax.NAME`, or a room with a `__main__`, with a function `main(argv)`."""
 
 
 def run(name: str, argv: Sequence[str]) -> int:
     """Runs a command in this process; returns its exit code."""
-    return importlib.import_module(f"har_jax.{name}").main(list(argv))
+    module = importlib.import_module(f"har_jax.{name}")
+    if not hasattr(module, "main"):
+        module = importlib.import_module(f"har_jax.{name}.__main__")
+    return module.main(list(argv))
 
 
 def new_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:

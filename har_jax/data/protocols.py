@@ -22,6 +22,20 @@ class Images(Protocol):
         ...
 
 
+class Part:
+    """Some images in a row of others, as `Images`."""
+
+    def __init__(self, images: Images, start: int, stop: int):
+        self._images, self._start = images, start
+        self.ids = images.ids[start:stop]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, i: int) -> bytes:
+        return self._images.read(self._start + i)
+
+
 class Written(NamedTuple):
     """A caption, and whether it came to its end or was cut at a length limit (None: not known)."""
 

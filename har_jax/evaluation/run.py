@@ -6,16 +6,18 @@ import dataclasses
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from har_jax.config import Config
 from har_jax.data.dataset import Split, open_split
 from har_jax.data.features.cache import FeatureCache
-from har_jax.data.protocols import Images, Writer
+from har_jax.data.protocols import Images, Part, Writer
 from har_jax.decoding.settings import DecodeSettings, Method
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import Other, check_covers, read_other
+from har_jax.evaluation.kept import KeptWriter
 from har_jax.evaluation.leak import check_unseen
 from har_jax.evaluation.score import (
     ClipInput,
@@ -56,20 +58,6 @@ class Predictions:
         return 1 - sum(self.ended.values()) / max(1, len(self.ended))
 
 
-class First:
-    """The first n of some images."""
-
-    def __init__(self, images: Images, n: int):
-        self._images = images
-        self.ids = images.ids[:n]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, i: int) -> bytes:
-        return self._images.read(i)
-
-
 def write_captions(
     writer: Writer, images: Images, *, limit: int = 0, desc: str = "captions"
 ) -> Predictions:
@@ -82,7 +70,7 @@ def write_captions(
     if limit < 0:
         raise UserError(f"limit is {limit}; it must be at least 1, or 0 for all images")
     if 0 < limit < len(images):
-        images = First(images, limit)
+        images = Part(images, 0, limit)
     texts: dict[int, str] = {}
     ended: dict[int, bool] = {}
     written = iter(writer.write(images))
@@ -134,7 +122,9 @@ def evaluate_writer(
         return zip(split.ids, map(split.read, range(len(found.texts))), strict=False)
 
     path = check_out(out)
+    began = time.monotonic()
     found = write_captions(writer, split, limit=limit, desc=desc)
+    seconds = writer.seconds if isinstance(writer, KeptWriter) else time.monotonic() - began
     write_predictions(path, found.texts)
     references, domains = split.references(), split.listing.domains
     evaluation = evaluate_captions(
@@ -151,6 +141,8 @@ def evaluate_writer(
         warnings=warnings or (),
         domains=dict(zip(split.ids, domains, strict=True)) if domains is not None else None,
     )
+    # Compilation is in it, which of few images is most of it.
+    evaluation.scores["captions_per_second"] = len(found.texts) / max(seconds, 1e-9)
     write_evaluation(path, evaluation)
     return evaluation
 

@@ -2,7 +2,8 @@
 
 DIR/predictions.json   COCO results: [{"image_id": 1, "caption": "..."}, ...]
 DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScore, RefCLIPScore,
-                       n_images, signature; skipped (why a value is null), health, bias (gendered
+                       n_images, signature, captions_per_second (of what was captioned here);
+                       skipped (why a value is null), health, bias (gendered
                        words, metrics/gender.py; null where there are none), warnings, source,
                        confidence (intervals, see evaluation/bootstrap.py), control and
                        against (evaluation/compare.py) where they were asked for, and domains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -82,6 +83,21 @@ class ZeroCap:
                 f"zerocap.max_tokens is {how.max_tokens}, with the prompt {length} tokens, but the "
                 f"language model has positions for {room}; give fewer"
             )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the captions: the settings, and hashes of both networks. JSON-able."""
+        lm = hf_dir.weights_fingerprint(self.lm_path)
+        return {**dataclasses.asdict(self.how), "clip": self.clip.fingerprint, "lm": lm}
+
+    def dependence(self, fingerprint: str) -> list[str]:
+        """A warning where the CLIP that scores is the one that guides."""
+        if fingerprint != self.clip.fingerprint:
+            return []
+        return [
+            "CLIPScore is not independent: the CLIP that scores also guided every word; give "
+            "another one with --score-clip=HF_DIR"
+        ]
 
     @functools.cached_property
     def _params(self) -> Params:
@@ -247,8 +263,9 @@ class ZeroCap:
             cache = guidance.added(context.cache, delta)
             logits_nv, _ = self._read(params)(context.last_n, context.t, cache)
             logits_nv = guidance.adjusted(logits_nv, recent_nj, step, self.how, end_id, forbidden_v)
-            pair = jax.nn.log_softmax(logits_nv), context.log_p0_nv
-            return guidance.fused(*(x.reshape(b, -1, x.shape[1]) for x in pair), self.how)
+            shape = (b, -1, logits_nv.shape[1])
+            log_p_bkv = jax.nn.log_softmax(logits_nv).reshape(shape)
+            return guidance.fused(log_p_bkv, context.log_p0_nv.reshape(shape), self.how)
 
         return jax.jit(log_p, static_argnums=5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from har_jax.config import Count, CountOrZero, NotNegative, Positive, Range, build
@@ -21,31 +22,77 @@ class Guidance:
     `candidates`, `clip_scale` and `keep_prompt`, and no other.
     """
 
-    method: Literal["beam", "sampled"] = "beam"
-    prompt: str = "Image of a"
-    bos: bool = True  # whether the text begins with the language model's BOS
-    max_tokens: Count = 15  # after the prompt
-    beams: Count = 5
-    iterations: CountOrZero = 5  # gradient steps for each token
-    candidates: Count = 512  # tokens that CLIP judges, in each iteration anew
-    clip_temperature: Positive = 0.01  # of the softmax over the candidates' cosines
-    clip_scale: NotNegative = 1.0  # λ of CLIP's loss; of the sampled method, times 100 cos
-    fluency_scale: NotNegative = 0.2  # of KL(p ‖ p0)
-    step_size: NotNegative = 0.3
-    norm_exponent: NotNegative = 0.9  # a gradient g moves by g / ‖g‖^this
-    norm_over: Literal["tensor", "layer"] = "tensor"  # keys and values apart, or a layer's together
-    fusion: Fusion = 0.99  # p^fusion · p0^(1 - fusion)
-    repetition_factor: Annotated[float, Range(at_least=1)] = 1.0  # of the last four tokens
-    repetition_of: Literal["logits", "probabilities"] = "logits"  # what it divides
-    repetition_prompt: bool = True  # whether the prompt's tokens count among the last four
-    end_token: str = "."
-    end_factor: Positive = 1.01  # of the end token's logit
-    end_from: CountOrZero = 1  # first step at which it is raised
-    start_factor: Positive = 1.6  # the end token's logit is lowered by it at step 0
-    forbidden: str = "auto"  # a rule, "none", or a file of token ids: see zerocap/vocabulary.py
-    forbidden_factor: Positive = 20.0  # of the forbidden tokens' logits
-    joint: bool = True  # probabilities sum to 1 over all beams together, as the program has it
-    keep_prompt: bool = True  # whether a caption begins with the prompt
+    method: Literal["beam", "sampled"] = _setting(
+        "beam", metadata={"help": "guidance and beam search, or one look at each word and a draw"}
+    )
+    prompt: str = field(default="Image of a", metadata={"help": "what a caption begins with"})
+    bos: bool = field(
+        default=True, metadata={"help": "whether the language model's BOS stands before the prompt"}
+    )
+    max_tokens: Count = field(default=15, metadata={"help": "after the prompt"})
+    beams: Count = field(
+        default=5, metadata={"help": "texts of an image that are followed at once"}
+    )
+    iterations: CountOrZero = field(default=5, metadata={"help": "gradient steps for each token"})
+    candidates: Count = field(
+        default=512, metadata={"help": "likeliest tokens that CLIP judges, in each iteration anew"}
+    )
+    clip_temperature: Positive = field(
+        default=0.01, metadata={"help": "of the softmax over the candidates' cosines"}
+    )
+    clip_scale: NotNegative = field(
+        default=1.0,
+        metadata={"help": "weight of CLIP's loss; where words are drawn, that of 100 cos"},
+    )
+    fluency_scale: NotNegative = field(
+        default=0.2, metadata={"help": "weight of KL(p || p0), the language model's own opinion"}
+    )
+    step_size: NotNegative = field(default=0.3, metadata={"help": "of a gradient step"})
+    norm_exponent: NotNegative = field(
+        default=0.9, metadata={"help": "a gradient g moves by g / |g| to this power"}
+    )
+    norm_over: Literal["tensor", "layer"] = field(
+        default="tensor",
+        metadata={
+            "help": "whether a layer's keys and values have norms of their own, or one together"
+        },
+    )
+    fusion: Fusion = field(default=0.99, metadata={"help": "f of p^f p0^(1-f)"})
+    repetition_factor: Annotated[float, Range(at_least=1)] = field(
+        default=1.0, metadata={"help": "what the last four tokens are divided by"}
+    )
+    repetition_of: Literal["logits", "probabilities"] = field(
+        default="logits", metadata={"help": "whether it divides logits or probabilities"}
+    )
+    repetition_prompt: bool = field(
+        default=True, metadata={"help": "whether the prompt's tokens count among the last four"}
+    )
+    end_token: str = field(default=".", metadata={"help": "ends a caption"})
+    end_factor: Positive = field(
+        default=1.01, metadata={"help": "what the end token's logit is raised by"}
+    )
+    end_from: CountOrZero = field(
+        default=1, metadata={"help": "first step, from 0, at which it is raised"}
+    )
+    start_factor: Positive = field(
+        default=1.6, metadata={"help": "what the end token's logit is lowered by at step 0"}
+    )
+    forbidden: str = field(
+        default="auto",
+        metadata={"help": "auto (numbers, brackets, line ends), none, or a file of token ids"},
+    )
+    forbidden_factor: Positive = field(
+        default=20.0, metadata={"help": "what the logits of forbidden tokens are lowered by"}
+    )
+    joint: bool = field(
+        default=True,
+        metadata={
+            "help": "probabilities sum to 1 over all beams of an image, as the program has it"
+        },
+    )
+    keep_prompt: bool = field(
+        default=True, metadata={"help": "whether a caption is told with its prompt"}
+    )
 
     @classmethod
     def preset(cls, name: str, changes: Mapping[str, Any] | None = None) -> Guidance:

@@ -11,8 +11,9 @@ from jax.sharding import AxisType
 from har_jax.config import Config, ModelConfig
 from har_jax.data.dataset import open_split
 from har_jax.data.images import Preprocessor
+from har_jax.data.protocols import Part
 from har_jax.decoding.settings import DecodeSettings
-from har_jax.evaluation.run import First, write_captions
+from har_jax.evaluation.run import write_captions
 from har_jax.loading.blueprint import draw
 from har_jax.loading.captioner import LoadedCaptioner, batch_seed
 from har_jax.loading.weights import load_frozen, new_trained
@@ -52,7 +53,7 @@ def captioner_on(workspace):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("count, batch_size", [(13, 50), (13, 5), (1, None)])
 def test_a_batch_that_the_mesh_does_not_divide(captioner_on, workspace, mesh, count, batch_size):
-    images = First(open_split(workspace / "data", "val"), count)
+    images = Part(open_split(workspace / "data", "val"), 0, count)
     alone = write_captions(CaptionerWriter(captioner_on(1, 1, 1), batch_size=4), images)
     captioner = captioner_on(*MESHES[mesh])
     assert write_captions(CaptionerWriter(captioner, batch_size=batch_size), images) == alone

@@ -15,7 +15,7 @@ from har_jax import config_file, train
 from har_jax import doctor as doctor_command
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import document_frequency_path, open_split
-from har_jax.evaluation.run import First, Predictions, write_captions
+from har_jax.evaluation.run import Predictions, write_captions
 from har_jax.loading.captioner import LoadedCaptioner
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics.cider_d import DocumentFrequency
@@ -240,7 +240,7 @@ def test_the_guard_of_clip_score_sees_what_evaluation_sees(
         session.mesh,
         plan.config,
     )
-    split = First(open_split(workspace / "data", "val"), 8)
+    split = Part(open_split(workspace / "data", "val"), 0, 8)
     texts = write_captions(CaptionerWriter(live), split).texts
     images = ((i, split.read(n)) for n, i in enumerate(split.ids))
     references = open_split(workspace / "data", "val").references()
