@@ -22,8 +22,9 @@ class Guidance:
     `candidates`, `clip_scale` and `keep_prompt`, and no other.
     """
 
-    method: Literal["beam", "sampled"] = _setting(
-        "beam", metadata={"help": "guidance and beam search, or one look at each word and a draw"}
+    method: Literal["beam", "sampled"] = field(
+        default="beam",
+        metadata={"help": "guidance and beam search, or one look at each word and a draw"},
     )
     prompt: str = field(default="Image of a", metadata={"help": "what a caption begins with"})
     bos: bool = field(
