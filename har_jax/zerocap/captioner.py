@@ -143,16 +143,7 @@ class ZeroCap:
             last_n = jnp.asarray(tokens_nt[:, -1])
             log_p0_nv, written, ids_nc = self._look(self._params, last_n, t, cache)
             context = Context(last_n, t, cache, log_p0_nv)
-            # The cosines of this word's candidates; then the iterations, and again where one of
-            # them brought up a candidate that CLIP has not seen.
-            beginnings = self._texts(tokens_nt)
-            cos_nv = self.judge.unknown()
-            at = Steered(
-                jax.tree.map(jnp.zeros_like, cache), jnp.asarray(0), ids_nc, jnp.asarray(True)
-            )
-            while at.missing:
-                cos_nv = self.judge.fill(cos_nv, beginnings, np.asarray(at.ids_nc), image_ne)
-                at = self._steer(self._params, context, cos_nv[: b * k], at)
+            at = self._guide(context, self._texts(tokens_nt), image_ne, ids_nc)
             recent_nj = self._recent(tokens_nt, step)
             log_p_bkv = self._next(self._params, context, at.delta, recent_nj, jnp.asarray(step), b)
             if beams is None:
@@ -167,6 +158,24 @@ class ZeroCap:
                 break
         assert beams is not None
         return self._best(beams, image_be)
+
+    def _guide(
+        self,
+        context: Context,
+        beginnings: Sequence[str],
+        image_ne: Float[Array, "N E"],
+        ids_nc: Int[Array, "N C"],
+    ) -> Steered:
+        """All iterations of one word, from its first candidates on. They stop where one of them
+        brings up a candidate that CLIP has not judged for this word, and go on when it has."""
+        n = len(beginnings)
+        still = jax.tree.map(jnp.zeros_like, context.cache)
+        at = Steered(still, jnp.asarray(0), ids_nc, jnp.asarray(True))
+        cos_nv = self.judge.unknown()
+        while at.missing:
+            cos_nv = self.judge.fill(cos_nv, beginnings, np.asarray(at.ids_nc), image_ne)
+            at = self._steer(self._params, context, cos_nv[:n], at)
+        return at
 
     def _best(self, beams: search.Beams, image_be: Float[Array, "B E"]) -> list[Written]:
         """Of each image the text that CLIP finds nearest, read without the prompt; among equals the
