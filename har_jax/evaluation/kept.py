@@ -39,6 +39,12 @@ class KeptWriter:
     key: Mapping[str, Any]
     seconds: float = 0.0
 
+    def check(self, images: Images) -> None:
+        """Raises what `write` would raise at its beginning."""
+        if self.path.exists():
+            with self._opened() as file:
+                self._known(file, images)
+
     def write(self, images: Images) -> Iterator[Written]:
         """What is kept already, then what the writer writes about the other images.
 

@@ -52,8 +52,10 @@ def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:
     zerocap = load(args, how)
     scorer = ClipScorer(args.score_clip) if args.score_clip else None
     key = {"preset": args.preset, **zerocap.identity, "seed": args.seed * (how.method != "beam")}
+    writer = KeptWriter(ZeroCapWriter(zerocap, args.seed), out / NAME, key)
+    writer.check(split)
     evaluation = evaluate_writer(
-        KeptWriter(ZeroCapWriter(zerocap, args.seed), out / NAME, key),
+        writer,
         split,
         out,
         scorer=scorer,

@@ -1,6 +1,7 @@
 """ZeroCap against a PyTorch transcription of the published program, piece by piece and whole."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,13 @@ def forbidden_file(tmp_path_factory):
     return str(path)
 
 
-def pair(world, forbidden_file, preset, **changes):
-    """Both implementations with the same settings."""
+@pytest.fixture(scope="module")
+def pairs(world, forbidden_file):
+    """Both implementations with the same settings; made once, as every one compiles anew."""
+    return functools.cache(functools.partial(_pair, world, forbidden_file))
+
+
+def _pairs(preset, **changes):
     ours = Guidance.preset(preset, {**SIZES, "forbidden": forbidden_file, **changes})
     theirs = dataclasses.replace(
         {"repo": Settings(), "paper": ARTICLE}[preset],
@@ -60,9 +66,15 @@ def as_cache(arrays):
 
 
 @pytest.fixture(scope="module")
-def inner(world, forbidden_file, images):
+def sampled(world):
+    how = Guidance.preset("approx", {"candidates": 20, "max_tokens": 4})
+    return ZeroCap(world.clip, world.gpt2, how, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def inner(pairs, images):
     """A context of three beams, with everything about it from both sides."""
-    zerocap, published = pair(world, forbidden_file, "repo")
+    zerocap, published = pairs("repo")
     prompt = zerocap.prompt_ids
     rng = np.random.default_rng(0)
     words = rng.integers(5, 300, (3, 2))
@@ -84,11 +96,9 @@ def test_image_features_and_sums_of_images(inner, images):
 
 
 @pytest.mark.parametrize("preset", ["repo", "paper"])
-def test_candidates_losses_gradients_and_updates_of_each_iteration(
-    preset, world, forbidden_file, inner
-):
+def test_candidates_losses_gradients_and_updates_of_each_iteration(preset, world, pairs, inner):
     _, _, tokens_kt, image_1e, cache, before_kv, context_kt = inner
-    zerocap, published = pair(world, forbidden_file, preset)
+    zerocap, published = pairs(preset)
     _, trace = published.shift_context(image_1e, cache, context_kt, before_kv)
     lm = load_gpt2(world.gpt2)
 
@@ -140,9 +150,9 @@ def test_candidates_losses_gradients_and_updates_of_each_iteration(
 
 @pytest.mark.parametrize("step", [0, 1, 4])
 @pytest.mark.parametrize("factor", [1.0, 1.7])
-def test_special_tokens(inner, world, forbidden_file, step, factor):
+def test_special_tokens(inner, pairs, step, factor):
     *_, context_kt = inner
-    zerocap, published = pair(world, forbidden_file, "repo", repetition_factor=factor)
+    zerocap, published = pairs("repo", repetition_factor=factor)
     logits_kv = 3 * torch.randn(3, zerocap.vocabulary.size, generator=torch.manual_seed(step))
     logits_kv[0, zerocap.end_id] = -2.0
     expected = published.adjust(logits_kv, context_kt, step)
@@ -158,8 +168,8 @@ def test_special_tokens(inner, world, forbidden_file, step, factor):
 
 
 @pytest.mark.parametrize("preset", ["repo", "paper"])
-def test_captions_of_twenty_images_are_the_same(preset, world, forbidden_file, images):
-    zerocap, published = pair(world, forbidden_file, preset)
+def test_captions_of_twenty_images_are_the_same(preset, pairs, images):
+    zerocap, published = pairs(preset)
     features = zerocap.features([png_bytes(image) for image in images])
     n = zerocap.batch_size
     ours = [w for i in range(0, 20, n) for w in zerocap.write(features[i : i + n], [None] * n)]
@@ -170,9 +180,9 @@ def test_captions_of_twenty_images_are_the_same(preset, world, forbidden_file, i
     assert [w.ended for w in ours] == ended
 
 
-def test_each_judgement_is_made_once(world, forbidden_file, images, monkeypatch):
+def test_each_judgement_is_made_once(pairs, images, monkeypatch):
     """Candidates of later iterations are known from earlier ones, but for the few new ones."""
-    zerocap, _ = pair(world, forbidden_file, "repo")
+    zerocap, _ = pairs("repo")
     asked = []
     texts = zerocap.judge.crossing.texts
 
@@ -186,9 +196,9 @@ def test_each_judgement_is_made_once(world, forbidden_file, images, monkeypatch)
     assert CANDIDATES * STEPS < sum(asked) < looks / 2
 
 
-def test_cosines_do_not_depend_on_how_they_were_computed(world, forbidden_file, images):
+def test_cosines_do_not_depend_on_how_they_were_computed(pairs, images):
     """A beginning read once, words from a table, groups of like length: as if read one by one."""
-    zerocap, published = pair(world, forbidden_file, "repo")
+    zerocap, published = pairs("repo")
     beginnings = ["Image of a do", "Image of", "Image of a dog isn't", "Image of a dog " * 14, "x"]
     beginnings += [zerocap.vocabulary.decode(row) for row in np.arange(60).reshape(3, 20)]
     n, v = len(beginnings), zerocap.vocabulary.known
@@ -202,10 +212,9 @@ def test_cosines_do_not_depend_on_how_they_were_computed(world, forbidden_file, 
         np.testing.assert_allclose(row[:v], expected, atol=2e-6)
 
 
-def test_the_sampled_method_draws_from_the_published_distribution(world, images):
-    how = Guidance.preset("approx", {"candidates": 20, "max_tokens": 4})
-    zerocap, published = ZeroCap(world.clip, world.gpt2, how), Published(world.gpt2, world.clip)
-    prompt = published.tokenizer.encode(how.prompt)
+def test_the_sampled_method_draws_from_the_published_distribution(sampled, world, images):
+    zerocap, published = sampled, Published(world.gpt2, world.clip)
+    prompt = published.tokenizer.encode(sampled.how.prompt)
     image_1e = published.image_feature([images[0]])
     forced = published.tokenizer.encode(" dog dog")
     expected_v = published.approximate_step(image_1e, [*prompt, *forced], top_k=20)
@@ -227,9 +236,8 @@ def test_the_sampled_method_draws_from_the_published_distribution(world, images)
     assert np.abs(shares - ours).max() < 0.03
 
 
-def test_a_draw_depends_on_seed_and_key_alone(world, images):
-    how = Guidance.preset("approx", {"candidates": 20, "max_tokens": 5})
-    zerocap = ZeroCap(world.clip, world.gpt2, how, batch_size=3)
+def test_a_draw_depends_on_its_key_alone(sampled, images):
+    zerocap = sampled
     features = zerocap.features([png_bytes(image) for image in images[:3]])
     keys = list(jax.random.split(jax.random.key(0), 3))
     first = zerocap.write(features, keys)
