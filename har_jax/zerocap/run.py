@@ -71,5 +71,4 @@ def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:
 
 
 def load(args: argparse.Namespace, how: Guidance) -> ZeroCap:
-
     return ZeroCap(args.clip, args.lm, how, batch_size=args.batch_size)
