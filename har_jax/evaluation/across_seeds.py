@@ -147,9 +147,9 @@ def contrast(
     """`ours - theirs` of every metric that both have; see the module's docstring.
 
     Returns:
-      {metric: {"difference", "images", "seeds", "both", "basis"}}. The middle three are {"interval",
-      "p"}, or None where that cannot be told: METEOR's corpus value is not made of images' values,
-      and one seed says nothing of others. `basis` says what `both` has in it.
+      {metric: {"difference", "images", "seeds", "both", "basis"}}. The middle three are
+      {"interval", "p"}, or None where that cannot be told: METEOR's corpus value is not made of
+      images' values, and one seed says nothing of others. `basis` says what `both` has in it.
 
     Raises:
       UserError: the systems were not scored on the same images, or cannot be paired.
