@@ -1,4 +1,4 @@
-"""Dot charts: a row for each system with its mean, an interval, and its seeds behind them, laid out
+"""Dot charts: a row for each system with its mean, an interval, and its seeds below it, laid out
 in a fixed coordinate system, which a template draws."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LONGEST = 17  # letters of a label that fit on the left
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """`seeds` are the single values behind the mean; `text` is printed at the end of the row."""
+    """`seeds` are the single values that the mean is of; `text` ends the row."""
 
     label: str
     value: float

@@ -103,9 +103,8 @@ def markdown(table: Table) -> str:
     lines += ["", f"Differences, with {_percent(table)} intervals and p-values:", ""]
     names = [m.label for m in MEASURES if m.key in _IN_MARKDOWN]
     tests = [
-        [f"{c['labels'][0]} − {c['labels'][1]}", *(text for _, text in told)]
+        [f"{c['labels'][0]} − {c['labels'][1]}", *(_tested(c, key).text for key in _IN_MARKDOWN)]
         for c in table["contrasts"]
-        if (told := [_tested(c, key) for key in _IN_MARKDOWN])
     ]
     lines += _markdown_rows(["", *names], tests)
     lines += ["", *(f"- {text}" for text in notes(table))]
@@ -116,6 +115,7 @@ def markdown(table: Table) -> str:
 def page(table: Table, shown: Sequence[Shown]) -> str:
     """The page as text: one file without links."""
     measures = [m for m in MEASURES if m.key in _TESTED and m in columns(table)]
+    body = [row[1:] for row in rows(table)]
     tests = [
         (f"{c['labels'][0]} − {c['labels'][1]}", [_tested(c, m.key) for m in measures])
         for c in table["contrasts"]
@@ -126,8 +126,8 @@ def page(table: Table, shown: Sequence[Shown]) -> str:
         .render(
             title=title(table),
             about=about(table),
-            header=header(table),
-            rows=rows(table),
+            systems=[system["label"] for system in table["systems"]],
+            rows=list(zip(header(table)[1:], zip(*body, strict=True), strict=True)),
             warnings=table["warnings"],
             notes=notes(table),
             charts=list(charts(table)),
@@ -232,19 +232,36 @@ def _training(system: Mapping[str, Any]) -> str:
     return text
 
 
-def _tested(contrast: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """(better, worse or same; the difference with its interval and p)."""
+@dataclasses.dataclass(frozen=True)
+class _Tested:
+    """A difference as it is printed; `interval` and `p` are "" where they are not known."""
+
+    verdict: str  # better, worse, or same
+    difference: str
+    interval: str = ""
+    p: str = ""
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.difference} ({self.interval}), {self.p}" if self.interval else self.difference
+        )
+
+
+def _tested(contrast: Mapping[str, Any], key: str) -> _Tested:
     found = contrast["metrics"].get(key)
     if found is None:
-        return "same", "–"
-    text = signed(found["difference"])
-    both = found["both"]
-    if both is None:
-        return "same", text
-    low, high = both["interval"]
-    p = f"p = {both['p']:.3f}" if both["p"] >= 0.001 else "p < 0.001"
-    verdict = "better" if low > 0 else "worse" if high < 0 else "same"
-    return verdict, f"{text} ({signed(low)} to {signed(high)}), {p}"
+        return _Tested("same", "–")
+    if found["both"] is None:
+        return _Tested("same", signed(found["difference"]))
+    low, high = found["both"]["interval"]
+    p = found["both"]["p"]
+    return _Tested(
+        "better" if low > 0 else "worse" if high < 0 else "same",
+        signed(found["difference"]),
+        f"{signed(low)} to {signed(high)}",
+        f"p = {p:.3f}" if p >= 0.001 else "p < 0.001",
+    )
 
 
 def _markdown_rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
