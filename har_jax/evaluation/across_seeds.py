@@ -15,8 +15,9 @@ another captioner (or other samples). Let D be the difference of two systems' me
   variances above hold the first and the second term, and each the third: it is counted twice, so
   the interval is a little too wide, never too narrow for it. The bootstrap's variance comes from
   many images, that of the seeds from S - 1 degrees of freedom; their sum has those of Satterthwaite
-  (1946). A bootstrap over five seeds would be too narrow, for the spread of five values is
-  underestimated in most draws.
+  (1946). Little is known of a spread that few seeds show, and `seeds` pays for that by its t: where
+  the images' share is large, `both` may be the narrower of the two. A bootstrap over five seeds
+  would be too narrow, for it underestimates their spread in most draws.
 
 p-values are two-sided and are not corrected for how many comparisons a table makes.
 """

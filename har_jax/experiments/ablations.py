@@ -135,10 +135,9 @@ def run(settings: Settings, only: str | None = None) -> None:
     """Makes what is missing and writes `OUT/ablations.md` and `OUT/ablations.json`."""
     began, chosen = time.monotonic(), pick(only)
     with open_sweep(settings.out, dry_run=settings.dry_run) as sweep:
-        SCALES[settings.scale].prepare(zerocap=False, dry_run=settings.dry_run)
-        for seed in settings.seeds:
-            for ablation in chosen:
-                sweep.make(scored(ablation, seed, settings))
+        parts = [scored(row, seed, settings) for seed in settings.seeds for row in chosen]
+        scale, dry_run = SCALES[settings.scale], settings.dry_run
+        sweep.make_all(parts, lambda: scale.prepare(zerocap=False, dry_run=dry_run))
         if settings.dry_run:
             return
         text = report(settings, sweep, chosen, only)

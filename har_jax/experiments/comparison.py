@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from har_jax.experiments.parts import Part
 from har_jax.experiments.runs import read_scores
 from har_jax.experiments.subset import first_images
-from har_jax.experiments.sweep import Sweep, open_sweep
+from har_jax.experiments.sweep import open_sweep
 from har_jax.experiments.systems import SCALES, evaluation, training, zerocap
 from har_jax.reports.page import write_report
 from har_jax.reports.tables import comparison_table, rows_table
@@ -38,25 +38,30 @@ def run(
     """
     began = time.monotonic()
     with open_sweep(out, dry_run=dry_run) as sweep:
-        SCALES[scale].prepare(zerocap=ZEROCAP_IMAGES > 0, dry_run=dry_run)
-        scored: dict[str, list[pathlib.Path]] = {"MLE": [], "SCST": []}
+        runs = [two_stages(scale, seed, steps) for seed in seeds]
+        scored = {
+            label: [evaluation(stages[i], control="shuffle") for stages in runs]
+            for i, label in enumerate(("MLE", "SCST"))
+        }
+        parts = [part for pair in zip(*scored.values(), strict=True) for part in pair]
+        slow = zerocap(SCALES[scale], "repo", limit=ZEROCAP_IMAGES)
+        parts += [slow] if ZEROCAP_IMAGES else []
+        sweep.make_all(
+            parts, lambda: SCALES[scale].prepare(zerocap=ZEROCAP_IMAGES > 0, dry_run=dry_run)
+        )
+        if dry_run:
+            return
         reports = []
-        for seed in seeds:
-            stages = two_stages(scale, seed, steps)
-            parent = None
-            for label, stage in zip(scored, stages, strict=True):
-                scored[label].append(sweep.make(evaluation(stage, control="shuffle")))
-                if not dry_run:
-                    reports.append(write_report(sweep.place(stage), compare_with=parent))
-                parent = sweep.place(stage)
-        on_some = _zerocap(sweep, scale, {name: dirs[0] for name, dirs in scored.items()})
-    if dry_run:
-        return
-    minutes = (time.monotonic() - began) / 60
-    print(f"\ntest split, {len(seeds)} seed(s), {minutes:.1f} minutes\n")
-    print(comparison_table({k: [read_scores(d) for d in dirs] for k, dirs in scored.items()}))
-    print(on_some)
-    for path in reports[1::2]:
+        for mle, scst in runs:
+            write_report(sweep.place(mle))
+            reports.append(write_report(sweep.place(scst), compare_with=sweep.place(mle)))
+        places = {label: sweep.places(own) for label, own in scored.items()}
+        minutes = (time.monotonic() - began) / 60
+        print(f"\ntest split, {len(seeds)} seed(s), {minutes:.1f} minutes\n")
+        print(comparison_table({k: [read_scores(d) for d in own] for k, own in places.items()}))
+        if ZEROCAP_IMAGES:
+            print("\n" + _on_some(sweep.place(slow), {k: own[0] for k, own in places.items()}))
+    for path in reports:
         print(f"report: {path}")
 
 
@@ -70,16 +75,9 @@ def two_stages(
     return mle, scst
 
 
-def _zerocap(sweep: Sweep, scale: str, others: dict[str, pathlib.Path]) -> str:
+def _on_some(zerocaps: pathlib.Path, others: dict[str, pathlib.Path]) -> str:
     """ZeroCap's captions of the first images, beside those of the first seed's runs."""
-    if not ZEROCAP_IMAGES:
-        return ""
-    directory = sweep.make(zerocap(SCALES[scale], "repo", limit=ZEROCAP_IMAGES))
-    if sweep.dry_run:
-        return ""
-    systems = {"ZeroCap (no training)": directory, **others}
-    rows = first_images(systems, ZEROCAP_IMAGES)
+    rows = first_images({"ZeroCap (no training)": zerocaps, **others}, ZEROCAP_IMAGES)
     n = next(iter(rows.values()))["n_images"]
-    seed = " of the first seed" if others else ""
-    title = f"the first {n} images only, for ZeroCap is slow; MLE and SCST{seed}"
-    return "\n" + rows_table({name: [scores] for name, scores in rows.items()}, title)
+    title = f"ZeroCap is slow: the first {n} images only; of MLE and SCST the first seed"
+    return rows_table({name: [scores] for name, scores in rows.items()}, title)

@@ -8,6 +8,7 @@ by `evaluation.across_seeds`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -93,12 +94,12 @@ def run(settings: Settings) -> None:
     """Makes what is missing and writes `OUT/paper.md`, `OUT/paper.json` and `OUT/paper.html`."""
     began = time.monotonic()
     with open_sweep(settings.out, dry_run=settings.dry_run) as sweep:
-        SCALES[settings.scale].prepare(zerocap=True, dry_run=settings.dry_run)
         rows = systems(settings)
-        for i in range(len(settings.seeds)):
-            for system in rows:
-                for part in system.evaluations[i : i + 1]:
-                    sweep.make(part)
+        # Seed by seed: stopped early, a sweep has whole seeds.
+        by_seed = itertools.zip_longest(*(system.evaluations for system in rows))
+        parts = [part for seed in by_seed for part in seed if part is not None]
+        scale, dry_run = SCALES[settings.scale], settings.dry_run
+        sweep.make_all(parts, lambda: scale.prepare(zerocap=True, dry_run=dry_run))
         if settings.dry_run:
             return
         table = tabulate(settings, sweep, rows)
@@ -132,7 +133,8 @@ def tabulate(settings: Settings, sweep: Sweep, rows: Sequence[System]) -> dict[s
     for name, own in ids.items():
         if any(order != first[0] for order in own):
             raise UserError(
-                f"{name} was not scored on the images of {rows[0].name}: see paper.json"
+                f"{name} was scored on other images than {rows[0].name}; remove the evaluation of "
+                f"one of them from {settings.out} and give the same command again"
             )
     return {
         "made_by": settings.command_line("paper"),

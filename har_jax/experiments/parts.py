@@ -101,6 +101,11 @@ class Part:
         text = dumps(dict(_sorted(self.identity(content))))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def check(self) -> None:
+        """Raises `UserError` where a configuration, of this part or of one that it starts from,
+        contradicts itself: before the first of them is made."""
+        self.digest(str)
+
     def _configured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """(settings that are not the defaults, directories) of a training's configuration."""
         # A configuration is checked as a whole: what is to be a part's directory needs some text.

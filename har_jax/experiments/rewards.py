@@ -82,17 +82,23 @@ def run(settings: Settings) -> None:
     """Makes what is missing and writes `OUT/rewards.md` and `OUT/rewards.json`."""
     began = time.monotonic()
     with open_sweep(settings.out, dry_run=settings.dry_run) as sweep:
-        for world in (SCENES, SKEWED):
-            prepare(world, dry_run=settings.dry_run)
-        for seed in settings.seeds:
-            for system in SYSTEMS:
-                if seed in settings.seeds_of(system):
-                    sweep.make(scored(system, seed, settings))
+        parts = [
+            scored(system, seed, settings)
+            for seed in settings.seeds
+            for system in SYSTEMS
+            if seed in settings.seeds_of(system)
+        ]
+        sweep.make_all(parts, lambda: _prepare(settings.dry_run))
         if settings.dry_run:
             return
         text = report(settings, sweep)
     minutes = (time.monotonic() - began) / 60
     print(f"\n{text}\n{minutes:.1f} minutes; written to {settings.out / 'rewards.md'}")
+
+
+def _prepare(dry_run: bool) -> None:
+    for world in (SCENES, SKEWED):
+        prepare(world, dry_run=dry_run)
 
 
 def scored(system: System, seed: int, settings: Settings) -> Part:

@@ -22,7 +22,7 @@ import os
 import pathlib
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from har_jax.errors import UserError
 from har_jax.experiments.parts import Part, content_of
@@ -46,6 +46,24 @@ class Sweep:
         for file in sorted(records.rglob("*.json")):
             digest = read_json(file, "the record of a part").get("hash", "")
             self._names[digest] = file.relative_to(records).with_suffix("").as_posix()
+
+    def make_all(self, parts: Sequence[Part], prepare: Callable[[], None]) -> None:
+        """Makes parts, in their order.
+
+        Args:
+          prepare: makes what they read, once it is clear that their settings can be.
+
+        Raises:
+          UserError: settings contradict each other, or a place holds something else; both are
+            found out before the first part is made.
+        """
+        for part in parts:
+            part.check()
+        prepare()
+        for part in parts:
+            self.place(part)
+        for part in parts:
+            self.make(part)
 
     def make(self, part: Part) -> pathlib.Path:
         """Makes a part, and before it what it starts from, unless it is finished.
@@ -96,6 +114,8 @@ class Sweep:
         """
         digest = self._digest(part)
         if digest not in self._names:
+            for parent in part.parents.values():
+                self.place(parent)  # in the order in which they are made
             above = self.place(part.inside).relative_to(self.out) if part.inside else "."
             name = (pathlib.PurePosixPath(above) / part.name).as_posix()
             if name in self._names.values():
