@@ -1,14 +1,13 @@
-"""What a system costs, by the files of its runs: steps and time of training, captions a second."""
+"""What a system cost to train, by the logs of its runs: steps and time."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from har_jax.files import read_json_lines
 from har_jax.reports.run_view import series_of
-from har_jax.reports.tables import lookup
 
 
 def training_cost(run: pathlib.Path) -> tuple[int, float | None]:
@@ -46,10 +45,3 @@ def total_cost(runs: Sequence[Sequence[pathlib.Path]]) -> dict[str, Any]:
         "steps": [steps for steps, _ in costs[0]],
         "seconds": None if None in seconds else seconds,
     }
-
-
-def captions_per_second(scores: Mapping[str, Any]) -> float | None:
-    """As an evaluation told it, of its source or of itself."""
-    key = "captions_per_second"
-    source = lookup(scores, f"source/{key}")
-    return lookup(scores, key) if source is None else source

@@ -18,7 +18,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.across_seeds import contrast, summarise
 from har_jax.evaluation.bootstrap import LEVEL, RESAMPLES, paired
 from har_jax.experiments.comparison import two_stages
-from har_jax.experiments.costs import captions_per_second, total_cost
+from har_jax.experiments.costs import total_cost
 from har_jax.experiments.evaluated import Evaluated, rows_of
 from har_jax.experiments.parts import content_of
 from har_jax.experiments.sweep import Sweep, open_sweep
@@ -26,6 +26,7 @@ from har_jax.experiments.systems import SCALES, System, evaluation, zerocap
 from har_jax.files import write_bytes, write_json
 from har_jax.reports.paper import chosen, markdown, page
 from har_jax.reports.run_view import DatasetImages
+from har_jax.reports.tables import lookup
 
 CONTRASTS = (
     ("scst", "zerocap"),
@@ -158,7 +159,7 @@ def _row(sweep: Sweep, system: System, found: Evaluated) -> dict[str, Any]:
         "label": system.label,
         "deterministic": system.deterministic,
         "scores": summarise(found.scored),
-        "captions_per_second": [captions_per_second(scores) for scores in found.scores],
+        "captions_per_second": [lookup(s, "captions_per_second") for s in found.scores],
         "training": total_cost(runs),
         "source": [scores.get("source") for scores in found.scores],
         "parts": [sweep.name(part) for part in system.evaluations],

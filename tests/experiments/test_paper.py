@@ -111,7 +111,6 @@ def test_the_time_of_training_is_that_of_its_steps(tmp_path):
     assert costs.training_cost(tmp_path) == (20, 7.0)
     assert costs.training_cost(tmp_path / "nothing") == (0, None)
     assert costs.total_cost([[tmp_path], [tmp_path / "nothing"]])["seconds"] is None
-    assert costs.captions_per_second({"captions_per_second": 3}) == 3
 
 
 def test_one_seed_has_no_deviation_and_says_what_its_intervals_are(tmp_path, monkeypatch):
