@@ -145,7 +145,7 @@ def tabulate(settings: Settings, sweep: Sweep, rows: Sequence[System]) -> dict[s
         "seeds": list(settings.seeds),
         "level": LEVEL,
         "resamples": RESAMPLES,
-        "warnings": _warnings(settings, read),
+        "warnings": _warnings(settings, rows, read),
         "skipped": _skipped(read),
         "systems": [_row(sweep, system, read[system.name]) for system in rows],
         "contrasts": _contrasts(rows, read),
@@ -197,14 +197,19 @@ def _contrasts(rows: Sequence[System], read: dict[str, Evaluated]) -> list[dict[
     return found
 
 
-def _warnings(settings: Settings, read: dict[str, Evaluated]) -> list[str]:
+def _warnings(settings: Settings, rows: Sequence[System], read: dict[str, Evaluated]) -> list[str]:
     """Those of the evaluations, each once, and of a CLIP that guides and scores."""
     scale = SCALES[settings.scale]
+    told = [
+        f"{system.label}: {text}"
+        for system in rows
+        for scores in read[system.name].scores
+        for text in scores.get("warnings", [])
+    ]
     same = scale.guide == scale.judge or content_of(scale.guide) == content_of(scale.judge)
-    guide = "CLIPScore is not independent of ZeroCap: the CLIP that scores is the one that guides "
-    guide += f"it ({scale.guide}), so ZeroCap maximises what it is scored by"
-    of_scores = (w for found in read.values() for s in found.scores for w in s.get("warnings", []))
-    return list(dict.fromkeys([*([guide] if same else []), *of_scores]))
+    guide = f"ZeroCap: CLIPScore is not independent: the CLIP that scores ({scale.judge}) is the "
+    guide += "one that guides it, so ZeroCap maximises what it is scored by"
+    return list(dict.fromkeys([*([guide] if same else []), *told]))
 
 
 def _skipped(read: dict[str, Evaluated]) -> dict[str, str]:

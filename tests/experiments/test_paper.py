@@ -134,7 +134,7 @@ def test_a_clip_that_guides_and_scores_is_warned_of(made, table, monkeypatch):
     assert not any("independent" in text for text in table["warnings"])
     assert system(table, "mle")["scores"]  # read: the evaluations are there
     settings = paper.Settings("full", made, [0])
-    (text,) = [w for w in paper._warnings(settings, {}) if "independent" in w]
+    (text,) = [w for w in paper._warnings(settings, [], {}) if "independent" in w]
     assert "models/clip-vit-base-patch32" in text
     shown = markdown({**table, "warnings": [text]})
     assert f"- warning: {text}" in shown
@@ -143,7 +143,7 @@ def test_a_clip_that_guides_and_scores_is_warned_of(made, table, monkeypatch):
     scale = systems.SCALES["tiny"]
     monkeypatch.setattr(paper, "content_of", lambda path: "sha256:same")
     assert scale.guide != scale.judge
-    assert len(paper._warnings(paper.Settings("tiny", made, [0]), {})) == 1
+    assert len(paper._warnings(paper.Settings("tiny", made, [0]), [], {})) == 1
 
 
 def test_shapes_named_is_asked_where_it_is_there(monkeypatch):
