@@ -170,7 +170,8 @@ def notes(table: Table) -> list[str]:
         )
     found.append(
         "p-values are not corrected for the number of comparisons. Time of training has compiling "
-        "in it, and not validation."
+        "in it, and not validation; captions a second are of the batches after the first, ZeroCap's "
+        "of all."
     )
     reasons: dict[str, list[str]] = {}
     for name, why in table["skipped"].items():
