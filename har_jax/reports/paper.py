@@ -170,8 +170,8 @@ def notes(table: Table) -> list[str]:
         )
     found.append(
         "p-values are not corrected for the number of comparisons. Time of training has compiling "
-        "in it, and not validation; captions a second are of the batches after the first, ZeroCap's "
-        "of all."
+        "in it, and not validation; captions a second are of the batches after the first, and of "
+        "all where ZeroCap wrote them."
     )
     reasons: dict[str, list[str]] = {}
     for name, why in table["skipped"].items():
