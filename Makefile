@@ -1,4 +1,5 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
+# make reproduce   the paper's table: ZeroCap, MLE and SCST over SEEDS=5, with a page in runs/reproduce
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
@@ -12,7 +13,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo test fuzz types lint clean
+.PHONY: demo reproduce test fuzz types lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +37,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(PY) -m har_jax.reproduce --scale=tiny --seeds=$(SEEDS) --out=$(OUT)
+
+reproduce: SEEDS = 5
+reproduce: OUT = runs/reproduce
+reproduce: $(VENV)/.installed
+	$(PY) -m har_jax.reproduce --table=paper --scale=tiny --seeds=$(SEEDS) --out=$(OUT)
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --durations=15

@@ -1,11 +1,12 @@
 """The tables of the documentation: `python -m har_jax.reproduce --scale=tiny --seeds=3`.
 
 Runs the same commands that a reader would type, one after the other, each printed as it starts.
-What exists already is not made again.
+What is finished is not made again.
 """
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -14,48 +15,91 @@ from har_jax.errors import UserError, command
 
 DESCRIPTION = """\
 Prepares the data, trains MLE and SCST for each seed, evaluates both on the test split, and prints
-the table MLE | SCST (mean and standard deviation over the seeds). `tiny` needs nothing but this
-package: the embedded scenes and miniature models. `full` takes COCO (Karpathy split) as prepared in
-data/coco and the published weights in models/.
+a table (mean and standard deviation over the seeds). `tiny` needs nothing but this package: the
+embedded scenes and miniature models. `full` takes COCO (Karpathy split) as prepared in data/coco
+and the published weights in models/.
 
---table=rewards compares SCST's rewards and baselines instead, on the scenes and on a variant whose
-training captions guess a person's gender: greedy and leave-one-out baselines, CIDEr-D + CLIPScore,
-and the term against unsupported gendered words. It writes OUT/rewards.md and OUT/rewards.json.
+--table=comparison  MLE | SCST, and ZeroCap on some of the images
+--table=paper       ZeroCap | MLE | SCST with intervals and paired tests; writes OUT/paper.md, .json
+                    and a page with the captions side by side, OUT/paper.html
+--table=rewards     SCST's rewards and baselines on the scenes and on a variant whose training
+                    captions guess a person's gender; writes OUT/rewards.md and .json
+--table=ablations   HAR with one thing changed at a time; writes OUT/ablations.md and .json
+
+Killed at any moment, the same command goes on. In one --out the tables share what they have in
+common; a run with other settings gets a directory of its own, and OUT/parts tells the settings of
+each.
 """
+TABLES = ("comparison", "paper", "rewards", "ablations")
+_ONLY_OF = {
+    "mle_steps": TABLES,
+    "scst_steps": TABLES,
+    "limit": ("paper", "ablations"),
+    "skewed_seeds": ("rewards",),
+    "only": ("ablations",),
+    "list": ("ablations",),
+}
+_REWARDS_STEPS = 150
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = new_parser("reproduce", DESCRIPTION)
+    add = parser.add_argument
+    add("--scale", choices=("tiny", "full"), default="tiny")
+    add("--table", choices=TABLES, default="comparison", help="see above (default: comparison)")
+    add("--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 (default 5)")
+    add("--first-seed", type=int, default=0, metavar="S", help="start at another seed")
+    add("--out", metavar="DIR", help="run directories (default: runs/reproduce, or runs/rewards)")
+    add("--mle-steps", type=int, metavar="N", help="default: the preset's")
+    add("--scst-steps", type=int, metavar="N", help="default: the preset's; 150 of rewards")
+    add("--dry-run", action="store_true", help="print the commands only")
+    add = parser.add_argument_group("of some tables").add_argument
+    add("--limit", type=int, metavar="N", help="paper, ablations: first N test images (all)")
+    skewed = "rewards: seeds of the skewed variant, the first so many (default: all)"
+    add("--skewed-seeds", type=int, metavar="N", help=skewed)
+    add("--only", metavar="A,B", help="ablations: these rows, beside the first (default: all)")
+    add("--list", action="store_true", default=None, help="ablations: print the known rows")
+    return parser.parse_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser("reproduce", DESCRIPTION)
-    add = parser.add_argument
-    add("--scale", choices=("tiny", "full"), default="tiny")
-    table = "MLE | SCST (default), or the rewards and baselines of SCST (at scale tiny)"
-    add("--table", choices=("comparison", "rewards"), default="comparison", help=table)
-    add("--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 (default 5)")
-    add("--first-seed", type=int, default=0, metavar="S", help="start at another seed")
-    add("--out", metavar="DIR", help="run directories (default: runs/reproduce, or runs/rewards)")
-    add("--dry-run", action="store_true", help="print the commands only")
-    add = parser.add_argument_group("of --table=rewards").add_argument
-    add("--mle-steps", type=int, metavar="N", help="default: the preset's")
-    add("--scst-steps", type=int, default=150, metavar="N", help="default: 150")
-    skewed = "of the skewed variant, the first so many (default: all)"
-    add("--skewed-seeds", type=int, metavar="N", help=skewed)
-    args = parser.parse_args(argv)
+    args = parse(argv)
+    for name, tables in _ONLY_OF.items():
+        if getattr(args, name) is not None and args.table not in tables:
+            flag, allowed = f"--{name.replace('_', '-')}", " or ".join(tables)
+            raise UserError(f"{flag} belongs to --table={allowed}, not to {args.table}")
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds}: give at least one")
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-
-    from har_jax.experiments import comparison, rewards
-
-    if args.table == "comparison":
-        out = pathlib.Path(args.out or "runs/reproduce")
-        comparison.run(args.scale, seeds, out, dry_run=args.dry_run)
-        return 0
-    if args.scale != "tiny":
-        raise UserError(f"--table=rewards is of the scenes: --scale=tiny, not {args.scale!r}")
-    steps, out = (args.mle_steps, args.scst_steps), pathlib.Path(args.out or "runs/rewards")
-    rewards.run(rewards.Settings(out, seeds, *steps, args.skewed_seeds, args.dry_run))
+    if args.first_seed < 0:
+        raise UserError(f"--first-seed={args.first_seed}: it must be at least 0")
+    if args.table in ("rewards", "ablations") and args.scale != "tiny":
+        what = f"--table={args.table} is of the scenes"
+        raise UserError(f"{what}: --scale=tiny, not {args.scale!r}")
+    make(args)
     return 0
+
+
+def make(args: argparse.Namespace) -> None:
+    from har_jax.experiments import ablations, comparison, paper, rewards
+
+    if args.list:
+        print(ablations.listing())
+        return
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    default = "runs/rewards" if args.table == "rewards" else "runs/reproduce"
+    out, steps = pathlib.Path(args.out or default), (args.mle_steps, args.scst_steps)
+    if args.table == "rewards":
+        steps = (args.mle_steps, _REWARDS_STEPS if args.scst_steps is None else args.scst_steps)
+        rewards.run(rewards.Settings(out, seeds, *steps, args.skewed_seeds, args.dry_run))
+        return
+    settings = paper.Settings(args.scale, out, seeds, steps, args.limit, args.dry_run)
+    if args.table == "comparison":
+        comparison.run(args.scale, seeds, out, steps=steps, dry_run=args.dry_run)
+    elif args.table == "paper":
+        paper.run(settings)
+    else:
+        ablations.run(settings, args.only)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The comparison of the documentation: MLE | SCST on the test split, over seeds."""
+"""The comparison of the documentation: MLE | SCST on the test split, over seeds, and ZeroCap on
+some of its images."""
 
 from __future__ import annotations
 
@@ -6,39 +7,77 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from har_jax.experiments.runs import SCENES, prepare, read_scores, train_and_score
+from har_jax.experiments.parts import Part
+from har_jax.experiments.runs import read_scores
+from har_jax.experiments.subset import first_images
+from har_jax.experiments.sweep import open_sweep
+from har_jax.experiments.systems import SCALES, evaluation, training, zerocap
 from har_jax.reports.page import write_report
-from har_jax.reports.tables import comparison_table
+from har_jax.reports.tables import comparison_table, rows_table
+
+ZEROCAP_IMAGES = 100
+"""Images that ZeroCap captions for this table, the first of the split: it takes much longer for one
+than the others do. 0: none, and no word of ZeroCap."""
 
 
-def run(scale: str, seeds: Sequence[int], out: pathlib.Path, *, dry_run: bool = False) -> None:
+def run(
+    scale: str,
+    seeds: Sequence[int],
+    out: pathlib.Path,
+    *,
+    steps: tuple[int | None, int | None] = (None, None),
+    dry_run: bool = False,
+) -> None:
     """Makes what is missing, writes a report for each run, and prints the table.
 
     Args:
       scale: "tiny" for the scenes and miniature models, "full" for COCO and published weights.
       out: holds the run directories `mle-SEED` and `scst-SEED`.
+      steps: of MLE and of SCST; None: the presets'.
       dry_run: print the commands only.
     """
     began = time.monotonic()
-    preset = {"tiny": "tiny", "full": "coco"}[scale]
-    if scale == "tiny":
-        prepare(SCENES, dry_run=dry_run)
-    for seed in seeds:
-        parent = None
-        for stage in ("mle", "scst"):
-            directory = out / f"{stage}-{seed}"
-            changes = {"seed": seed, **({"init_from": parent} if parent else {})}
-            config, control = f"{stage}:{preset}", "--control=shuffle"
-            train_and_score(directory, config, changes, control, dry_run=dry_run)
-            if not dry_run:
-                write_report(directory, compare_with=parent)
-            parent = directory
-    if dry_run:
-        return
-    runs = {"MLE": "mle", "SCST": "scst"}
-    scores = {k: [read_scores(out / f"{v}-{seed}") for seed in seeds] for k, v in runs.items()}
-    minutes = (time.monotonic() - began) / 60
-    print(f"\ntest split, {len(seeds)} seed(s), {minutes:.1f} minutes\n")
-    print(comparison_table(scores))
-    for seed in seeds:
-        print(f"report: {out / f'scst-{seed}' / 'report.html'}")
+    with open_sweep(out, dry_run=dry_run) as sweep:
+        runs = [two_stages(scale, seed, steps) for seed in seeds]
+        scored = {
+            label: [evaluation(stages[i], control="shuffle") for stages in runs]
+            for i, label in enumerate(("MLE", "SCST"))
+        }
+        parts = [part for pair in zip(*scored.values(), strict=True) for part in pair]
+        slow = zerocap(SCALES[scale], "repo", limit=ZEROCAP_IMAGES)
+        parts += [slow] if ZEROCAP_IMAGES else []
+        sweep.make_all(
+            parts, lambda: SCALES[scale].prepare(zerocap=ZEROCAP_IMAGES > 0, dry_run=dry_run)
+        )
+        if dry_run:
+            return
+        reports = []
+        for mle, scst in runs:
+            write_report(sweep.place(mle))
+            reports.append(write_report(sweep.place(scst), compare_with=sweep.place(mle)))
+        places = {label: sweep.places(own) for label, own in scored.items()}
+        minutes = (time.monotonic() - began) / 60
+        print(f"\ntest split, {len(seeds)} seed(s), {minutes:.1f} minutes\n")
+        print(comparison_table({k: [read_scores(d) for d in own] for k, own in places.items()}))
+        if ZEROCAP_IMAGES:
+            print("\n" + _on_some(sweep.place(slow), {k: own[0] for k, own in places.items()}))
+    for path in reports:
+        print(f"report: {path}")
+
+
+def two_stages(
+    scale: str, seed: int, steps: tuple[int | None, int | None] = (None, None)
+) -> tuple[Part, Part]:
+    """The MLE run of a seed, and the SCST run that starts from it."""
+    preset, changes = SCALES[scale].preset, {"seed": seed}
+    mle = training(f"mle-{seed}", f"mle:{preset}", changes, steps=steps[0])
+    scst = training(f"scst-{seed}", f"scst:{preset}", changes, parent=mle, steps=steps[1])
+    return mle, scst
+
+
+def _on_some(zerocaps: pathlib.Path, others: dict[str, pathlib.Path]) -> str:
+    """ZeroCap's captions of the first images, beside those of the first seed's runs."""
+    rows = first_images({"ZeroCap (no training)": zerocaps, **others}, ZEROCAP_IMAGES)
+    n = next(iter(rows.values()))["n_images"]
+    title = f"ZeroCap is slow: the first {n} images only; of MLE and SCST the first seed"
+    return rows_table({name: [scores] for name, scores in rows.items()}, title)

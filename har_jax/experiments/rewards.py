@@ -2,7 +2,7 @@
 
 Two worlds: the scenes, and their variant whose training captions guess a person's gender
 (`miniature/scenes/people.py`). In each, an MLE run and SCST runs from it, for every seed; each run
-is evaluated on the test split. What exists already is not made again.
+is evaluated on the test split. What is finished is not made again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.experiments.runs import SCENES, World, prepare, read_scores, train_and_score
+from har_jax.experiments.parts import Part
+from har_jax.experiments.runs import SCENES, World, prepare, read_scores
+from har_jax.experiments.sweep import Sweep, open_sweep
+from har_jax.experiments.systems import evaluation, training
 from har_jax.files import write_bytes, write_json
 from har_jax.reports.tables import Measure, contrast, markdown_table
 
@@ -71,9 +74,6 @@ class Settings:
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}={value}: give at least 1")
 
-    def run_of(self, system: System, seed: int) -> pathlib.Path:
-        return self.out / f"{system.name}-{seed}"
-
     def seeds_of(self, system: System) -> Sequence[int]:
         return self.seeds[: self.skewed_seeds] if system.world == SKEWED else self.seeds
 
@@ -81,45 +81,52 @@ class Settings:
 def run(settings: Settings) -> None:
     """Makes what is missing and writes `OUT/rewards.md` and `OUT/rewards.json`."""
     began = time.monotonic()
-    for world in (SCENES, SKEWED):
-        prepare(world, dry_run=settings.dry_run)
-    for seed in settings.seeds:
-        for system in SYSTEMS:
-            if seed in settings.seeds_of(system):
-                out, wanted = settings.run_of(system, seed), changes(system, seed, settings)
-                dry_run = settings.dry_run
-                train_and_score(out, system.config, wanted, "--step=latest", dry_run=dry_run)
-    if settings.dry_run:
-        return
-    text = report(settings)
+    with open_sweep(settings.out, dry_run=settings.dry_run) as sweep:
+        parts = [
+            scored(system, seed, settings)
+            for seed in settings.seeds
+            for system in SYSTEMS
+            if seed in settings.seeds_of(system)
+        ]
+        sweep.make_all(parts, lambda: _prepare(settings.dry_run))
+        if settings.dry_run:
+            return
+        text = report(settings, sweep)
     minutes = (time.monotonic() - began) / 60
     print(f"\n{text}\n{minutes:.1f} minutes; written to {settings.out / 'rewards.md'}")
 
 
-def changes(system: System, seed: int, settings: Settings) -> dict[str, Any]:
-    """Settings of a run. No validation on the way: every run is taken at its end."""
+def _prepare(dry_run: bool) -> None:
+    for world in (SCENES, SKEWED):
+        prepare(world, dry_run=dry_run)
+
+
+def scored(system: System, seed: int, settings: Settings) -> Part:
+    """The evaluation of a run, taken at its end."""
+    return evaluation(run_of(system, seed, settings), step="latest")
+
+
+def run_of(system: System, seed: int, settings: Settings) -> Part:
+    """A system's run. No validation on the way."""
     world = system.world
-    steps = settings.scst_steps if system.reward else settings.mle_steps
-    found: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "seed": seed,
         "data.dir": world.data,
         "model.clip": f"{world.models}/clip-l",
         "model.lm": f"{world.models}/mistral",
         "eval.clip_score": f"{world.models}/clip-b",
         "eval.every": 0,
-        **({} if steps is None else {"steps": steps}),
     }
-    if system.reward:
-        parent = next(s for s in SYSTEMS if s.world == world and not s.reward)
-        found |= {
-            "init_from": settings.run_of(parent, seed),
-            "scst.reward": system.reward,
-            "scst.baseline": system.baseline,
-        }
-        if "clip_score" in system.reward:
-            # The encoder's own CLIP rewards; the one that scores had no part in it.
-            found["scst.reward_clip"] = f"{world.models}/clip-l"
-    return found
+    name, config = f"{system.name}-{seed}", system.config
+    if not system.reward:
+        return training(name, config, changes, steps=settings.mle_steps)
+    changes |= {"scst.reward": system.reward, "scst.baseline": system.baseline}
+    if "clip_score" in system.reward:
+        # The encoder's own CLIP rewards; the one that scores had no part in it.
+        changes["scst.reward_clip"] = f"{world.models}/clip-l"
+    start = next(s for s in SYSTEMS if s.world == world and not s.reward)
+    parent = run_of(start, seed, settings)
+    return training(name, config, changes, parent=parent, steps=settings.scst_steps)
 
 
 _QUALITY = (
@@ -150,11 +157,14 @@ _TABLES = (  # world, columns, and which rows are compared seed by seed
 )
 
 
-def report(settings: Settings) -> str:
+def report(settings: Settings, sweep: Sweep) -> str:
     """Writes the table and the scores behind it; returns the table."""
     by_seed = {
-        s.name: {str(n): read_scores(settings.run_of(s, n)) for n in settings.seeds_of(s)}
-        for s in SYSTEMS
+        system.name: {
+            str(seed): read_scores(sweep.place(scored(system, seed, settings)))
+            for seed in settings.seeds_of(system)
+        }
+        for system in SYSTEMS
     }
     scores = {name: list(found.values()) for name, found in by_seed.items()}
     labels = {system.name: system.label for system in SYSTEMS}

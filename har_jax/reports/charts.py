@@ -76,7 +76,7 @@ def make_plot(
     ticks = nice_ticks(min(ys), max(ys), 5)
     low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
     first, last = min(xs), max(xs)
-    tick = _tick_format(ticks, percent)
+    tick = tick_format(ticks, percent)
 
     def number(y: float) -> str:
         return f"{100 * y:.3g} %" if percent else f"{y:.4g}"
@@ -137,7 +137,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 12) for i in range(begin, end + 1)]
 
 
-def _tick_format(ticks: Sequence[float], percent: bool) -> Callable[[float], str]:
+def tick_format(ticks: Sequence[float], percent: bool) -> Callable[[float], str]:
     """As many decimals for all as the distance between two ticks needs."""
     scale = 100 if percent else 1
     step = scale * (ticks[1] - ticks[0])

@@ -179,6 +179,14 @@ def _framed(title: str, lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([title, rule, text(lines[0]), *map(text, lines[1:]), rule])
 
 
+def rows_table(systems: Columns, title: str, measures: Sequence[Measure] = MEASURES) -> str:
+    """As `markdown_table`, but aligned text under a title."""
+    rows = comparison_rows(systems, measures)
+    lines = [["", *(row.measure.label for row in rows)]]
+    lines += [[name, *(row.texts[i] for row in rows)] for i, name in enumerate(systems)]
+    return _framed(title, lines)
+
+
 def markdown_table(systems: Columns, measures: Sequence[Measure]) -> str:
     """A row for each system, a column for each measure that at least one of them has."""
     rows = comparison_rows(systems, measures)
@@ -234,14 +242,14 @@ def against_table(against: Mapping[str, Any]) -> str:
         smallest = 2 / (against["resamples"] + 1)
         p = f"≤ {smallest:.3f}" if found["p"] <= smallest else f"{found['p']:.3f}"
         values = [format_value(found[of], "score") for of in ("value", "other")]
-        difference = [_signed(found["difference"]), f"{_signed(low)} – {_signed(high)}"]
+        difference = [signed(found["difference"]), f"{signed(low)} – {signed(high)}"]
         lines.append([labels[key], *values, *difference, p])
     n, resamples = against["n_images"], against["resamples"]
     title = f"against {against['name']}: {n} images, paired bootstrap, {resamples} resamples"
     return _framed(title, lines)
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """`+0.012`; what rounds to zero has no sign."""
     text = f"{value:+.3f}"
     return "0.000" if float(text) == 0 else text

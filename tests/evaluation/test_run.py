@@ -6,7 +6,7 @@ import pytest
 
 from har_jax.data.protocols import Written
 from har_jax.errors import UserError
-from har_jax.evaluation.run import write_captions
+from har_jax.evaluation.run import rate, write_captions
 
 
 class Pictures:
@@ -55,3 +55,12 @@ def test_a_limit_stops_early():
 def test_a_caption_too_few_or_too_many(more):
     with pytest.raises(UserError, match="one for each, in their order"):
         write_captions(Counting(more), Pictures(3))
+
+
+def test_captions_a_second_leave_out_the_first_batch_and_its_compiling():
+    batches = [9.0, 9.001, 9.002, 10.0, 10.001, 10.002, 11.0, 11.001]
+    assert rate([0.0, *batches]) == pytest.approx(5 / (11.001 - 9.002))
+    assert rate([0.0, 4.0, 4.001]) == pytest.approx(2 / 4.001)  # one batch is all there is
+    assert rate([0.0, 2.0, 3.0, 4.0]) == pytest.approx(1.0)  # one image at a time
+    assert rate([0.0]) is None
+    assert write_captions(Counting(), Pictures(3)).per_second > 0

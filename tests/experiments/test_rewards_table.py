@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from har_jax import config_file, reproduce, train
+from har_jax import command_line, config_file, reproduce, train
 from har_jax.experiments import rewards as experiments
-from har_jax.experiments import runs
 from har_jax.experiments.rewards import _QUALITY as QUALITY
+from har_jax.experiments.sweep import Sweep, open_sweep
 from har_jax.reports.tables import contrast, differences, markdown_table
 from har_jax.rewards import mix
 
@@ -33,9 +33,8 @@ def test_every_training_of_the_series_is_a_valid_configuration(tmp_path):
     settings = experiments.Settings(tmp_path, [0, 1], mle_steps=30, scst_steps=40)
     stages = []
     for system in experiments.SYSTEMS:
-        changes = experiments.changes(system, 1, settings)
-        argv = runs.training(tmp_path / "run", system.config, changes)
-        arguments, overrides = train.parse(argv)
+        part = experiments.run_of(system, 1, settings)
+        arguments, overrides = train.parse(part.words(Sweep(tmp_path).place))
         config = config_file.load(arguments.config, overrides)
         assert config.seed == 1 and config.steps == (40 if system.reward else 30)
         assert config.data.dir == system.world.data
@@ -64,6 +63,7 @@ def test_a_dry_run_of_the_comparison(tmp_path, capsys, monkeypatch):
     assert reproduce.main(["--seeds=1", "--out=runs", "--dry-run"]) == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if line]
     starts = ["prepare scenes", "prepare foundation", "train", "evaluate", "train", "evaluate"]
+    starts.append("zerocap")
     assert len(commands) == len(starts) and not any(tmp_path.iterdir())
     for line, start in zip(commands, starts, strict=True):
         assert line.startswith(f"$ python -m har_jax.{start} ")
@@ -72,23 +72,26 @@ def test_a_dry_run_of_the_comparison(tmp_path, capsys, monkeypatch):
     )
 
 
-def test_what_is_scored_already_is_not_made_again(tmp_path, capsys):
-    done = tmp_path / "greedy-0/eval/test"
-    done.mkdir(parents=True)
-    (done / "scores.json").write_text("{}")
-    experiments.run(experiments.Settings(tmp_path, [0], dry_run=True))
-    printed = capsys.readouterr().out
-    assert "loo-0" in printed and "greedy-0" not in printed
-
-
-def test_the_table_and_the_scores_behind_it(tmp_path):
+def test_the_table_and_the_scores_behind_it(tmp_path, monkeypatch):
     settings = experiments.Settings(tmp_path, [0, 1])
-    for i, system in enumerate(experiments.SYSTEMS):
-        for seed in settings.seeds:
-            place = tmp_path / f"{system.name}-{seed}/eval/test"
+
+    def run(name, argv):
+        flags = dict(word.split("=", 1) for word in argv if "=" in word)
+        if name == "train":
+            (pathlib.Path(flags["--workdir"]) / "checkpoints").mkdir(parents=True)
+        elif name == "evaluate":
+            place = pathlib.Path(flags["--out"])
+            name, _, seed = place.parent.parent.name.rpartition("-")
+            i = [system.name for system in experiments.SYSTEMS].index(name)
             place.mkdir(parents=True)
-            (place / "scores.json").write_text(json.dumps(scores(1 + i / 10 + seed, 0.5, i / 100)))
-    text = experiments.report(settings)
+            written = json.dumps(scores(1 + i / 10 + int(seed), 0.5, i / 100))
+            (place / "scores.json").write_text(written)
+        return 0
+
+    monkeypatch.setattr(command_line, "run", run)
+    experiments.run(settings)
+    with open_sweep(tmp_path) as sweep:
+        text = experiments.report(settings, sweep)
     assert (tmp_path / "rewards.md").read_text() == text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == len(experiments.SYSTEMS) + 2  # and two headers
