@@ -1,6 +1,7 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
+# make kill    training killed ten times, continued bit for bit (make test kills it twice)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
@@ -12,7 +13,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo test fuzz types lint clean
+.PHONY: demo test fuzz kill types lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +43,9 @@ test: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz
+
+kill: $(VENV)/.installed-test
+	$(PY) -m pytest -q -m kill
 
 types: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --jaxtyping-packages=har_jax,tests.check
