@@ -2,6 +2,7 @@
 # make reproduce   the paper's table: ZeroCap, MLE and SCST over SEEDS=5, with a page in runs/reproduce
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
+# make kill    training killed ten times, continued bit for bit (make test kills it twice)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
@@ -13,7 +14,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo reproduce test fuzz types lint clean
+.PHONY: demo reproduce test fuzz kill types lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,9 @@ test: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz
+
+kill: $(VENV)/.installed-test
+	$(PY) -m pytest -q -m kill
 
 types: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --jaxtyping-packages=har_jax,tests.check

@@ -12,7 +12,7 @@ import pytest
 from har_jax.distributed import batch_part, gather, local_rows, put_batch
 from har_jax.errors import UserError
 from har_jax.sharding import MESH_AXES, make_mesh
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.training.test_two_processes import free_port
 
 
@@ -83,7 +83,7 @@ assert mean_over_processes({"x": float(jax.process_index())}) == {"x": 0.5}
 def test_two_processes_with_and_without_a_common_tensor_axis():
     common = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }

@@ -1,6 +1,7 @@
 """`har_jax.train` as a user meets it: the way through both stages, and what each mistake says."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from har_jax.errors import UserError
 from har_jax.sessions import run as session
 from har_jax.sessions.plan import plan_session
 from har_jax.text.tokenizer import train_tokenizer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.training.commands import train_arguments
 
 
@@ -120,7 +121,7 @@ def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, s
     argv = train_arguments(workspace, tmp_path / "1", stage, **common)
     done = subprocess.run(
         [sys.executable, "-m", "har_jax.train", *argv],
-        env={**__import__("os").environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": xla_flags(1)},
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 
@@ -16,7 +15,6 @@ from har_jax.models.captioner import Captioner, PrefixCache
 from har_jax.types import Array
 
 METHODS = ("greedy", "sample", "beam")
-Method = Literal["greedy", "sample", "beam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +22,13 @@ class DecodeSettings:
     """One caption an image, by one of three methods. Hashable: a key of what was compiled.
 
     Attributes:
+      method: one of `METHODS`; a user's word, so it is checked here and not by its type.
       max_tokens: T; None: as in training.
       temperature, top_k, top_p: of sampling.
       beams: of beam search.
     """
 
-    method: Method = "greedy"
+    method: str = "greedy"
     max_tokens: int | None = None
     temperature: float = 1.0
     top_k: int = 0

@@ -15,7 +15,7 @@ from har_jax.config import Config
 from har_jax.data.dataset import Split, open_split
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.protocols import Images, Part, Writer
-from har_jax.decoding.settings import DecodeSettings, Method
+from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import Other, check_covers, read_other
 from har_jax.evaluation.kept import KeptWriter
@@ -178,7 +178,7 @@ def evaluate_run(
     *,
     split: str = "test",
     step: str | int = "best",
-    method: Method = "greedy",
+    method: str = "greedy",
     data: str | None = None,
     clip: str | None = None,
     control: str | None = None,

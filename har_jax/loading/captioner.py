@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from har_jax.config import Config, LoraConfig
 from har_jax.data.images import Preprocessor
-from har_jax.decoding.settings import DecodeSettings, Method
+from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
 from har_jax.loading import sources
 from har_jax.loading.blueprint import Blueprint
@@ -59,7 +59,7 @@ class LoadedCaptioner:
         self,
         images: Sequence[Any] | np.ndarray,
         *,
-        method: Method = "greedy",
+        method: str = "greedy",
         seed: int = 0,
         batch_size: int | None = None,
         **settings: Any,
@@ -70,6 +70,7 @@ class LoadedCaptioner:
         `[B,S,Dv]` arrays as what the encoder would say.
 
         Args:
+          method: one of `decoding.settings.METHODS`.
           batch_size: images at a time, rounded up to what the mesh divides; the last batch is
             padded.
           settings: of `decoding.settings.DecodeSettings`: `max_tokens`, `temperature`, `top_k`,
@@ -107,7 +108,7 @@ class LoadedCaptioner:
         return np.stack([self.preprocessor(image) for image in images])
 
     def generate_tokens(
-        self, pixels: np.ndarray, *, method: Method = "greedy", seed: int = 0, **settings: Any
+        self, pixels: np.ndarray, *, method: str = "greedy", seed: int = 0, **settings: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """Preprocessed pixels `[B,H,W,3]` (or features `[B,S,Dv]`) to token ids int32 `[B,T]`, and
         lengths `[B]` with EOS; settings as `generate`'s.
@@ -137,7 +138,7 @@ class LoadedCaptioner:
             return np.asarray(tokens), np.asarray(lengths)
 
     def caption_fn(
-        self, how: DecodeSettings | None = None, *, method: Method = "greedy", **settings: Any
+        self, how: DecodeSettings | None = None, *, method: str = "greedy", **settings: Any
     ) -> CaptionFn:
         """A pure function `(params, images, key) -> (tokens, lengths)` for programs of your own.
 

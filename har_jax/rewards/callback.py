@@ -30,6 +30,7 @@ from har_jax.errors import UserError
 from har_jax.rewards.contract import checked
 from har_jax.rewards.mix import MixedReward
 from har_jax.sharding import BATCH_AXES
+from har_jax.text import ptb
 from har_jax.types import AnyArray, Array, Float, Int
 
 # XLA:CPU hangs when a callback on one of several virtual devices receives an operand of 128 KiB or
@@ -70,6 +71,9 @@ class RewardCallback:
         small = vocab_size is not None and vocab_size <= 2**16
         self._token_dtype = jnp.uint16 if small else jnp.int32
         self._failure: Exception | None = None
+        # Here, and not by as many threads as there are devices in the middle of the first step,
+        # while the others wait for them in a collective. (CIDEr-D compiles when it is made.)
+        ptb.warm_up()
 
     def __call__(
         self,

@@ -162,6 +162,13 @@ def _pattern(pattern: str) -> Automaton:
     return Automaton([pattern], DEFINITIONS)
 
 
+def warm_up() -> None:
+    """Builds the scanner now. `functools.cache` takes no lock, so threads that ask for it at the
+    same time would each build one, all under one interpreter lock, before the first of them reads.
+    """
+    _scan("A man's dogs' bowls aren't here, 1 of 2 (a sign says \"St. Ives\")...")
+
+
 def _without_tail(rule: Rule, text: str, begin: int, end: int) -> int:
     """Where the token ends in a match of token and tail: the longest token that leaves a tail."""
     tail = _pattern(rule.tail)

@@ -10,7 +10,7 @@ from har_jax.interchange import peft
 from har_jax.interchange.families.mistral import load_mistral
 from har_jax.interchange.families.registry import read_decoder
 from har_jax.models.functional import split
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.training.test_two_processes import free_port
 
 SAVE = """
@@ -42,7 +42,7 @@ def test_two_processes_write_what_one_does(workspace, tmp_path):
     source = workspace / "models/mistral"
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": xla_flags(4),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }

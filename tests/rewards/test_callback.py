@@ -13,8 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from har_jax.distributed import narrow
 from har_jax.errors import UserError
+from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.rewards.callback import RewardCallback
-from har_jax.rewards.mix import MixedReward
+from har_jax.rewards.mix import MixedReward, build
+from har_jax.text import ptb
 
 EOS = 2
 MESHES = {
@@ -204,6 +206,26 @@ def test_many_steps_beside_collectives():
     for _ in range(10):
         _, got = step(jnp.ones((64, 64)), *operands)
     np.testing.assert_allclose(got, values, rtol=1e-6)
+
+
+def test_nothing_is_built_inside_a_step():
+    """Neither the scanner of PTB words, which has no lock, nor CIDEr-D's compiled kernel."""
+    from har_jax.metrics.cider_d_kernel import score
+
+    operands = batch()
+    references = {int(i): ["a red circle"] for i in operands[0]}
+    words = [[text.split() for text in texts] for texts in references.values()]
+    frequency = DocumentFrequency.from_references(words, n=4, name="here")
+    reward = build("cider_d + bleu + repetition", frequency, references)
+    ptb._scanner.cache_clear()
+    callback = RewardCallback(reward, decode, eos_id=EOS, mesh=make_mesh("data8"))
+    built, compiled = ptb._scanner.cache_info().misses, len(score.signatures)
+    jax.block_until_ready(jax.jit(callback)(*operands))  # numbers are no plain words: they scan
+    callback.raise_if_failed()
+    assert built == 1
+    assert ptb._scanner.cache_info().misses == built
+    assert ptb._scanner.cache_info().hits > 0
+    assert len(score.signatures) == compiled >= 1
 
 
 def test_bad_shapes_and_sizes(monkeypatch):

@@ -1,5 +1,6 @@
 """A killed run continues bit for bit; SIGTERM leaves in order; a changed run is refused."""
 
+import functools
 import json
 import os
 import random
@@ -12,20 +13,21 @@ import numpy as np
 import pytest
 
 from har_jax.checkpoint import Checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.training.commands import train_arguments
 
-STEPS = 200
+STEPS = 60
 
 
 def arguments(workspace, run, **overrides):
-    return train_arguments(workspace, run, **{"steps": STEPS, "checkpoint_every": 4, **overrides})
+    settings = {"steps": STEPS, "checkpoint_every": 4, "data__val_split": "", **overrides}
+    return train_arguments(workspace, run, **settings)
 
 
 def start(argv, devices=1):
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "NPROC": "32",
         "HAR_PROGRESS": "0",
     }
@@ -39,12 +41,12 @@ def start(argv, devices=1):
     )
 
 
-def final_params(run):
+def final_params(run, steps=STEPS):
     import orbax.checkpoint as ocp
 
     checkpoints = Checkpoints(run, read_only=True)
-    assert checkpoints.latest() == STEPS
-    path = checkpoints.directory / str(STEPS) / "params"
+    assert checkpoints.latest() == steps
+    path = checkpoints.directory / str(steps) / "params"
     return ocp.StandardCheckpointer().restore(path)
 
 
@@ -64,18 +66,31 @@ def steps_logged(run):
 
 
 @pytest.fixture(scope="module")
-def unbroken(workspace, tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / "unbroken"
-    finish(arguments(workspace, run))
-    return run
+def unbroken_of(workspace, tmp_path_factory):
+    """From a number of steps to the run that was left alone for so long."""
+
+    @functools.cache
+    def make(steps):
+        run = tmp_path_factory.mktemp("runs") / "unbroken"
+        finish(arguments(workspace, run, steps=steps))
+        return run
+
+    return make
 
 
-def test_ten_kills_change_nothing(workspace, unbroken, tmp_path):
+@pytest.fixture
+def unbroken(unbroken_of):
+    return unbroken_of(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(2, STEPS), pytest.param(10, 200, marks=pytest.mark.kill)]
+)
+def test_kills_change_nothing(workspace, unbroken_of, tmp_path, kills, steps):
     run = tmp_path / "killed"
-    argv = arguments(workspace, run)
-    dice = random.Random(0)
-    kills = 0
-    while kills < 10:
+    argv = arguments(workspace, run, steps=steps)
+    dice = random.Random(kills)
+    for _ in range(kills):
         before = (steps_logged(run) or [0])[-1]
         # Some further steps, then a moment at random: between steps, in a save, in a log line.
         target = before + dice.randrange(1, 6)
@@ -87,18 +102,16 @@ def test_ten_kills_change_nothing(workspace, unbroken, tmp_path):
                 break
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.15))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
+        process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed often"
     finish(argv)
-    expected, got = final_params(unbroken), final_params(run)
+    expected, got = final_params(unbroken_of(steps), steps), final_params(run, steps)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert np.array_equal(value, got[name]), name
     assert steps_logged(run) == sorted(set(steps_logged(run)))  # no step twice
-    assert steps_logged(run)[-1] == STEPS
+    assert steps_logged(run)[-1] == steps
 
 
 def test_sigterm_saves_and_leaves(workspace, unbroken, tmp_path):
