@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from har_jax.miniature.scenes.dice import Dice
-from har_jax.miniature.scenes.people import Person, paint
 from har_jax.miniature.scenes.world import SIDE, Scene, Thing
 
 POINTS = 4  # per pixel and axis
@@ -37,12 +36,9 @@ STAR += ((0, 420), (-588, 809), (-399, 130), (-951, -309), (-247, -340))
 HEART_TIP = ((-935, -120), (935, -120), (0, 980))
 
 
-def png(scene: Scene, dice: Dice, person: Person | None = None) -> bytes:
-    """The scene as an encoded PNG, 64 x 64 RGB."""
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [64, 64, 3], as an encoded PNG."""
     buffer = io.BytesIO()
-    picture = render(scene, dice)
-    if person is not None:
-        picture = paint(picture, person)
     Image.fromarray(picture).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
