@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,17 @@ import optax
 from optax.contrib import muon
 
 from har_jax.models.decoders import Mistral
+from har_jax.models.decoders.gpt2 import GPT2
 from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE
 from har_jax.models.functional import Params, Structure, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
 from har_jax.training.optimizer import muon_dimensions
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, Float, Int, UInt
 
 Batch = Mapping[str, Any]
+LanguageModel = Mistral | GPT2
+L = TypeVar("L", Mistral, GPT2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +104,11 @@ def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
 
 def train_clip(
     model: CLIP,
-    pixels: Float[np.ndarray, "N H W 3"],
+    pixels: UInt[np.ndarray, "N H W 3"],
     tokens: Sequence[Int[np.ndarray, "_ T"]],
     schedule: Schedule,
     *,
+    normalise: Callable[[np.ndarray], np.ndarray],
     seed: int,
     label: str,
     shift: int = 6,
@@ -113,6 +117,7 @@ def train_clip(
 
     Args:
       tokens: for each image the rows of its texts, padded to one length T.
+      normalise: makes of some pixels what the vision tower reads.
       shift: images are moved by up to so many pixels each way, their edges repeated. Captions stay
         true, unlike under flips and crops (validation R@1 on scenes 46 % against 43 %).
     """
@@ -123,7 +128,8 @@ def train_clip(
         rng = np.random.default_rng(seed)
         for rows in _epochs(len(pixels), batch_size, rng):
             texts = [tokens[i][rng.integers(len(tokens[i]))] for i in rows]
-            yield {"pixels": shifted(pixels[rows], shift, rng), "tokens": np.stack(texts)}
+            moved = normalise(shifted(pixels[rows], shift, rng))
+            yield {"pixels": moved, "tokens": np.stack(texts)}
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         return contrastive_loss(structure.merge(params)(batch["pixels"], batch["tokens"]))
@@ -137,8 +143,8 @@ def train_clip(
 
 
 def shifted(
-    pixels: Float[np.ndarray, "B H W 3"], shift: int, rng: np.random.Generator
-) -> Float[np.ndarray, "B H W 3"]:
+    pixels: UInt[np.ndarray, "B H W 3"], shift: int, rng: np.random.Generator
+) -> UInt[np.ndarray, "B H W 3"]:
     """Each image moved by its own -shift..shift pixels along both axes; edges are repeated."""
     b, height, width, _ = pixels.shape
     dy, dx = rng.integers(-shift, shift + 1, (2, b, 1))
@@ -169,7 +175,7 @@ def clip_figures(
 
 
 def token_loss(
-    model: Mistral, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
+    model: LanguageModel, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Summed next-token loss and count of tokens. Rows are BOS, caption, EOS, then anything;
     `lengths` count all three. EOS is predicted too, BOS is not."""
@@ -180,14 +186,14 @@ def token_loss(
 
 
 def train_lm(
-    model: Mistral,
+    model: L,
     tokens: Int[np.ndarray, "N T"],
     lengths: Int[np.ndarray, " N"],
     schedule: Schedule,
     *,
     seed: int,
     label: str,
-) -> Mistral:
+) -> L:
     """Trains on captions alone, as `token_loss` wants them."""
     structure, params = split(model)
     batch_size = min(schedule.batch_size, len(tokens))
@@ -204,7 +210,7 @@ def train_lm(
 
 
 def lm_figures(
-    model: Mistral, tokens: Int[np.ndarray, "N T"], lengths: Int[np.ndarray, " N"]
+    model: LanguageModel, tokens: Int[np.ndarray, "N T"], lengths: Int[np.ndarray, " N"]
 ) -> dict[str, float]:
     """`nats_per_token` on captions that it was not trained on."""
     structure, params = split(model)

@@ -38,7 +38,7 @@ class Truth:
     true_pairs: int = 0
 
     def __add__(self, other: Truth) -> Truth:
-        sums = (a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other)))
+        sums = (a + b for a, b in zip(*map(dataclasses.astuple, (self, other)), strict=True))
         return Truth(*sums)
 
     def to_dict(self) -> dict[str, float]:
