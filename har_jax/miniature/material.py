@@ -1,32 +1,22 @@
 """What the miniature CLIPs see: the pictures of a dataset, and of scenes more that are drawn.
 
-4,000 scenes taught them colours and hardly any shapes. Drawing costs a millisecond, so they see
-others too; none of a held-out pair, and none that means what a scene of the dataset means
-(`scenes.more`), so validation and test pictures are as new to them as before.
+Drawing one costs a millisecond, and 4,000 are soon known by heart, so they see others too; none of
+a held-out pair, and none that means what a scene of the dataset means (`scenes.more`), so
+validation and test pictures are as new to them as before.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from har_jax.data.dataset import Split
 from har_jax.data.images import Preprocessor
 from har_jax.miniature import scenes
+from har_jax.miniature.patches import Pictures, boxes
 from har_jax.miniature.recipes import IMAGE_SIZE, Recipe
 from har_jax.progress import track
-from har_jax.types import UInt
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures, cropped and not normalised, and the captions of each."""
-
-    pixels: UInt[np.ndarray, "N H W 3"]
-    captions: Sequence[Sequence[str]]
 
 
 class Material:
@@ -52,12 +42,15 @@ class Material:
         if self.settings is None:
             return pictures
         captions = list(pictures.captions)
+        known = {i: scene for _, i, scene, _ in scenes.sampled(self.settings)}
+        shown = [known[i] for i in self._train.ids[:count]]
         drawn = scenes.more(self.settings, n_more)
         bar = track(drawn, total=n_more, desc="drawing more scenes", unit="image")
-        for i, (picture, texts) in enumerate(bar, count):
+        for i, (scene, picture, texts) in enumerate(bar, count):
             pictures.pixels[i] = picture
             captions.append(texts)
-        return Pictures(pictures.pixels, captions)
+            shown.append(scene)
+        return Pictures(pictures.pixels, captions, boxes(shown))
 
     @functools.cached_property
     def held_out(self) -> Pictures:

@@ -147,7 +147,7 @@ def _build_clip(
     tokens = [np.concatenate(rows) for rows in zip(*sets, strict=True)]
     model = train_clip(
         CLIP(clip_config, rngs=nnx.Rngs(seed)),
-        material.train.pixels,
+        material.train,
         tokens,
         clip.schedule,
         normalise=material.preprocessor.normalise,

@@ -45,7 +45,7 @@ CLIP_L = ClipRecipe(
     vision=_tower(128, 4, 4, "quick_gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(64, 2, 4, "quick_gelu"),
     projection_dim=64,
-    schedule=Schedule(steps=240, batch_size=256),
+    schedule=Schedule(steps=320, batch_size=256),
 )
 CLIP_B = ClipRecipe(
     vision=_tower(96, 3, 6, "gelu", image_size=IMAGE_SIZE, patch_size=16),
@@ -69,7 +69,7 @@ MISTRAL = LmRecipe(
     vocab_size=2000,
 )
 GPT2 = LmRecipe(
-    model={"n_embd": 96, "n_layer": 3, "n_head": 4, "n_inner": 288, "n_positions": 128},
+    model={"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 192, "n_positions": 128},
     schedule=Schedule(steps=120, batch_size=64),
     vocab_size=800,
 )
@@ -90,7 +90,7 @@ class Recipe:
     clip_b: ClipRecipe = CLIP_B
     mistral: LmRecipe = MISTRAL
     gpt2: LmRecipe = GPT2
-    scenes: int = 20_000
+    scenes: int = 12_000
     clip_vocab_size: int = 1000
     max_images: int = 8000
     max_text_tokens: int = 40

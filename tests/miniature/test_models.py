@@ -18,7 +18,7 @@ from har_jax.interchange.families.clip import load_clip
 from har_jax.interchange.families.gpt2 import load_gpt2
 from har_jax.interchange.families.mistral import load_mistral
 from har_jax.miniature import models as foundation
-from har_jax.miniature import scenes
+from har_jax.miniature import patches, scenes
 from har_jax.miniature.material import Material
 from har_jax.miniature.models import build
 from har_jax.miniature.pretrain import Schedule, muon_dimensions, token_loss
@@ -225,15 +225,16 @@ def few_scenes(request, tmp_path_factory):
 def test_more_scenes_are_new_and_hold_no_pair_of_the_test_split(few_scenes):
     _, settings = few_scenes
     drawn = list(scenes.more(settings, 300))
-    assert len({picture.tobytes() for picture, _ in drawn}) == 300
+    assert len({picture.tobytes() for _, picture, _ in drawn}) == 300
     again = list(scenes.more(settings, 20))
-    for (picture, captions), (same, texts) in zip(drawn[:20], again, strict=True):
-        assert (picture == same).all() and captions == texts
-    for _, captions in drawn:
+    for (scene, picture, captions), (other, same, texts) in zip(drawn[:20], again, strict=True):
+        assert scene == other and (picture == same).all() and captions == texts
+    for scene, _, captions in drawn:
+        assert world.HELD_OUT.isdisjoint(thing.pair for thing in scene.things)
         assert len(captions) == 5
         pairs = {pair for caption in captions for pair in shape_words(caption)}
         assert pairs and pairs.isdisjoint(world.HELD_OUT)
-    persons = [any(" person" in c or " man" in c for c in captions) for _, captions in drawn]
+    persons = [any(" person" in c or " man" in c for c in captions) for *_, captions in drawn]
     assert any(persons) == (settings.skew is not None)
 
 
@@ -262,9 +263,13 @@ def test_clips_see_the_dataset_and_the_scenes_drawn_more(few_scenes):
     for i in (0, 5):
         shown = preprocessor.normalise(material.train.pixels[i])
         np.testing.assert_array_equal(shown, preprocessor(train[i].image))
-    for (picture, captions), i in zip(scenes.more(settings, 3), range(6, 9), strict=True):
+    known = {i: scene for _, i, scene, _ in scenes.sampled(settings)}
+    own = patches.boxes([known[i] for i in train.ids])
+    assert material.train.boxes is not None and (material.train.boxes[:6] == own).all()
+    for (scene, picture, captions), i in zip(scenes.more(settings, 3), range(6, 9), strict=True):
         assert (material.train.pixels[i] == picture).all()
         assert material.train.captions[i] == captions
+        assert (material.train.boxes[i] == patches.boxes([scene])[0]).all()
 
 
 def test_more_scenes_are_of_scenes_alone(data, tmp_path):

@@ -100,8 +100,10 @@ def sampled(settings: Settings) -> Iterator[tuple[str, int, world.Scene, Dice]]:
             made += 1
 
 
-def more(settings: Settings, count: int) -> Iterator[tuple[UInt[np.ndarray, "H W 3"], list[str]]]:
-    """Yields `count` pictures with five captions each as the training split has them, beyond it.
+def more(
+    settings: Settings, count: int
+) -> Iterator[tuple[world.Scene, UInt[np.ndarray, "H W 3"], list[str]]]:
+    """Yields `count` scenes, their pictures, and five captions each as the training split has them.
 
     None means what a scene of the dataset means, in whichever split, nor what another of these
     means; so none holds a held-out pair, or tells of a validation image.
@@ -115,7 +117,7 @@ def more(settings: Settings, count: int) -> Iterator[tuple[UInt[np.ndarray, "H W
         if scene.meaning not in seen:
             seen.add(scene.meaning)
             made += 1
-            yield _shown(scene, dice, settings.skew, True)
+            yield scene, *_shown(scene, dice, settings.skew, True)
 
 
 def _shown(
