@@ -43,7 +43,7 @@ def prepare(world: World, *, dry_run: bool = False) -> None:
     if not os.path.exists(f"{world.data}/dataset.json"):
         out = f"--out={world.data}"
         run_command("prepare", "scenes", out, *world.arguments, dry_run=dry_run)
-    if not os.path.exists(f"{world.models}/mistral/config.json"):
+    if not os.path.exists(f"{world.models}/gpt2/config.json"):
         data, out = f"--data={world.data}", f"--out={world.models}"
         run_command("prepare", "foundation", data, out, dry_run=dry_run)
 

@@ -152,17 +152,7 @@ def train_clip(
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         own = {name: value for name, value in params.items() if name != HEAD}
-        clip = structure.merge(own)
-        if HEAD not in params:
-            return contrastive_loss(clip(batch["pixels"], batch["tokens"]))
-        seen_bsd = clip.vision.hidden(batch["pixels"], FEATURES)
-        last_bsd = seen_bsd
-        for block in clip.vision.layers[FEATURES + 1 :]:
-            last_bsd = block(last_bsd, None)
-        image_be = unit(clip.vision.projection(clip.vision.post_norm(last_bsd[:, 0])))
-        text_be = clip.text_embedding(batch["tokens"])
-        contrast = contrastive_loss(jnp.exp(clip.logit_scale[...]) * image_be @ text_be.T)
-        return contrast + patch_loss(seen_bsd[:, 1:], params[HEAD], batch["patches"])
+        return clip_loss(structure.merge(own), params.get(HEAD), batch)
 
     def clip_scale(params: Params) -> Params:
         scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))
@@ -171,6 +161,22 @@ def train_clip(
     trained = fit(axes, params, loss, batches(), schedule, label, project=clip_scale)
     trained.pop(HEAD, None)
     return structure.merge(trained)
+
+
+def clip_loss(clip: CLIP, head_dc: Float[Array, "D C"] | None, batch: Batch) -> Float[Array, ""]:
+    """Of the pairs of a batch; with a head, of their patches too."""
+    if head_dc is None:
+        return contrastive_loss(clip(batch["pixels"], batch["tokens"]))
+    # As `clip(...)`, stopping on the way at the layer that the head reads.
+    seen_bsd = clip.vision.hidden(batch["pixels"], FEATURES)
+    last_bsd = seen_bsd
+    for block in clip.vision.layers[FEATURES + 1 :]:
+        last_bsd = block(last_bsd, None)
+    projection = clip.vision.projection
+    assert projection is not None  # only towers without a text tower lack it
+    image_be = unit(projection(clip.vision.post_norm(last_bsd[:, 0])))
+    logits_bb = jnp.exp(clip.logit_scale[...]) * image_be @ clip.text_embedding(batch["tokens"]).T
+    return contrastive_loss(logits_bb) + patch_loss(seen_bsd[:, 1:], head_dc, batch["patches"])
 
 
 def patch_loss(
