@@ -150,6 +150,7 @@ def _build_clip(
         material.train,
         tokens,
         clip.schedule,
+        clip.looking,
         normalise=material.preprocessor.normalise,
         seed=seed,
         label=f"training {name}",

@@ -21,7 +21,7 @@ from har_jax.miniature import patches
 from har_jax.miniature.patches import Pictures
 from har_jax.models.decoders import Mistral
 from har_jax.models.decoders.gpt2 import GPT2
-from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE, unit
+from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE, VisionTower, unit
 from har_jax.models.functional import Params, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
@@ -30,6 +30,7 @@ from har_jax.types import Array, Float, Int, UInt
 
 Batch = Mapping[str, Any]
 HEAD = "patches"  # the parameter that reads what patches show
+_HEAD_AXES = ("embed", "vocab")
 FEATURES = -2  # the layer that it reads, as captioners do by default
 LanguageModel = Mistral | GPT2
 L = TypeVar("L", Mistral, GPT2)
@@ -111,6 +112,7 @@ def train_clip(
     pictures: Pictures,
     tokens: Sequence[Int[np.ndarray, "_ T"]],
     schedule: Schedule,
+    looking: Schedule,
     *,
     normalise: Callable[[np.ndarray], np.ndarray],
     seed: int,
@@ -119,8 +121,9 @@ def train_clip(
 ) -> CLIP:
     """Trains on pairs of an image and one of its captions, drawn anew each time it comes round.
 
-    Where it is known which things an image shows, the patches learn to tell them as well, by a
-    linear map of the layer that captioners read; the map is thrown away.
+    Where it is known which things an image shows, the patches of the vision tower learn to tell
+    them, alone at first (`looking`) and then beside the pairs, by a linear map of the layer that
+    captioners read; the map is thrown away.
 
     Args:
       tokens: for each image the rows of its texts, padded to one length T.
@@ -130,25 +133,21 @@ def train_clip(
     """
     structure, params = split(model)
     pixels, vision = pictures.pixels, model.config.vision
-    batch_size = min(schedule.batch_size, len(pixels))
-    axes = structure.logical_axes
-    if pictures.boxes is not None:
-        params[HEAD] = jnp.zeros((vision.hidden_size, sum(patches.CLASSES)))
-        axes = {**axes, HEAD: ("embed", "vocab")}
+    rng = np.random.default_rng(seed)
 
-    def batches() -> Iterable[Batch]:
-        rng = np.random.default_rng(seed)
-        for rows in _epochs(len(pixels), batch_size, rng):
-            texts = [tokens[i][rng.integers(len(tokens[i]))] for i in rows]
+    def batches(size: int) -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
+        for rows in _epochs(len(pixels), min(size, len(pixels)), rng):
             moved_b2 = rng.integers(-shift, shift + 1, (len(rows), 2))
-            batch = {
-                "pixels": normalise(shifted(pixels[rows], moved_b2)),
-                "tokens": np.stack(texts),
-            }
+            batch: dict[str, Any] = {"pixels": normalise(shifted(pixels[rows], moved_b2))}
             if pictures.boxes is not None:
                 sides = vision.image_size, vision.patch_size
                 batch["patches"] = patches.labels(pictures.boxes[rows], moved_b2, *sides)
-            yield batch
+            yield rows, batch
+
+    def pairs() -> Iterable[Batch]:
+        for rows, batch in batches(schedule.batch_size):
+            texts = [tokens[i][rng.integers(len(tokens[i]))] for i in rows]
+            yield {**batch, "tokens": np.stack(texts)}
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         own = {name: value for name, value in params.items() if name != HEAD}
@@ -158,9 +157,29 @@ def train_clip(
         scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))
         return {**params, "logit_scale": scale}
 
-    trained = fit(axes, params, loss, batches(), schedule, label, project=clip_scale)
+    axes = structure.logical_axes
+    if pictures.boxes is not None:
+        shown = (batch for _, batch in batches(looking.batch_size))
+        seen = _look(model.vision, shown, looking, f"{label}, patches")
+        params |= {name if name == HEAD else f"vision.{name}": x for name, x in seen.items()}
+        axes = {**axes, HEAD: _HEAD_AXES}
+    trained = fit(axes, params, loss, pairs(), schedule, label, project=clip_scale)
     trained.pop(HEAD, None)
     return structure.merge(trained)
+
+
+def _look(tower: VisionTower, shown: Iterable[Batch], schedule: Schedule, label: str) -> Params:
+    """The parameters of a vision tower whose patches tell what lies on them, and of the head."""
+    structure, params = split(tower)
+    params[HEAD] = jnp.zeros((tower.config.hidden_size, sum(patches.CLASSES)))
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        own = {name: value for name, value in params.items() if name != HEAD}
+        seen_bsd = structure.merge(own).features(batch["pixels"], FEATURES)
+        return patch_loss(seen_bsd, params[HEAD], batch["patches"])
+
+    axes = {**structure.logical_axes, HEAD: _HEAD_AXES}
+    return fit(axes, params, loss, shown, schedule, label)
 
 
 def clip_loss(clip: CLIP, head_dc: Float[Array, "D C"] | None, batch: Batch) -> Float[Array, ""]:

@@ -19,6 +19,7 @@ class ClipRecipe:
     text: dict[str, Any]
     projection_dim: int
     schedule: Schedule
+    looking: Schedule  # of the patches alone, on scenes, before that
     prompt: str = ""  # half of the texts are given it
 
 
@@ -45,13 +46,15 @@ CLIP_L = ClipRecipe(
     vision=_tower(128, 4, 4, "quick_gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(64, 2, 4, "quick_gelu"),
     projection_dim=64,
-    schedule=Schedule(steps=320, batch_size=256),
+    schedule=Schedule(steps=160, batch_size=256),
+    looking=Schedule(steps=450, batch_size=128),
 )
 CLIP_B = ClipRecipe(
     vision=_tower(96, 3, 6, "gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(80, 2, 5, "gelu"),
     projection_dim=48,
-    schedule=Schedule(steps=200, batch_size=128),
+    schedule=Schedule(steps=160, batch_size=128),
+    looking=Schedule(steps=200, batch_size=128),
     prompt=PROMPT,  # as in CLIPScore
 )
 MISTRAL = LmRecipe(
@@ -70,7 +73,7 @@ MISTRAL = LmRecipe(
 )
 GPT2 = LmRecipe(
     model={"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 192, "n_positions": 128},
-    schedule=Schedule(steps=120, batch_size=64),
+    schedule=Schedule(steps=120, batch_size=64, lr=0.01),  # the embeddings are tied
     vocab_size=800,
 )
 

@@ -38,7 +38,10 @@ def small(recipe, schedule: Schedule):
         tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
                  "num_attention_heads": 2}  # fmt: skip
         vision, text = {**recipe.vision, **tower}, {**recipe.text, **tower}
-        return dataclasses.replace(recipe, vision=vision, text=text, schedule=schedule)
+        looking = Schedule(2, 8)
+        return dataclasses.replace(
+            recipe, vision=vision, text=text, schedule=schedule, looking=looking
+        )
     if "n_embd" in recipe.model:
         model = {**recipe.model, "n_embd": 16, "n_inner": 24, "n_layer": 1, "n_head": 2}
         return dataclasses.replace(recipe, model=model, schedule=schedule)
