@@ -62,7 +62,7 @@ def add_foundation(commands: Any) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset, e.g. data/scenes")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
     more = "scenes drawn beyond a dataset of scenes, with captions, for the CLIPs alone "
-    more += "(default: 20000; none beyond other datasets)"
+    more += "(default: 12000; none beyond other datasets)"
     parser.add_argument("--scenes", type=int, metavar="N", help=more)
 
 
