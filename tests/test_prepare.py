@@ -200,9 +200,13 @@ def test_foundation_is_called_with_what_was_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(har_jax.miniature, "models", fake, raising=False)
     arguments = ["foundation", f"--data={tmp_path}/d", f"--out={tmp_path}/m", "--seed=3"]
     assert main(arguments) == 0
-    assert calls == [{"data_dir": f"{tmp_path}/d", "out_dir": f"{tmp_path}/m", "seed": 3}]
+    asked = {"data_dir": f"{tmp_path}/d", "out_dir": f"{tmp_path}/m", "seed": 3}
+    assert main([*arguments, "--scenes=7"]) == 0
+    assert calls == [{**asked, "scenes": None}, {**asked, "scenes": 7}]
     assert main(["foundation", f"--data={tmp_path}/x", f"--out={tmp_path}/m"]) == 2
-    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "clip-l").mkdir(parents=True)
+    (tmp_path / "m" / "clip-l" / "foundation.json").write_text("{}")
+    assert main(arguments) == 0, "what a kill left is continued"
     (tmp_path / "m" / "config.json").write_text("{}")
     assert main(arguments) == 2
     assert main([*arguments, "--overwrite"]) == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,23 @@ import numpy as np
 import optax
 from optax.contrib import muon
 
+from har_jax.miniature import patches
+from har_jax.miniature.patches import Pictures
 from har_jax.models.decoders import Mistral
-from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE
-from har_jax.models.functional import Params, Structure, split
+from har_jax.models.decoders.gpt2 import GPT2
+from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE, VisionTower, unit
+from har_jax.models.functional import Params, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
 from har_jax.training.optimizer import muon_dimensions
-from har_jax.types import Array, Float, Int
+from har_jax.types import Array, Float, Int, UInt
 
 Batch = Mapping[str, Any]
+HEAD = "patches"  # the parameter that reads what patches show
+_HEAD_AXES = ("embed", "vocab")
+FEATURES = -2  # the layer that it reads, as captioners do by default
+LanguageModel = Mistral | GPT2
+L = TypeVar("L", Mistral, GPT2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,7 @@ def optimizer(
 
 
 def fit(
-    structure: Structure,
+    axes: Mapping[str, LogicalAxes],
     params: Params,
     loss: Callable[[Params, Batch], Float[Array, ""]],
     batches: Iterable[Batch],
@@ -70,7 +78,7 @@ def fit(
     project: Callable[[Params], Params] = lambda params: params,
 ) -> Params:
     """Trained parameters. `params` are donated; `project` maps them back to what is allowed."""
-    tx = optimizer(schedule, structure.logical_axes)
+    tx = optimizer(schedule, axes)
 
     def step(params: Any, state: optax.OptState, batch: Batch):
         value, gradient = jax.value_and_grad(loss)(params, batch)
@@ -101,49 +109,114 @@ def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
 
 def train_clip(
     model: CLIP,
-    pixels: Float[np.ndarray, "N H W 3"],
+    pictures: Pictures,
     tokens: Sequence[Int[np.ndarray, "_ T"]],
     schedule: Schedule,
+    looking: Schedule,
     *,
+    normalise: Callable[[np.ndarray], np.ndarray],
     seed: int,
     label: str,
     shift: int = 6,
 ) -> CLIP:
     """Trains on pairs of an image and one of its captions, drawn anew each time it comes round.
 
+    Where it is known which things an image shows, the patches of the vision tower learn to tell
+    them, alone at first (`looking`) and then beside the pairs, by a linear map of the layer that
+    captioners read; the map is thrown away.
+
     Args:
       tokens: for each image the rows of its texts, padded to one length T.
+      normalise: makes of some pixels what the vision tower reads.
       shift: images are moved by up to so many pixels each way, their edges repeated. Captions stay
         true, unlike under flips and crops (validation R@1 on scenes 46 % against 43 %).
     """
     structure, params = split(model)
-    batch_size = min(schedule.batch_size, len(pixels))
+    pixels, vision = pictures.pixels, model.config.vision
+    rng = np.random.default_rng(seed)
 
-    def batches() -> Iterable[Batch]:
-        rng = np.random.default_rng(seed)
-        for rows in _epochs(len(pixels), batch_size, rng):
+    def batches(size: int) -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
+        for rows in _epochs(len(pixels), min(size, len(pixels)), rng):
+            moved_b2 = rng.integers(-shift, shift + 1, (len(rows), 2))
+            batch: dict[str, Any] = {"pixels": normalise(shifted(pixels[rows], moved_b2))}
+            if pictures.boxes is not None:
+                sides = vision.image_size, vision.patch_size
+                batch["patches"] = patches.labels(pictures.boxes[rows], moved_b2, *sides)
+            yield rows, batch
+
+    def pairs() -> Iterable[Batch]:
+        for rows, batch in batches(schedule.batch_size):
             texts = [tokens[i][rng.integers(len(tokens[i]))] for i in rows]
-            yield {"pixels": shifted(pixels[rows], shift, rng), "tokens": np.stack(texts)}
+            yield {**batch, "tokens": np.stack(texts)}
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
-        return contrastive_loss(structure.merge(params)(batch["pixels"], batch["tokens"]))
+        own = {name: value for name, value in params.items() if name != HEAD}
+        return clip_loss(structure.merge(own), params.get(HEAD), batch)
 
     def clip_scale(params: Params) -> Params:
         scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))
         return {**params, "logit_scale": scale}
 
-    trained = fit(structure, params, loss, batches(), schedule, label, project=clip_scale)
+    axes = structure.logical_axes
+    if pictures.boxes is not None:
+        shown = (batch for _, batch in batches(looking.batch_size))
+        seen = _look(model.vision, shown, looking, f"{label}, patches")
+        params |= {name if name == HEAD else f"vision.{name}": x for name, x in seen.items()}
+        axes = {**axes, HEAD: _HEAD_AXES}
+    trained = fit(axes, params, loss, pairs(), schedule, label, project=clip_scale)
+    trained.pop(HEAD, None)
     return structure.merge(trained)
 
 
+def _look(tower: VisionTower, shown: Iterable[Batch], schedule: Schedule, label: str) -> Params:
+    """The parameters of a vision tower whose patches tell what lies on them, and of the head."""
+    structure, params = split(tower)
+    params[HEAD] = jnp.zeros((tower.config.hidden_size, sum(patches.CLASSES)))
+
+    def loss(params: Params, batch: Batch) -> Float[Array, ""]:
+        own = {name: value for name, value in params.items() if name != HEAD}
+        seen_bsd = structure.merge(own).features(batch["pixels"], FEATURES)
+        return patch_loss(seen_bsd, params[HEAD], batch["patches"])
+
+    axes = {**structure.logical_axes, HEAD: _HEAD_AXES}
+    return fit(axes, params, loss, shown, schedule, label)
+
+
+def clip_loss(clip: CLIP, head_dc: Float[Array, "D C"] | None, batch: Batch) -> Float[Array, ""]:
+    """Of the pairs of a batch; with a head, of their patches too."""
+    if head_dc is None:
+        return contrastive_loss(clip(batch["pixels"], batch["tokens"]))
+    # As `clip(...)`, stopping on the way at the layer that the head reads.
+    seen_bsd = clip.vision.hidden(batch["pixels"], FEATURES)
+    last_bsd = seen_bsd
+    for block in clip.vision.layers[FEATURES + 1 :]:
+        last_bsd, _ = block(last_bsd, None)
+    projection = clip.vision.projection
+    assert projection is not None  # only towers without a text tower lack it
+    image_be = unit(projection(clip.vision.post_norm(last_bsd[:, 0])))
+    logits_bb = jnp.exp(clip.logit_scale[...]) * image_be @ clip.text_embedding(batch["tokens"]).T
+    return contrastive_loss(logits_bb) + patch_loss(seen_bsd[:, 1:], head_dc, batch["patches"])
+
+
+def patch_loss(
+    seen_bsd: Float[Array, "B S D"], head_dc: Float[Array, "D C"], labels_bs2: Int[Array, "B S 2"]
+) -> Float[Array, ""]:
+    """Cross-entropy of the shape and of the colour that a linear map reads off each patch."""
+    # As long as they come: a layer norm at the start of the next block takes their length away.
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(seen_bsd), axis=-1, keepdims=True) + 1e-6)
+    logits = jnp.split(seen_bsd * scale @ head_dc, [patches.CLASSES[0]], axis=-1)
+    losses = [_cross_entropy(part, labels_bs2[..., i]) for i, part in enumerate(logits)]
+    return jnp.mean(losses[0]) + jnp.mean(losses[1])
+
+
 def shifted(
-    pixels: Float[np.ndarray, "B H W 3"], shift: int, rng: np.random.Generator
-) -> Float[np.ndarray, "B H W 3"]:
-    """Each image moved by its own -shift..shift pixels along both axes; edges are repeated."""
+    pixels: UInt[np.ndarray, "B H W 3"], moved_b2: Int[np.ndarray, "B 2"]
+) -> UInt[np.ndarray, "B H W 3"]:
+    """Each image moved down and right by its own numbers of pixels; edges are repeated."""
     b, height, width, _ = pixels.shape
-    dy, dx = rng.integers(-shift, shift + 1, (2, b, 1))
-    y = np.clip(np.arange(height) + dy, 0, height - 1)
-    x = np.clip(np.arange(width) + dx, 0, width - 1)
+    dy, dx = moved_b2.T[:, :, None]
+    y = np.clip(np.arange(height) - dy, 0, height - 1)
+    x = np.clip(np.arange(width) - dx, 0, width - 1)
     return pixels[np.arange(b)[:, None, None], y[:, :, None], x[:, None, :]]
 
 
@@ -169,7 +242,7 @@ def clip_figures(
 
 
 def token_loss(
-    model: Mistral, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
+    model: LanguageModel, tokens_nt: Int[Array, "N T"], lengths_n: Int[Array, " N"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Summed next-token loss and count of tokens. Rows are BOS, caption, EOS, then anything;
     `lengths` count all three. EOS is predicted too, BOS is not."""
@@ -180,14 +253,14 @@ def token_loss(
 
 
 def train_lm(
-    model: Mistral,
+    model: L,
     tokens: Int[np.ndarray, "N T"],
     lengths: Int[np.ndarray, " N"],
     schedule: Schedule,
     *,
     seed: int,
     label: str,
-) -> Mistral:
+) -> L:
     """Trains on captions alone, as `token_loss` wants them."""
     structure, params = split(model)
     batch_size = min(schedule.batch_size, len(tokens))
@@ -200,11 +273,12 @@ def train_lm(
         total, count = token_loss(structure.merge(params), batch["tokens"], batch["lengths"])
         return total / count
 
-    return structure.merge(fit(structure, params, loss, batches(), schedule, label))
+    trained = fit(structure.logical_axes, params, loss, batches(), schedule, label)
+    return structure.merge(trained)
 
 
 def lm_figures(
-    model: Mistral, tokens: Int[np.ndarray, "N T"], lengths: Int[np.ndarray, " N"]
+    model: LanguageModel, tokens: Int[np.ndarray, "N T"], lengths: Int[np.ndarray, " N"]
 ) -> dict[str, float]:
     """`nats_per_token` on captions that it was not trained on."""
     structure, params = split(model)

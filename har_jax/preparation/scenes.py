@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 from typing import Any
 
 from har_jax.preparation.arguments import print_report, subcommand
@@ -13,7 +14,7 @@ def add_scenes(commands: Any) -> None:
         commands,
         "scenes",
         scenes,
-        help="the embedded dataset: drawn images, five captions each (half a minute)",
+        help="the embedded dataset: drawn images, five captions each (seconds)",
         description="Draw scenes and caption them. The same seed gives the same dataset anywhere.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
@@ -52,22 +53,40 @@ def add_foundation(commands: Any) -> None:
         commands,
         "foundation",
         foundation,
-        help="miniature CLIPs and a language model, trained on a prepared dataset",
+        help="miniature CLIPs and language models, trained on a prepared dataset",
         description=(
             "Train the miniature models that stand for CLIP ViT-L/14, for the independent ViT-B/32 "
-            "that scores, and for Mistral-7B; written as Hugging Face directories under --out."
+            "that scores, for Mistral-7B and for GPT-2; written as Hugging Face directories under "
+            "--out."
         ),
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset, e.g. data/scenes")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+    more = "scenes drawn beyond a dataset of scenes, with captions, for the CLIPs alone "
+    more += "(default: 12000; none beyond other datasets)"
+    parser.add_argument("--scenes", type=int, metavar="N", help=more)
 
 
 def foundation(arguments: argparse.Namespace) -> None:
     from har_jax.data import builder, dataset
 
-    if not arguments.overwrite:
+    if not arguments.overwrite and not _begun(pathlib.Path(arguments.out)):
         builder.check_free(arguments.out, overwrite=False)
     dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
     from har_jax.miniature import models
 
-    models.build(data_dir=arguments.data, out_dir=arguments.out, seed=arguments.seed)
+    models.build(
+        data_dir=arguments.data,
+        out_dir=arguments.out,
+        seed=arguments.seed,
+        scenes=arguments.scenes,
+    )
+
+
+def _begun(out: pathlib.Path) -> bool:
+    """Whether a directory holds models that this command made, and nothing else: then those that
+    are missing are made, as after a kill."""
+    if not out.is_dir():
+        return False
+    inside = [path for path in out.iterdir() if not path.name.startswith(".")]
+    return all((path / "foundation.json").exists() for path in inside)

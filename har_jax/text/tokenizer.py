@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 CLIP_BOS, CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
+GPT2_END = "<|endoftext|>"  # stands between texts, so it is BOS and EOS
 SMALLEST_VOCABULARY = 256 + 3  # every byte and the special tokens
+SMALLEST_GPT2_VOCABULARY = 256 + 1
 SMALLEST_CLIP_VOCABULARY = 2 * 256 + 2  # every byte within and at the end of a word
 
 
@@ -132,20 +134,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
     Raises:
       UserError: `vocab_size` does not hold the bytes and special tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
 
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_VOCABULARY}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[UNK, BOS, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((text.strip() for text in texts), trainer)
+    tokenizer = _byte_level(texts, vocab_size, [UNK, BOS, EOS])
     # Only those who ask for special tokens get BOS, as with Mistral's.
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
@@ -163,6 +154,63 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
     }
     files.write_json(out_dir / "tokenizer_config.json", config)
     return load_tokenizer(out_dir)
+
+
+def train_gpt2_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: PathLike
+) -> CaptionTokenizer:
+    """Trains a byte-level BPE in GPT-2's manner and writes it so that `GPT2Tokenizer` reads it too.
+
+    The vocabulary is laid out as OpenAI's: bytes, merges, `<|endoftext|>` last. A text begins with
+    its first letter, without a space, and every later word with one.
+
+    Raises:
+      UserError: `vocab_size` does not hold the bytes and the special token.
+    """
+    from tokenizers import AddedToken, processors
+
+    if vocab_size < SMALLEST_GPT2_VOCABULARY:
+        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_GPT2_VOCABULARY}")
+    tokenizer = _byte_level(texts, vocab_size - 1, [])
+    tokenizer.add_special_tokens([AddedToken(GPT2_END, normalized=False, special=True)])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    out_dir = pathlib.Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
+    model = json.loads(tokenizer.to_str())["model"]
+    files.write_json(out_dir / "vocab.json", tokenizer.get_vocab(with_added_tokens=True))
+    _write_merges(out_dir, model["merges"])
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": False,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), GPT2_END),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1024,
+    }
+    files.write_json(out_dir / "tokenizer_config.json", config)
+    return load_tokenizer(out_dir)
+
+
+def _byte_level(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, of which the special tokens are the first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text.strip() for text in texts), trainer)
+    return tokenizer
+
+
+def _write_merges(directory: pathlib.Path, merges: Iterable[Sequence[str]]) -> None:
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------- CLIP
@@ -278,8 +326,7 @@ def train_clip_tokenizer(
     out_dir.mkdir(parents=True, exist_ok=True)
     _clip_pipeline(vocab, merges).save(os.fspath(out_dir / "tokenizer.json"))
     files.write_json(out_dir / "vocab.json", vocab)
-    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-    (out_dir / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_merges(out_dir, merges)
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": context_length,

@@ -7,13 +7,13 @@ version may round an ellipse otherwise; Pillow only writes the PNG.
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
 from PIL import Image
 
 from har_jax.miniature.scenes.dice import Dice
-from har_jax.miniature.scenes.people import Person, paint
 from har_jax.miniature.scenes.world import SIDE, Scene, Thing
 
 POINTS = 4  # per pixel and axis
@@ -36,12 +36,9 @@ STAR += ((0, 420), (-588, 809), (-399, 130), (-951, -309), (-247, -340))
 HEART_TIP = ((-935, -120), (935, -120), (0, 980))
 
 
-def png(scene: Scene, dice: Dice, person: Person | None = None) -> bytes:
-    """The scene as an encoded PNG, 64 x 64 RGB."""
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [64, 64, 3], as an encoded PNG."""
     buffer = io.BytesIO()
-    picture = render(scene, dice)
-    if person is not None:
-        picture = paint(picture, person)
     Image.fromarray(picture).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
@@ -89,25 +86,31 @@ def _draw(canvas: np.ndarray, thing: Thing, dice: Dice) -> None:
     """Paints one thing into the canvas [64, 64, 3], in place."""
     fill = np.array([c + dice.between(-9, 9) for c in RGB[thing.colour]])
     pattern = np.array((44, 44, 52) if thing.colour in PALE else (244, 244, 244))
-    n = thing.width * POINTS
-    v, u = np.mgrid[:n, :n]
-    body = _inside(thing.shape, 2 * u + 1 - n, 2 * v + 1 - n, n)
-    # The rim, one pixel wide and darker, keeps a thing visible on any ground.
-    core = _inside(thing.shape, 2 * u + 1 - n, 2 * v + 1 - n, n - 2 * POINTS)
-    marked = _pattern(thing.texture, u - n // 2, v - n // 2)
-    colour = np.where(marked[:, :, None], pattern, fill)
-    colour = np.where(core[:, :, None], colour, fill * 2 // 5) * body[:, :, None]
+    colours = np.stack([pattern, fill, fill * 2 // 5])  # the last is the rim's
+    counts = _points(thing.shape, thing.texture, thing.width)
     left, top = thing.x - thing.width // 2, thing.y - thing.width // 2
     # Sum the 4 x 4 points of each pixel, then lay what of the box is inside the canvas over it.
     w = thing.width
-    paint = colour.reshape(w, POINTS, w, POINTS, 3).sum((1, 3))
-    cover = body.reshape(w, POINTS, w, POINTS).sum((1, 3))[:, :, None]
     y0, y1, x0, x1 = max(top, 0), min(top + w, SIDE), max(left, 0), min(left + w, SIDE)
-    cut = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    counts = counts[y0 - top : y1 - top, x0 - left : x1 - left]
+    cover = counts.sum(2, keepdims=True)
     under = canvas[y0:y1, x0:x1]
     points = POINTS * POINTS
-    mixed = (under * (points - cover[cut]) + paint[cut] + points // 2) // points
+    mixed = (under * (points - cover) + counts @ colours + points // 2) // points
     canvas[y0:y1, x0:x1] = np.clip(mixed, 0, 255)
+
+
+@functools.cache
+def _points(shape: str, texture: str, width: int) -> np.ndarray:
+    """int64 [width, width, 3]: how many points of each pixel are pattern, plain, and rim."""
+    n = width * POINTS
+    v, u = np.mgrid[:n, :n]
+    body = _inside(shape, 2 * u + 1 - n, 2 * v + 1 - n, n)
+    # The rim, one pixel wide and darker, keeps a thing visible on any ground.
+    core = body & _inside(shape, 2 * u + 1 - n, 2 * v + 1 - n, n - 2 * POINTS)
+    marked = _pattern(texture, u - n // 2, v - n // 2)
+    parts = np.stack([core & marked, core & ~marked, body & ~core], axis=-1)
+    return parts.reshape(width, POINTS, width, POINTS, 3).sum((1, 3))
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
