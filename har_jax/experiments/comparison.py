@@ -15,7 +15,7 @@ from har_jax.experiments.systems import SCALES, evaluation, training, zerocap
 from har_jax.reports.page import write_report
 from har_jax.reports.tables import comparison_table, rows_table
 
-ZEROCAP_IMAGES = 100
+ZEROCAP_IMAGES = 50
 """Images that ZeroCap captions for this table, the first of the split: it takes much longer for one
 than the others do. 0: none, and no word of ZeroCap."""
 

@@ -65,10 +65,11 @@ SCALES = {
         guide=f"{SCENES.models}/clip-l",
         lm=f"{SCENES.models}/{GUIDE_LM}",
         judge=f"{SCENES.models}/clip-b",
-        # The scenes' captions do not say "Image of a", and their vocabulary has 2,000 tokens.
+        # The scenes' captions do not say "Image of a", and of GPT-2's 675 tokens a few dozen can
+        # come next.
         zerocap={
-            "repo": {"--prompt": "a picture of a", "--candidates": 256},
-            "approx": {"--prompt": "a picture of a"},
+            "repo": {"--prompt": "a picture of a", "--candidates": 64, "--batch-size": 16},
+            "approx": {"--prompt": "a picture of a", "--batch-size": 64},
         },
         world=SCENES,
     ),

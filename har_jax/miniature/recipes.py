@@ -46,7 +46,7 @@ CLIP_L = ClipRecipe(
     vision=_tower(128, 4, 4, "quick_gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(64, 2, 4, "quick_gelu"),
     projection_dim=64,
-    schedule=Schedule(steps=160, batch_size=256),
+    schedule=Schedule(steps=120, batch_size=256),
     looking=Schedule(steps=450, batch_size=128),
 )
 CLIP_B = ClipRecipe(

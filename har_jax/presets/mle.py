@@ -7,14 +7,14 @@ from har_jax.presets import picker
 
 TINY = Config(
     stage="mle",
-    steps=500,
+    steps=400,
     batch_size=32,
-    checkpoint_every=250,
+    checkpoint_every=200,
     data=DataConfig(dir="data/scenes", max_tokens=0),
     model=ModelConfig(clip="models/scenes/clip-l", lm="models/scenes/mistral"),
     # Muon needs a third of AdamW's steps, at this size.
     optim=OptimConfig(name="muon", lr=5e-3, warmup_steps=25),
-    eval=EvalConfig(every=250, images=256, clip_score="models/scenes/clip-b"),
+    eval=EvalConfig(every=200, images=256, clip_score="models/scenes/clip-b"),
 )
 
 COCO = Config(

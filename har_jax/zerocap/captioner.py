@@ -170,8 +170,10 @@ class ZeroCap:
         brings up a candidate that CLIP has not judged for this word, and go on when it has."""
         n = len(beginnings)
         still = jax.tree.map(jnp.zeros_like, context.cache)
-        at = Steered(still, jnp.asarray(0), ids_nc, jnp.asarray(True))
-        cos_nv = self.judge.unknown()
+        cos_nv = self.judge.fill(self.judge.unknown(), beginnings, np.asarray(ids_nc), image_ne)
+        candidates_nc = ids_nc[:, : self.how.candidates]
+        at = Steered(still, jnp.asarray(0), candidates_nc, jnp.asarray(True))
+        at = self._steer(self._params, context, cos_nv[:n], at)
         while at.missing:
             cos_nv = self.judge.fill(cos_nv, beginnings, np.asarray(at.ids_nc), image_ne)
             at = self._steer(self._params, context, cos_nv[:n], at)
@@ -250,10 +252,18 @@ class ZeroCap:
     def _look(self) -> Any:
         def look(params: Params, last_n: Array, t: Array, cache: KVCache) -> tuple:
             logits_nv, cache = self._read(params)(last_n, t, cache)
-            ids_nc = jax.lax.top_k(logits_nv, self.how.candidates)[1]
+            ids_nc = jax.lax.top_k(logits_nv, self._asked)[1]
             return jax.nn.log_softmax(logits_nv), cache, ids_nc
 
         return jax.jit(look)
+
+    @property
+    def _asked(self) -> int:
+        """How many tokens CLIP is asked about before the first iteration: a few more than there are
+        candidates, since the later ones have some of their own."""
+        how = self.how
+        more = max(8, how.candidates // 8) if how.method == "beam" and how.iterations else 0
+        return min(how.candidates + more, self.vocabulary.known)
 
     @functools.cached_property
     def _steer(self) -> Any:

@@ -23,20 +23,30 @@ from har_jax.scorers.clip import ClipFiles
 from har_jax.types import Array, Float, Int
 from har_jax.zerocap.vocabulary import Vocabulary
 
-_WIDTHS = (2, 4, 16)
-"""Own tokens of a text that are computed together; longer texts go to the full length."""
+_WIDTHS = (2, 4)
+"""Own tokens of a text that are computed together; texts with more are read whole."""
 _PREFIX_STEP = 32  # prefixes are padded to a multiple of it: each length compiles anew
-_FEW = 16  # candidates of a beam, where few of them are of a width
+_SMALLEST_BATCH = 64  # of texts that are read whole
+_REMEMBERED = 1 << 18  # texts, at most, whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts:
-    """Some of the texts of N beams in CLIP's tokens: what follows the first `start_nc` of each
-    beam's prefix, with the ids of the language model that they came of; V where there is none."""
+class Endings:
+    """Texts of N beams in CLIP's tokens: what follows the first `start_nc` of each beam's prefix,
+    with the ids of the language model that they came of; V where there is none."""
 
     start_nc: Int[np.ndarray, "N C"]
     tokens_nct: Int[np.ndarray, "N C T"]
     ids_nc: Int[np.ndarray, "N C"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wholes:
+    """The texts that are better read from their beginning, of any beam; V where there is none."""
+
+    row_m: Int[np.ndarray, " M"]
+    tokens_ml: Int[np.ndarray, "M L"]
+    ids_m: Int[np.ndarray, " M"]
 
 
 class Crossing:
@@ -54,6 +64,19 @@ class Crossing:
         # What each token adds, up to EOS: right as it stands for those with a space before them.
         self._length_v = np.array([len(ids) + 1 for ids in words])
         self._rest_vt = self._padded([[*ids, self._tokenize.eos_id] for ids in words])
+        self._known: dict[str, list[int]] = {}
+
+    def _words(self, texts: Sequence[str]) -> list[list[int]]:
+        """CLIP's tokens of texts, put together from what stands before their last space, which no
+        token crosses, and what stands behind it: the same few over and over."""
+        halves = [text.rpartition(" ") for text in texts]
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        new = list(
+            {part for first, _, last in halves for part in (first, last)} - self._known.keys()
+        )
+        self._known.update(zip(new, self._tokenize.words(new), strict=True))
+        return [[*self._known[first], *self._known[last]] for first, _, last in halves]
 
     def prefixes(self, texts: Sequence[str]) -> tuple[list[list[int]], Int[np.ndarray, "N P"]]:
         """The beginnings of texts in CLIP's tokens, without EOS; and padded."""
@@ -65,14 +88,40 @@ class Crossing:
 
     def texts(
         self, beginnings: Sequence[str], rows: list[list[int]], ids_nc: np.ndarray
-    ) -> Iterator[Texts]:
-        """Each beginning with each of its candidates, in groups of like length.
+    ) -> Iterator[Endings | Wholes]:
+        """Each beginning with each of its candidates: in groups that end alike, and the rest.
 
         Args:
           beginnings: N texts.
           rows: of `prefixes`.
           ids_nc: candidates, −1 where none is asked for.
         """
+        start_nc, own_nct, length_nc = self._parted(beginnings, rows, ids_nc)
+        left_nc, shortest = ids_nc >= 0, 0
+        for width in _WIDTHS:
+            member_nc = (length_nc > shortest) & (length_nc <= width)
+            shortest = width
+            most, count = int(member_nc.sum(axis=1).max(initial=0)), int(member_nc.sum())
+            # Where few beams have many of them, most places of a group would stand empty.
+            whole = _size(count) * (int(start_nc[member_nc].max(initial=0)) + width)
+            if not most or whole < len(rows) * _size(most) * width:
+                continue
+            left_nc &= ~member_nc
+            order = np.argsort(~member_nc, axis=1, kind="stable")[:, : _size(most)]
+            chosen = np.take_along_axis(member_nc, order, axis=1)
+            yield Endings(
+                np.take_along_axis(start_nc, order, axis=1),
+                np.take_along_axis(own_nct, order[..., None], axis=1)[..., :width],
+                np.where(chosen, np.take_along_axis(ids_nc, order, axis=1), self.size),
+            )
+        if left_nc.any():
+            yield self._wholes(rows, ids_nc, left_nc, start_nc, own_nct)
+
+    def _parted(
+        self, beginnings: Sequence[str], rows: list[list[int]], ids_nc: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each text: how many tokens it shares with its beam's prefix, the others, and how many
+        these are, EOS among them."""
         limit, eos_id = self._tokenize.context_length, self._tokenize.eos_id
         start_nc = np.repeat([[len(row)] for row in rows], ids_nc.shape[1], axis=1)
         length_nc = np.where(ids_nc < 0, 0, self._length_v[ids_nc])
@@ -82,33 +131,44 @@ class Crossing:
         places = np.argwhere(whole_nc)
         whole = [beginnings[i] + self._vocabulary.texts[ids_nc[i, j]] for i, j in places.tolist()]
         parted: list[list[int]] = []
-        for (i, j), words in zip(places.tolist(), self._tokenize.words(whole), strict=True):
+        for (i, j), words in zip(places.tolist(), self._words(whole), strict=True):
             ids = [self._tokenize.bos_id, *words[: limit - 2], eos_id]
             start_nc[i, j] = _common(rows[i], ids)
             parted.append(ids[start_nc[i, j] :])
             length_nc[i, j] = len(parted[-1])
-        longest = max(1, int(length_nc.max(initial=0)))
+        longest = max(*_WIDTHS, int(length_nc.max(initial=0)))
         own_nct = np.full((*ids_nc.shape, longest), eos_id, np.int32)
         table = self._rest_vt[ids_nc][..., :longest]
         own_nct[..., : table.shape[2]] = table
         own_nct[places[:, 0], places[:, 1]] = self._padded(parted, longest)
-        # 3. Groups by the number of own tokens.
-        shortest = 0
-        for width in (*(w for w in _WIDTHS if w < limit), limit):
-            member_nc = (length_nc > shortest) & (length_nc <= width)
-            shortest = width
-            if most := int(member_nc.sum(axis=1).max(initial=0)):
-                order = np.argsort(~member_nc, axis=1, kind="stable")
-                order = order[:, :_FEW] if most <= _FEW else order
-                chosen = np.take_along_axis(member_nc, order, axis=1)
-                ids = np.take_along_axis(ids_nc, order, axis=1)
-                tokens = np.take_along_axis(own_nct, order[..., None], axis=1)[..., :width]
-                lacking = ((0, 0), (0, 0), (0, width - tokens.shape[2]))
-                yield Texts(
-                    np.take_along_axis(start_nc, order, axis=1),
-                    np.pad(tokens, lacking, constant_values=eos_id),
-                    np.where(chosen, ids, self.size),
-                )
+        return start_nc, own_nct, length_nc
+
+    def _wholes(
+        self,
+        rows: list[list[int]],
+        ids_nc: np.ndarray,
+        left_nc: np.ndarray,
+        start_nc: np.ndarray,
+        own_nct: np.ndarray,
+    ) -> Wholes:
+        row_m, at_m = np.nonzero(left_nc)
+        starts, owns = start_nc[row_m, at_m].tolist(), own_nct[row_m, at_m].tolist()
+        limit = self._tokenize.context_length
+        texts = [
+            [*rows[i][:n], *own][:limit]
+            for i, n, own in zip(row_m.tolist(), starts, owns, strict=True)
+        ]
+        # EOS fills what a text leaves free, so nothing but its own EOS is cut off here.
+        longest = max(text.index(self._tokenize.eos_id) for text in texts) + 1
+        length = min(-(-longest // _PREFIX_STEP) * _PREFIX_STEP, limit)
+        size = max(_SMALLEST_BATCH, _size(len(texts)))
+        lacking = (0, size - len(texts))
+        tokens = self._padded([text[:length] for text in texts], length)
+        return Wholes(
+            np.pad(row_m, lacking),
+            np.pad(tokens, (lacking, (0, 0)), constant_values=self._tokenize.eos_id),
+            np.pad(ids_nc[row_m, at_m], lacking, constant_values=self.size),
+        )
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int | None = None) -> np.ndarray:
         """int32 [rows, width], EOS behind what there is."""
@@ -123,6 +183,14 @@ def _common(row: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens two texts share."""
     n = min(len(row), len(other))
     return next((k for k in range(n) if row[k] != other[k]), n)
+
+
+def _size(count: int) -> int:
+    """4, 16, 64, 256, …: few sizes, since each is compiled."""
+    size = 4
+    while size < count:
+        size *= 4
+    return size
 
 
 class Judge:
@@ -168,11 +236,28 @@ class Judge:
 
             return jax.lax.fori_loop(0, -(-used // size), rows, cos_nv)
 
+        def judge_whole(
+            params: Params,
+            image_ne: Float[Array, "N E"],
+            row_m: Int[Array, " M"],
+            tokens_ml: Int[Array, "M L"],
+            ids_m: Int[Array, " M"],
+            cos_nv: Float[Array, "N V"],
+        ) -> Float[Array, "N V"]:
+            tower = structure.merge(params)
+            size = max(1, tokens_at_once // tokens_ml.shape[1])
+            vectors_me = jax.lax.map(
+                lambda tokens_l: tower.embed(tokens_l[None])[0], tokens_ml, batch_size=size
+            )
+            cos_m = jnp.einsum("me,me->m", unit(vectors_me), image_ne[row_m])
+            return cos_nv.at[row_m, ids_m].set(cos_m, mode="drop")
+
         def embed(params: Params, tokens_nt: Array) -> Float[Array, "N E"]:
             return unit(structure.merge(params).embed(tokens_nt))
 
         self._prefill, self._embed = jax.jit(prefill), jax.jit(embed)
         self._judge = jax.jit(judge, donate_argnames="cos_nv")
+        self._judge_whole = jax.jit(judge_whole, donate_argnames="cos_nv")
 
     def unknown(self) -> Float[Array, "N V"]:
         """Of all rows: no cosine is known yet."""
@@ -197,8 +282,12 @@ class Judge:
         rows, prefix_np = self.crossing.prefixes(beginnings)
         prefix = self._prefill(self._params, prefix_np)
         for texts in self.crossing.texts(beginnings, rows, ids_nc):
-            own = (texts.start_nc, texts.tokens_nct, texts.ids_nc)
-            cos_nv = self._judge(self._params, prefix, image_ne, *own, cos_nv, used)
+            if isinstance(texts, Wholes):
+                own = (texts.row_m, texts.tokens_ml, texts.ids_m)
+                cos_nv = self._judge_whole(self._params, image_ne, *own, cos_nv)
+            else:
+                own = (texts.start_nc, texts.tokens_nct, texts.ids_nc)
+                cos_nv = self._judge(self._params, prefix, image_ne, *own, cos_nv, used)
         return cos_nv
 
     def cosines(
