@@ -18,8 +18,8 @@ from har_jax.zerocap.settings import Guidance
 from tests.zerocap.published import ARTICLE, Published, Settings
 from tests.zerocap.worlds import draw_images, make_world, png_bytes
 
-CANDIDATES, STEPS = 48, 6
-SIZES = {"candidates": CANDIDATES, "max_tokens": STEPS}
+CANDIDATES, STEPS, BEAMS = 24, 5, 3
+SIZES = {"candidates": CANDIDATES, "max_tokens": STEPS, "beams": BEAMS}
 FORBIDDEN = (3, 17, 40)
 TOLERANCE = 1e-4
 
@@ -47,16 +47,17 @@ def pairs(world, forbidden_file):
     return functools.cache(functools.partial(_pair, world, forbidden_file))
 
 
-def _pairs(preset, **changes):
+def _pair(world, forbidden_file, preset, **changes):
     ours = Guidance.preset(preset, {**SIZES, "forbidden": forbidden_file, **changes})
     theirs = dataclasses.replace(
         {"repo": Settings(), "paper": ARTICLE}[preset],
         candidates=CANDIDATES,
         steps=STEPS,
+        beams=BEAMS,
         forbidden=FORBIDDEN,
         repetition_penalty=changes.get("repetition_factor", 1.0) if preset == "repo" else 1.0,
     )
-    zerocap = ZeroCap(world.clip, world.gpt2, ours, batch_size=10)
+    zerocap = ZeroCap(world.clip, world.gpt2, ours, batch_size=5)
     return zerocap, Published(world.gpt2, world.clip, theirs)
 
 
@@ -167,15 +168,20 @@ def test_special_tokens(inner, pairs, step, factor):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["repo", "paper"])
-def test_captions_of_twenty_images_are_the_same(preset, pairs, images):
+@pytest.mark.parametrize(("preset", "count"), [("repo", 20), ("paper", 5)])
+def test_captions_are_the_same(preset, count, pairs, images):
+    images = images[:count]
     zerocap, published = pairs(preset)
     features = zerocap.features([png_bytes(image) for image in images])
     n = zerocap.batch_size
-    ours = [w for i in range(0, 20, n) for w in zerocap.write(features[i : i + n], [None] * n)]
+    ours = [
+        w
+        for i in range(0, count, n)
+        for w in zerocap.write(features[i : i + n], [None] * min(n, count))
+    ]
     expected = [published.caption([image]) for image in images]
     assert [w.text for w in ours] == [caption.with_prompt for caption in expected]
-    assert len({w.text for w in ours}) > 3, "the images make no difference"
+    assert len({w.text for w in ours}) > 1, "the images make no difference"
     ended = [c.beams[c.best].tokens[-1] == published.end for c in expected]
     assert [w.ended for w in ours] == ended
 
