@@ -53,7 +53,7 @@ class Predictions:
 
     texts: dict[int, str]
     ended: dict[int, bool]
-    per_second: float | None = None
+    per_second: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def cut_rate(self) -> float | None:

@@ -141,7 +141,7 @@ def test_other_settings_get_a_directory_of_their_own(world):
     assert {p: p.read_bytes() for p in before} == before
     names = sorted(p.name for p in pathlib.Path("runs").iterdir())
     assert [re.sub("-[0-9a-f]{8}$", "-HASH", name) for name in names] == [
-        *("mle-0", "mle-0-HASH", "parts", "scst-0", "scst-0-HASH", "zerocap-first-100"),
+        *("mle-0", "mle-0-HASH", "parts", "scst-0", "scst-0-HASH", "zerocap-first-50"),
     ]
     other = next(name for name in names if name.startswith("mle-0-"))
     record = json.loads(pathlib.Path(f"runs/parts/{other}.json").read_text())
@@ -212,7 +212,7 @@ def test_a_file_is_no_directory(world, capsys):
 # ------------------------------------------------------------------------------------- a kill
 
 
-@pytest.mark.parametrize("slow", ["mle-0", "test", "zerocap-first-100"])
+@pytest.mark.parametrize("slow", ["mle-0", "test", "zerocap-first-50"])
 def test_killed_it_goes_on_where_it_was(tmp_path, slow):
     """kill -9 while a part is half made: the same command makes it, and what comes after it."""
     command = [sys.executable, "-m", "tests.experiments.worlds", "--seeds=1", "--out=runs"]
