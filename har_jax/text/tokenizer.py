@@ -136,6 +136,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
     """
     from tokenizers import processors
 
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_VOCABULARY}")
     tokenizer = _byte_level(texts, vocab_size, [UNK, BOS, EOS])
     # Only those who ask for special tokens get BOS, as with Mistral's.
     tokenizer.post_processor = processors.TemplateProcessing(
