@@ -54,9 +54,9 @@ class Forgetful(ZeroCap):
         at = Steered(still, last, ids_nc, jnp.asarray(False))
         for _ in range(self.how.iterations):
             # With nothing known an iteration only tells its candidates; the last one is done then.
-            unknown = self.judge.unknown()
+            word, unknown = self.judge.begin(beginnings, image_ne)
             asked = self._steer(self._params, context, unknown[:n], at._replace(done=last))
-            cos_nv = self.judge.fill(unknown, beginnings, np.asarray(asked.ids_nc), image_ne)
+            cos_nv = self.judge.fill(unknown, word, np.asarray(asked.ids_nc))
             at = self._steer(self._params, context, cos_nv[:n], asked)
         return at
 

@@ -9,9 +9,9 @@ from typing import Any
 from har_jax.evaluation.across_seeds import Scored
 from har_jax.evaluation.bootstrap import Statistics
 from har_jax.experiments.runs import read_scores
-from har_jax.experiments.truth import shapes_named
 from har_jax.files import read_json
 from har_jax.metrics.corpus import score_captions
+from har_jax.miniature.truth import shapes_named
 from har_jax.reports.paper import MEASURES
 from har_jax.reports.tables import lookup
 
@@ -40,7 +40,7 @@ class Evaluated:
         for rows, scores in zip(listed, self.scores, strict=True):
             captions = {i: row["caption"] for i, row in rows.items()}
             if scenes is not None:
-                scores["truth"] = shapes_named(scenes, captions, "test")
+                scores["truth"] = shapes_named(scenes, captions, "test").to_dict()
             references = {i: row["references"] for i, row in rows.items()}
             counts = score_captions(references, captions, metrics=("Bleu",)).bleu_counts
             statistics.append(Statistics.of(list(rows.values()), counts))

@@ -14,16 +14,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from har_jax.data.dataset import read_card
 from har_jax.errors import UserError
 from har_jax.evaluation.across_seeds import contrast, summarise
 from har_jax.evaluation.bootstrap import LEVEL, RESAMPLES, paired
 from har_jax.experiments.comparison import two_stages
 from har_jax.experiments.costs import total_cost
 from har_jax.experiments.evaluated import Evaluated, rows_of
-from har_jax.experiments.parts import content_of
 from har_jax.experiments.sweep import Sweep, open_sweep
 from har_jax.experiments.systems import SCALES, System, evaluation, zerocap
 from har_jax.files import write_bytes, write_json
+from har_jax.miniature import scenes
 from har_jax.reports.paper import chosen, markdown, page
 from har_jax.reports.run_view import DatasetImages
 from har_jax.reports.tables import lookup
@@ -124,7 +125,9 @@ def tabulate(settings: Settings, sweep: Sweep, rows: Sequence[System]) -> dict[s
     Raises:
       UserError: systems were scored on different images.
     """
-    data = SCALES[settings.scale].data if SCALES[settings.scale].world else None
+    data: str | None = SCALES[settings.scale].data
+    if scenes.Settings.from_card(read_card(data)) is None:
+        data = None  # of other images nobody knows what they show
     read = {
         system.name: Evaluated(sweep.places(system.evaluations), system.deterministic, data)
         for system in rows
@@ -145,7 +148,7 @@ def tabulate(settings: Settings, sweep: Sweep, rows: Sequence[System]) -> dict[s
         "seeds": list(settings.seeds),
         "level": LEVEL,
         "resamples": RESAMPLES,
-        "warnings": _warnings(settings, rows, read),
+        "warnings": _warnings(rows, read),
         "skipped": _skipped(read),
         "systems": [_row(sweep, system, read[system.name]) for system in rows],
         "contrasts": _contrasts(rows, read),
@@ -197,19 +200,15 @@ def _contrasts(rows: Sequence[System], read: dict[str, Evaluated]) -> list[dict[
     return found
 
 
-def _warnings(settings: Settings, rows: Sequence[System], read: dict[str, Evaluated]) -> list[str]:
-    """Those of the evaluations, each once, and of a CLIP that guides and scores."""
-    scale = SCALES[settings.scale]
+def _warnings(rows: Sequence[System], read: dict[str, Evaluated]) -> list[str]:
+    """Those of the evaluations, each once."""
     told = [
         f"{system.label}: {text}"
         for system in rows
         for scores in read[system.name].scores
         for text in scores.get("warnings", [])
     ]
-    same = scale.guide == scale.judge or content_of(scale.guide) == content_of(scale.judge)
-    guide = f"ZeroCap: CLIPScore is not independent: the CLIP that scores ({scale.judge}) is the "
-    guide += "one that guides it, so ZeroCap maximises what it is scored by"
-    return list(dict.fromkeys([*([guide] if same else []), *told]))
+    return list(dict.fromkeys(told))
 
 
 def _skipped(read: dict[str, Evaluated]) -> dict[str, str]:

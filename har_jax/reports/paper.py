@@ -11,24 +11,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from har_jax.reports import tables
 from har_jax.reports.dots import Dots, Estimate, make_dots
 from har_jax.reports.page import templates
 from har_jax.reports.run_view import DatasetImages
 from har_jax.reports.tables import Cell, Measure, format_cell, format_value, signed
 
+_SCORES = ("CIDEr", "Bleu_4", "ROUGE_L", "METEOR", "SPICE", "CLIPScore", "RefCLIPScore")
 MEASURES = (
-    Measure("CIDEr", "CIDEr"),
-    Measure("Bleu_4", "BLEU-4"),
-    Measure("ROUGE_L", "ROUGE-L"),
-    Measure("METEOR", "METEOR"),
-    Measure("SPICE", "SPICE"),
-    Measure("CLIPScore", "CLIPScore"),
-    Measure("RefCLIPScore", "RefCLIPScore"),
+    *(measure for measure in tables.MEASURES if measure.key in _SCORES),
     Measure("truth/captions_true", "shapes true", "rate"),
     Measure("health/mean_length", "words", "words", "neither"),
 )
 """The columns; one that no system has is left out."""
-_TESTED = ("CIDEr", "Bleu_4", "ROUGE_L", "METEOR", "SPICE", "CLIPScore", "RefCLIPScore")
 _IN_MARKDOWN = ("CIDEr", "Bleu_4", "CLIPScore")
 N_IMAGES = 24
 """Images whose captions the page shows."""
@@ -114,7 +109,7 @@ def markdown(table: Table) -> str:
 
 def page(table: Table, shown: Sequence[Shown]) -> str:
     """The page as text: one file without links."""
-    measures = [m for m in MEASURES if m.key in _TESTED and m in columns(table)]
+    measures = [m for m in MEASURES if m.key in _SCORES and m in columns(table)]
     body = [row[1:] for row in rows(table)]
     tests = [
         (f"{c['labels'][0]} − {c['labels'][1]}", [_tested(c, m.key) for m in measures])

@@ -170,12 +170,13 @@ class ZeroCap:
         brings up a candidate that CLIP has not judged for this word, and go on when it has."""
         n = len(beginnings)
         still = jax.tree.map(jnp.zeros_like, context.cache)
-        cos_nv = self.judge.fill(self.judge.unknown(), beginnings, np.asarray(ids_nc), image_ne)
+        word, cos_nv = self.judge.begin(beginnings, image_ne)
+        cos_nv = self.judge.fill(cos_nv, word, np.asarray(ids_nc))
         candidates_nc = ids_nc[:, : self.how.candidates]
-        at = Steered(still, jnp.asarray(0), candidates_nc, jnp.asarray(True))
+        at = Steered(still, jnp.asarray(0), candidates_nc, jnp.asarray(False))
         at = self._steer(self._params, context, cos_nv[:n], at)
         while at.missing:
-            cos_nv = self.judge.fill(cos_nv, beginnings, np.asarray(at.ids_nc), image_ne)
+            cos_nv = self.judge.fill(cos_nv, word, np.asarray(at.ids_nc))
             at = self._steer(self._params, context, cos_nv[:n], at)
         return at
 
@@ -215,8 +216,8 @@ class ZeroCap:
         for step in range(self.how.max_tokens):
             t, last_b = jnp.asarray(tokens_bt.shape[1] - 1), jnp.asarray(tokens_bt[:, -1])
             log_p0_bv, cache, ids_bc = self._look(self._params, last_b, t, cache)
-            cos_bv = self.judge.unknown()
-            cos_bv = self.judge.fill(cos_bv, self._texts(tokens_bt), np.asarray(ids_bc), image_be)
+            word, cos_bv = self.judge.begin(self._texts(tokens_bt), image_be)
+            cos_bv = self.judge.fill(cos_bv, word, np.asarray(ids_bc))
             chosen_b = np.asarray(
                 self._draw(keys_b, jnp.asarray(step), log_p0_bv, ids_bc, cos_bv[: len(ids_bc)])
             )

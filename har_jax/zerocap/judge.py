@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,16 @@ class Wholes:
     row_m: Int[np.ndarray, " M"]
     tokens_ml: Int[np.ndarray, "M L"]
     ids_m: Int[np.ndarray, " M"]
+
+
+class Word(NamedTuple):
+    """A word that is being chosen: the texts of all beams so far, as CLIP's text tower has read
+    them, and the images that they are about. Rows beyond `beginnings` are padding."""
+
+    beginnings: Sequence[str]
+    rows: list[list[int]]  # the beginnings in CLIP's tokens
+    prefix: KVCache
+    image_ne: Float[Array, "N E"]
 
 
 class Crossing:
@@ -259,35 +270,39 @@ class Judge:
         self._judge = jax.jit(judge, donate_argnames="cos_nv")
         self._judge_whole = jax.jit(judge_whole, donate_argnames="cos_nv")
 
-    def unknown(self) -> Float[Array, "N V"]:
-        """Of all rows: no cosine is known yet."""
-        return jnp.full((self._rows, self.crossing.size), jnp.nan)
+    def begin(
+        self, beginnings: Sequence[str], image_ne: Float[Array, "n E"]
+    ) -> tuple[Word, Float[Array, "N V"]]:
+        """What is the same for all candidates of a word, and their cosines: none is known yet."""
+        rows, prefix_np = self.crossing.prefixes(beginnings)
+        lacking = ((0, self._rows - len(beginnings)), (0, 0))
+        prefix = self._prefill(self._params, np.pad(prefix_np, lacking, mode="edge"))
+        word = Word(beginnings, rows, prefix, jnp.pad(image_ne, lacking))
+        return word, jnp.full((self._rows, self.crossing.size), jnp.nan)
 
     def fill(
-        self,
-        cos_nv: Float[Array, "N V"],
-        beginnings: Sequence[str],
-        ids_nc: Int[np.ndarray, "n C"],
-        image_ne: Float[Array, "n E"],
+        self, cos_nv: Float[Array, "N V"], word: Word, ids_nc: Int[np.ndarray, "n C"]
     ) -> Float[Array, "N V"]:
         """`cos_nv` with the cosine of image i and `beginnings[i]` + each candidate, where it was
         NaN; what is known already is not computed again."""
-        used = len(beginnings)
-        lacking = self._rows - used
-        ids_nc = np.pad(ids_nc, ((0, lacking), (0, 0)), mode="edge")
-        known_nc = ~np.isnan(np.asarray(jnp.take_along_axis(cos_nv, jnp.asarray(ids_nc), axis=1)))
-        ids_nc = np.where(known_nc | (np.arange(self._rows) >= used)[:, None], -1, ids_nc)
-        image_ne = jnp.pad(image_ne, ((0, lacking), (0, 0)), mode="edge")
-        beginnings = [*beginnings, *[beginnings[-1]] * lacking]
-        rows, prefix_np = self.crossing.prefixes(beginnings)
-        prefix = self._prefill(self._params, prefix_np)
-        for texts in self.crossing.texts(beginnings, rows, ids_nc):
+        used = len(word.beginnings)
+        known_nc = ~np.isnan(np.asarray(jnp.take_along_axis(cos_nv[:used], ids_nc, axis=1)))
+        ids_nc = np.where(known_nc, -1, ids_nc)
+        for texts in self.crossing.texts(word.beginnings, word.rows, ids_nc):
             if isinstance(texts, Wholes):
                 own = (texts.row_m, texts.tokens_ml, texts.ids_m)
-                cos_nv = self._judge_whole(self._params, image_ne, *own, cos_nv)
-            else:
-                own = (texts.start_nc, texts.tokens_nct, texts.ids_nc)
-                cos_nv = self._judge(self._params, prefix, image_ne, *own, cos_nv, used)
+                cos_nv = self._judge_whole(self._params, word.image_ne, *own, cos_nv)
+                continue
+            # One shape for all numbers of beams; of the added ones nothing is computed.
+            own = (
+                np.pad(x, [(0, self._rows - used), *[(0, 0)] * (x.ndim - 1)], constant_values=fill)
+                for x, fill in (
+                    (texts.start_nc, 0),
+                    (texts.tokens_nct, 0),
+                    (texts.ids_nc, self.crossing.size),
+                )
+            )
+            cos_nv = self._judge(self._params, word.prefix, word.image_ne, *own, cos_nv, used)
         return cos_nv
 
     def cosines(

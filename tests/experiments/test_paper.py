@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import sys
 import types
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import scipy.stats
 
 from har_jax import command_line, reproduce
-from har_jax.experiments import comparison, costs, paper, systems, truth
+from har_jax.experiments import comparison, costs, evaluated, paper, systems
 from har_jax.experiments.subset import first_images
 from har_jax.files import write_json
 from har_jax.reports.dots import Estimate, make_dots
@@ -130,36 +129,27 @@ def test_one_seed_has_no_deviation_and_says_what_its_intervals_are(tmp_path, mon
 # ------------------------------------------------------------------------ warnings and truth
 
 
-def test_a_clip_that_guides_and_scores_is_warned_of(made, table, monkeypatch):
-    assert not any("independent" in text for text in table["warnings"])
-    assert system(table, "mle")["scores"]  # read: the evaluations are there
-    settings = paper.Settings("full", made, [0])
-    (text,) = [w for w in paper._warnings(settings, [], {}) if "independent" in w]
-    assert "models/clip-vit-base-patch32" in text
-    shown = markdown({**table, "warnings": [text]})
-    assert f"- warning: {text}" in shown
-    assert text in "".join(Page(page({**table, "warnings": [text]}, [])).text)
-    # The same weights under two names are one CLIP.
-    scale = systems.SCALES["tiny"]
-    monkeypatch.setattr(paper, "content_of", lambda path: "sha256:same")
-    assert scale.guide != scale.judge
-    assert len(paper._warnings(paper.Settings("tiny", made, [0]), [], {})) == 1
+def test_warnings_of_evaluations_are_told_once(table):
+    assert table["warnings"] == []
+    text = "CLIPScore is not independent <script>"
+    read = {"zerocap": types.SimpleNamespace(scores=[{"warnings": [text]}, {"warnings": [text]}])}
+    found = paper._warnings([systems.System("zerocap", "ZeroCap", [])], read)
+    assert found == [f"ZeroCap: {text}"]
+    assert f"- warning: ZeroCap: {text}" in markdown({**table, "warnings": found})
+    assert text in "".join(Page(page({**table, "warnings": found}, [])).text)
 
 
-def test_shapes_named_is_asked_where_it_is_there(monkeypatch):
-    monkeypatch.setattr(truth, "_MODULE", "har_jax.miniature.nothing_of_this_name")
-    assert truth.shapes_named("data", {1: "a"}, "test") is None
-    module = types.ModuleType("made_up_truth")
-
+def test_what_is_true_of_scenes_is_in_the_scores(made, monkeypatch):
     class Truth:
         def to_dict(self):
             return {"captions_true": 0.5}
 
-    module.shapes_named = lambda data, captions, split: Truth()
-    module.__spec__ = types.SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "made_up_truth", module)
-    monkeypatch.setattr(truth, "_MODULE", "made_up_truth")
-    assert truth.shapes_named("data", {1: "a"}, "test") == {"captions_true": 0.5}
+    monkeypatch.setattr(evaluated, "shapes_named", lambda data, captions, split: Truth())
+    found = evaluated.Evaluated([made / "mle-0/eval/test"], scenes="data")
+    assert found.scored.values["truth/captions_true"] == [0.5]
+    assert (
+        "truth/captions_true" not in evaluated.Evaluated([made / "mle-0/eval/test"]).scored.values
+    )
 
 
 def test_systems_of_different_images_are_refused(made, monkeypatch, capsys, tmp_path):

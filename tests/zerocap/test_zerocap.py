@@ -209,9 +209,8 @@ def test_cosines_do_not_depend_on_how_they_were_computed(pairs, images):
     beginnings += [zerocap.vocabulary.decode(row) for row in np.arange(60).reshape(3, 20)]
     n, v = len(beginnings), zerocap.vocabulary.known
     image_ne = jnp.repeat(jnp.asarray(published.image_feature([images[0]]).numpy()), n, axis=0)
-    cos_nv = zerocap.judge.fill(
-        zerocap.judge.unknown(), beginnings, np.tile(np.arange(v), (n, 1)), image_ne
-    )
+    word, cos_nv = zerocap.judge.begin(beginnings, image_ne)
+    cos_nv = zerocap.judge.fill(cos_nv, word, np.tile(np.arange(v), (n, 1)))
     for row, beginning in zip(np.asarray(cos_nv), beginnings, strict=False):
         texts = [beginning + part for part in zerocap.vocabulary.texts[:v]]
         expected = published.text_features(texts) @ image_ne[0].__array__()
@@ -229,9 +228,8 @@ def test_the_sampled_method_draws_from_the_published_distribution(sampled, world
     for t in range(len(prompt) - 1, tokens.shape[1]):
         log_p0, cache, ids = zerocap._look(zerocap._params, tokens[:, t], jnp.asarray(t), cache)
     image = jnp.asarray(image_1e.numpy())
-    cos = zerocap.judge.fill(
-        zerocap.judge.unknown(), zerocap._texts(tokens), np.asarray(ids), image
-    )
+    word, cos = zerocap.judge.begin(zerocap._texts(tokens), image)
+    cos = zerocap.judge.fill(cos, word, np.asarray(ids))
     cos_nc = jnp.take_along_axis(cos[:1], ids, axis=1)
     ours = np.zeros_like(expected_v)
     ours[np.asarray(ids[0])] = np.exp(search.guided_log_p(log_p0, ids, cos_nc, 1.0)[0])
