@@ -1,4 +1,4 @@
-# make demo    everything from nothing: scenes, miniature models, MLE, SCST, a report (about 10 minutes)
+# make demo    everything from nothing: scenes, miniature models, MLE, SCST, ZeroCap, a report (10 to 20 minutes)
 # make reproduce   the paper's table: ZeroCap, MLE and SCST over SEEDS=5, with a page in runs/reproduce
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
