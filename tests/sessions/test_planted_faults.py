@@ -15,6 +15,7 @@ from har_jax import config_file, train
 from har_jax import doctor as doctor_command
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import document_frequency_path, open_split
+from har_jax.data.protocols import Part
 from har_jax.evaluation.run import Predictions, write_captions
 from har_jax.loading.captioner import LoadedCaptioner
 from har_jax.loading.writer import CaptionerWriter
