@@ -1,6 +1,7 @@
 """ZeroCap against the same algorithm in PyTorch, and what memoisation and batching are worth.
 
-    python benchmarks/zerocap.py                    # random small models: some minutes on 2 cores
+    python benchmarks/zerocap.py                    # random small models: over ten minutes on 2 cores
+    python benchmarks/zerocap.py --images=1 --candidates=128 --tokens=6         # two minutes
     python benchmarks/zerocap.py --clip=HF_DIR --lm=HF_DIR --images=2
 
 The peer is the transcription of the authors' program that the tests compare with
@@ -51,7 +52,7 @@ class Forgetful(ZeroCap):
     ) -> Steered:
         n, last = len(beginnings), jnp.asarray(self.how.iterations - 1)
         still = jax.tree.map(jnp.zeros_like, context.cache)
-        at = Steered(still, last, ids_nc, jnp.asarray(False))
+        at = Steered(still, last, ids_nc[:, : self.how.candidates], jnp.asarray(False))
         for _ in range(self.how.iterations):
             # With nothing known an iteration only tells its candidates; the last one is done then.
             word, unknown = self.judge.begin(beginnings, image_ne)
