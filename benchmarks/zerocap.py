@@ -1,7 +1,7 @@
 """ZeroCap against the same algorithm in PyTorch, and what memoisation and batching are worth.
 
-    python benchmarks/zerocap.py                    # random small models: over ten minutes on 2 cores
-    python benchmarks/zerocap.py --images=1 --candidates=128 --tokens=6         # two minutes
+    python benchmarks/zerocap.py                    # small models: over ten minutes on 2 cores
+    python benchmarks/zerocap.py --images=1 --candidates=128 --tokens=6         # two
     python benchmarks/zerocap.py --clip=HF_DIR --lm=HF_DIR --images=2
 
 The peer is the transcription of the authors' program that the tests compare with
