@@ -180,6 +180,7 @@ class Config:
     seed: Seed = 0
     steps: Count = 1000
     batch_size: Count = 32  # images, over all devices
+    microbatches: Count = 1  # parts of a batch whose gradients are made one after the other
     init_from: str = ""  # SCST: the MLE run to start from
     log_every: Count = 10
     checkpoint_every: Count = 500
@@ -224,6 +225,11 @@ def check(config: Config) -> None:
       UserError: there is one.
     """
     optim, scst = config.optim, config.scst
+    if config.batch_size % config.microbatches:
+        raise UserError(
+            f"config.microbatches={config.microbatches} does not divide "
+            f"config.batch_size={config.batch_size}; set {_largest_divisor(config.batch_size, config)}"
+        )
     if optim.warmup_steps > config.steps:
         raise UserError(
             f"config.optim.warmup_steps={optim.warmup_steps} is longer than the run "
@@ -274,6 +280,19 @@ def check_devices(config: Config, n_devices: int) -> None:
             f"data={data} x fsdp={fsdp}); use a multiple of {rows}, such as "
             f"{math.ceil(config.batch_size / rows) * rows}"
         )
+    rows *= config.microbatches
+    if config.batch_size % rows:
+        raise UserError(
+            f"config.batch_size={config.batch_size} cannot be divided into "
+            f"config.microbatches={config.microbatches} over {data * fsdp} devices; use a multiple "
+            f"of {rows}, or {_largest_divisor(config.batch_size // (data * fsdp), config)}"
+        )
+
+
+def _largest_divisor(rows: int, config: Config) -> str:
+    """`microbatches=4`: the most parts, up to what is asked for, that the rows of a device make."""
+    fits = max(n for n in range(1, config.microbatches + 1) if rows % n == 0)
+    return f"config.microbatches={fits}"
 
 
 def place(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:

@@ -8,6 +8,7 @@ and may leave a jitted function. `merge` combines two of one kind, `reduce` thos
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -52,13 +53,24 @@ class Max(NamedTuple):
     value: Number
 
 
+class PerStep(NamedTuple):
+    """The mean over steps of what microbatches add up to, such as a number of tokens."""
+
+    total: Number
+    steps: Number = 1.0
+
+    @property
+    def value(self) -> Number:
+        return self.total / self.steps
+
+
 class Last(NamedTuple):
     """The value of the last step, such as a learning rate."""
 
     value: Number
 
 
-Figure = Mean | Deviation | Max | Last
+Figure = Mean | Deviation | PerStep | Max | Last
 
 
 class Loss(NamedTuple):
@@ -73,8 +85,36 @@ class Loss(NamedTuple):
     arrays: dict[str, Array] = {}
 
 
-LossFn = Callable[[dict[str, Array], Mapping[str, Array], Array], Loss]
+LossFn = Callable[[dict[str, Array], Mapping[str, Any], Array], Loss]
 """(all parameters, batch, key) → the loss; what an objective is to training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartedLoss:
+    """A loss whose batch can be taken in parts, so that gradients may be made of one after the
+    other (`training/gradients.py`). Called, it is the loss of a whole batch.
+
+    Attributes:
+      whole: of a batch, at once.
+      prepare: (parameters, batch, key) → what the parts are made of, each array with an image along
+        its first axis. It is made once, of the whole batch, and never differentiated.
+      part: the loss of some images of what was prepared. Totals, weights and figures of the parts
+        add up to those of the whole; arrays have an image along their first axis.
+    """
+
+    whole: LossFn
+    prepare: Callable[[dict[str, Array], Mapping[str, Array], Array], dict[str, Any]]
+    part: LossFn
+
+    def __call__(self, params: dict[str, Array], batch: Mapping[str, Any], key: Array) -> Loss:
+        return self.whole(params, batch, key)
+
+
+def parted(loss_fn: LossFn) -> PartedLoss:
+    """Any loss as one of parts; one that knows of none is given images of the batch itself."""
+    if isinstance(loss_fn, PartedLoss):
+        return loss_fn
+    return PartedLoss(loss_fn, lambda params, batch, key: dict(batch), loss_fn)
 
 
 def mean(values: Array, weights: Any = None) -> Mean:
@@ -106,6 +146,20 @@ def merge(first: Figure, second: Figure) -> Figure:
         library: Any = jnp if isinstance(first.value, jax.Array) else np
         return Max(library.maximum(first.value, second.value))
     return type(first)(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+def of_parts(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Figures of a step from those of its microbatches, which lie along the first axis."""
+
+    def one(figure: Figure) -> Figure:
+        if isinstance(figure, Max):
+            return Max(jnp.max(figure.value))
+        if isinstance(figure, Last):
+            return Last(jnp.asarray(figure.value)[-1])
+        added = type(figure)(*(jnp.sum(jnp.asarray(x), axis=0) for x in figure))
+        return PerStep(added.total) if isinstance(added, PerStep) else added
+
+    return {name: one(figure) for name, figure in figures.items()}
 
 
 def reduce(steps: Sequence[Mapping[str, Figure]]) -> dict[str, float]:

@@ -149,11 +149,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-_ACTIVATION_RULES: Rules = {"batch": BATCH_AXES, "heads": "tensor", "mlp": "tensor"}
+_ACTIVATION_RULES: Rules = {
+    "batch": BATCH_AXES,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Keeps an activation on its logical axes (`"batch"`, `"heads"`, `"mlp"`, None for the rest).
+    """Keeps an activation on its logical axes (`"batch"`, `"heads"`, `"mlp"`, `"vocab"`, or None).
 
     Reads the mesh that `jax.set_mesh` put in context; without one, or on one device, a no-op.
     Trailing axes may be left out. An axis that the mesh does not divide is left to the compiler.
@@ -167,6 +172,18 @@ def constrain_param(x: Array, axes: LogicalAxes, rules: Rules, name: str = "") -
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, axes, mesh, rules, name))
+
+
+def vocabulary_parts(size: int) -> int:
+    """Into how many parts the mesh in context splits logits of a vocabulary of this size."""
+    mesh = mesh_in_context()
+    return 1 if mesh is None or size % mesh.shape["tensor"] else mesh.shape["tensor"]
+
+
+def batch_parts(size: int) -> int:
+    """Into how many parts the mesh in context splits a batch of this size."""
+    mesh = mesh_in_context()
+    return 1 if mesh is None or size % batch_shards(mesh) else batch_shards(mesh)
 
 
 def mesh_in_context() -> AbstractMesh | None:

@@ -48,7 +48,7 @@ class DecodeState(NamedTuple):
     x_brd: Float[Array, "B R D"]  # the input of the next step
     done_br: Bool[Array, "B R"]  # EOS was written
     captions: Captions
-    written: KVCache  # per layer K, V [B,R,T,Hkv,Dh], one slot per token
+    written: KVCache  # per layer K, V [B,R,K,T,H], one slot per token
 
 
 def is_end(tokens: Int[Array, "*rows"], eos_ids: tuple[int, ...]) -> Bool[Array, "*rows"]:
@@ -108,7 +108,7 @@ def decode(
     def step(state: DecodeState) -> DecodeState:
         # 1. One token of every row through the decoder.
         hidden, written = captioner.lm.step(state.x_brd, cache.kv, state.written, state.t)
-        logits = constrain(captioner.lm.logits(hidden), "batch")
+        logits = constrain(captioner.lm.logits(hidden), "batch", None, "vocab")
         # 2. The next token, by argmax or by a draw; a row that is done goes on with EOS.
         token, logp = choose(logits, plan, jax.random.fold_in(key, state.t))
         token = jnp.where(state.done_br, eos_ids[0], token)

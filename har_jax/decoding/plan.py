@@ -38,6 +38,11 @@ class DecodePlan:
             )
 
     @property
+    def truncates(self) -> bool:
+        """Whether samples are kept from some of the vocabulary."""
+        return self.top_k > 0 or self.top_p < 1
+
+    @property
     def rows(self) -> int:
         """R: captions per image."""
         return int(self.greedy) + self.samples

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from har_jax.decoding.plan import DecodePlan
 from har_jax.models.logprobs import token_logprobs
+from har_jax.sharding import constrain, vocabulary_parts
 from har_jax.types import Array, Float, Int, Key
 
 _BLOCK = 128
@@ -37,15 +38,18 @@ def draw(logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]) -> Int
     """One token per row with probability softmax(logits), by inversion of u ∈ [0,1).
 
     In two levels: the block of the vocabulary in which the cumulated mass passes u, then the token
-    in that block. A token of probability 0 is never drawn.
+    in that block. A token of probability 0 is never drawn. Where a mesh splits the vocabulary, the
+    sums of blocks and one block a row travel between devices, and no logits.
     """
     *rows, v = logits.shape
-    n_blocks = -(-v // _BLOCK)
+    n_parts = vocabulary_parts(v)
+    size = _BLOCK if n_parts == 1 else _block_size(v // n_parts)
+    n_blocks = -(-v // size)
     # 1. Weights in blocks of the vocabulary; what is padded has none.
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.pad(weights, [(0, 0)] * len(rows) + [(0, n_blocks * _BLOCK - v)])
-    weights = weights.reshape(*rows, n_blocks, _BLOCK)
-    blocks = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+    weights = jnp.pad(weights, [(0, 0)] * len(rows) + [(0, n_blocks * size - v)])
+    weights = weights.reshape(*rows, n_blocks, size)
+    blocks = jnp.cumsum(constrain(jnp.sum(weights, axis=-1), "batch"), axis=-1)
     # 2. The block in which the target lies. Rounding must not push the target to the total itself:
     #    nothing lies beyond it.
     target = jnp.minimum(uniform * blocks[..., -1], jnp.nextafter(blocks[..., -1], -1.0))
@@ -57,12 +61,31 @@ def draw(logits: Float[Array, "*rows V"], uniform: Float[Array, "*rows"]) -> Int
     )
     # 3. The token in that block. The two levels round differently: where no token of the block
     #    passes, its last possible one.
-    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
+    if n_parts == 1:
+        inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
+    else:  # a gather would bring all weights together first
+        at = jnp.arange(n_blocks)[:, None] == block[..., None, None]
+        inside = constrain(jnp.sum(jnp.where(at, weights, 0.0), axis=-2), "batch")
     cumulated = jnp.cumsum(inside, axis=-1)
     passed = (before[..., None] + cumulated > target[..., None]) & (inside > 0)
-    last_possible = _BLOCK - 1 - jnp.argmax(inside[..., ::-1] > 0, axis=-1)
+    last_possible = size - 1 - jnp.argmax(inside[..., ::-1] > 0, axis=-1)
     within = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last_possible)
-    return (block * _BLOCK + within).astype(jnp.int32)
+    return (block * size + within).astype(jnp.int32)
+
+
+def _block_size(part: int) -> int:
+    """The largest up to `_BLOCK` that divides a device's part: no block lies on two devices."""
+    return max(n for n in range(1, _BLOCK + 1) if part % n == 0)
+
+
+def likeliest(logits: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
+    """The first token with the largest logit: argmax, which where a mesh splits the vocabulary
+    compares one number a device."""
+    if vocabulary_parts(logits.shape[-1]) == 1:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    v = logits.shape[-1]
+    best = logits == jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(best, jnp.arange(v, dtype=jnp.int32), v), axis=-1)
 
 
 def choose(
@@ -77,10 +100,12 @@ def choose(
     tokens, logps = [], []
     if plan.greedy:
         greedy = logits[:, :1]
-        tokens.append(jnp.argmax(greedy, axis=-1).astype(jnp.int32))
+        tokens.append(likeliest(greedy))
         logps.append(token_logprobs(greedy, tokens[-1]))
     if plan.samples:
-        policy = truncate(logits[:, r - plan.samples :] / plan.temperature, plan.top_k, plan.top_p)
+        policy = logits[:, r - plan.samples :] / plan.temperature
+        if plan.truncates:  # sorting takes the whole vocabulary
+            policy = truncate(constrain(policy, "batch"), plan.top_k, plan.top_p)
         tokens.append(draw(policy, jax.random.uniform(key, (b, plan.samples))))
         logps.append(token_logprobs(policy, tokens[-1]))
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(logps, axis=1)

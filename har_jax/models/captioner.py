@@ -24,7 +24,7 @@ from har_jax.models.attention import KVCache
 from har_jax.models.decoders.protocol import Decoder, DecoderConfig
 from har_jax.models.decoders.transformer import Adapt
 from har_jax.models.encoders.protocol import Encoder, EncoderConfig
-from har_jax.models.logprobs import token_logprobs
+from har_jax.models.logprobs import TokenScores, score_tokens
 from har_jax.models.projector import Projector, ProjectorKind
 from har_jax.types import Array, DTypeLike, Float, Int
 
@@ -66,7 +66,7 @@ class PrefixCache(NamedTuple):
     its output predicts the caption's first token.
     """
 
-    kv: KVCache  # per layer K, V [B,P',Hkv,Dh]
+    kv: KVCache  # per layer K, V [B,K,P',H]
     last_bd: Array  # [B,D]
 
 
@@ -151,23 +151,37 @@ class Captioner(nnx.Module):
         return PrefixCache(kv, x_bpd[:, -1])
 
     def logits(self, cache: PrefixCache, tokens: Int[Array, "B R T"]) -> Float[Array, "B R T V"]:
-        """Teacher forcing: float32 logits that predict each token of R known captions per image."""
+        """Teacher forcing: float32 logits that predict each token of R known captions per image.
+
+        All of them at once; `token_scores` never holds more than a block.
+        """
+        return self.lm.logits(self._predicting(cache, tokens))
+
+    def _predicting(self, cache: PrefixCache, tokens: Int[Array, "B R T"]) -> Array:
+        """The hidden state `[B,R,T,D]` that each token is predicted from."""
         b, r, _ = tokens.shape
         d = cache.last_bd.shape[-1]
         first = jnp.broadcast_to(cache.last_bd[:, None, None], (b, r, 1, d))
         known = self.lm.embed(tokens[:, :, :-1], first.dtype)
-        hidden = self.lm.extend(jnp.concatenate([first, known], axis=2), cache.kv)
-        return self.lm.logits(hidden)
+        return self.lm.extend(jnp.concatenate([first, known], axis=2), cache.kv)
 
-    def score(
+    def token_scores(
         self, cache: PrefixCache, tokens: Int[Array, "B R T"], *, temperature: float = 1.0
-    ) -> Float[Array, "B R T"]:
-        """log P(y_t | y_<t, p) of R captions per image, under logits / temperature.
+    ) -> TokenScores:
+        """Of R captions per image: log P(y_t | y_<t, p) under logits / temperature, the entropy
+        of the distribution at each place, and whether the token is its likeliest.
 
         Positions after a caption's end hold values without meaning: mask them by length
         (`logprobs.length_mask`), never by id, for Mistral has no pad token.
         """
-        return token_logprobs(self.logits(cache, tokens) / temperature, tokens)
+        hidden = self._predicting(cache, tokens)
+        return score_tokens(self.lm.logits, hidden, tokens, temperature)
+
+    def score(
+        self, cache: PrefixCache, tokens: Int[Array, "B R T"], *, temperature: float = 1.0
+    ) -> Float[Array, "B R T"]:
+        """The log-probabilities of `token_scores` alone."""
+        return self.token_scores(cache, tokens, temperature=temperature).logp
 
 
 def new_projector(config: CaptionerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> Projector:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from har_jax.data.pipeline import visual
-from har_jax.figures import Figure, Loss, LossFn, Mean, mean
+from har_jax.figures import Figure, Loss, LossFn, Mean, PerStep
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
-from har_jax.models.logprobs import length_mask, token_logprobs
+from har_jax.models.logprobs import length_mask
 from har_jax.types import Array
 
 
@@ -28,15 +28,14 @@ def make_mle_loss(structure: Structure[Captioner]) -> LossFn:
         del key  # nothing here is random: the batch order is the pipeline's
         captioner = structure.merge(params)
         cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
-        logits = captioner.logits(cache, batch["tokens"])
+        scores = captioner.token_scores(cache, batch["tokens"])
         mask = length_mask(batch["lengths"], batch["tokens"].shape[-1])
-        total = -jnp.sum(token_logprobs(logits, batch["tokens"]) * mask)
-        right = (jnp.argmax(logits, axis=-1) == batch["tokens"]) * mask
+        total = -jnp.sum(scores.logp * mask)
         n_tokens = jnp.sum(mask)
         figures: dict[str, Figure] = {
-            "accuracy": Mean(jnp.sum(right), n_tokens),
-            "tokens": mean(n_tokens),
+            "accuracy": Mean(jnp.sum(scores.likeliest * mask), n_tokens),
+            "tokens": PerStep(n_tokens),
         }
-        return Loss(total, jnp.maximum(n_tokens, 1), figures)
+        return Loss(total, n_tokens, figures)
 
     return loss_fn

@@ -8,6 +8,7 @@ again by teacher forcing, which alone is differentiated; hand both to the object
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -16,9 +17,10 @@ from har_jax.config import ScstConfig
 from har_jax.data.pipeline import visual
 from har_jax.decoding import DecodePlan
 from har_jax.decoding.loop import is_end
-from har_jax.figures import Figure, Loss, LossFn, Max, mean
-from har_jax.models.captioner import Captioner
+from har_jax.figures import Figure, Loss, Max, PartedLoss, PerStep, mean
+from har_jax.models.captioner import Captioner, PrefixCache
 from har_jax.models.functional import Params, Structure
+from har_jax.models.logprobs import TokenScores
 from har_jax.objectives.experience import Experience, Objective, RewardFn, collect
 from har_jax.objectives.policy_gradient import needs_greedy, policy_gradient
 from har_jax.types import Array
@@ -36,37 +38,62 @@ def make_scst_loss(
     max_tokens: int,
     reward: RewardFn,
     objective: Objective = policy_gradient,
-) -> LossFn:
-    """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `image_id [B]`."""
+) -> PartedLoss:
+    """The loss of a batch `image [B,H,W,3]` (or `features [B,S,Dv]`), `image_id [B]`.
+
+    In parts, the rollout and its rewards are of the whole batch, in one loop; what is
+    differentiated is made of some images at a time, their prefixes among it.
+    """
     plan = rollout_plan(config, max_tokens)
 
-    def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> Loss:
-        # 1. The prefix of every image, once for all its captions.
-        captioner = structure.merge(params)
-        cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
-        # 2. What the policy writes, and what that earns: no gradient goes through it.
+    def experience_of(
+        params: Params, batch: Mapping[str, Array], cache: PrefixCache, key: Array
+    ) -> Experience:
+        # What the policy writes, and what that earns: no gradient goes through it.
         writing = structure.merge(stop_gradient(params))
         fixed = stop_gradient(cache)
-        experience = collect(writing, fixed, plan, reward, batch["image_id"], key, params)
-        # 3. Log-probabilities of the samples: the same policy, at the same temperature.
+        return collect(writing, fixed, plan, reward, batch["image_id"], key, params)
+
+    def update(captioner: Captioner, cache: PrefixCache, experience: Experience) -> Loss:
+        # Log-probabilities of the samples: the same policy, at the same temperature.
         tokens = experience.samples.tokens
-        logp = captioner.score(cache, tokens, temperature=config.temperature)
-        # 4. The objective, and what is logged beside its own figures.
-        loss = objective(experience, logp, config)
-        figures = {**_figures(experience, logp, captioner.config.eos_ids), **loss.figures}
+        scores = captioner.token_scores(cache, tokens, temperature=config.temperature)
+        # The objective, and what is logged beside its own figures.
+        loss = objective(experience, scores.logp, config)
+        figures = {**_figures(experience, scores, captioner.config.eos_ids), **loss.figures}
         return Loss(loss.total, loss.weight, figures, _arrays(experience) | loss.arrays)
 
-    return loss_fn
+    def whole(params: Params, batch: Mapping[str, Array], key: Array) -> Loss:
+        # The prefix of every image, once for all its captions, the written and the scored ones.
+        captioner = structure.merge(params)
+        cache = captioner.prefill(captioner.project(captioner.encode(visual(batch))))
+        return update(captioner, cache, experience_of(params, batch, cache, key))
+
+    def prepare(params: Params, batch: Mapping[str, Array], key: Array) -> dict[str, Any]:
+        captioner = structure.merge(params)
+        features = captioner.encode(visual(batch))
+        cache = captioner.prefill(captioner.project(features))
+        return {"features": features, "experience": experience_of(params, batch, cache, key)}
+
+    def part(params: Params, prepared: Mapping[str, Any], key: Array) -> Loss:
+        del key  # what is random was drawn by the rollout
+        captioner = structure.merge(params)
+        cache = captioner.prefill(captioner.project(prepared["features"]))
+        return update(captioner, cache, prepared["experience"])
+
+    return PartedLoss(whole, prepare, part)
 
 
-def _figures(experience: Experience, logp: Array, eos_ids: tuple[int, ...]) -> dict[str, Figure]:
-    samples, mask = experience.samples, experience.mask_bkt
+def _figures(
+    experience: Experience, scores: TokenScores, eos_ids: tuple[int, ...]
+) -> dict[str, Figure]:
+    samples, mask, logp = experience.samples, experience.mask_bkt, scores.logp
     ended = jnp.any(is_end(samples.tokens, eos_ids) & (mask > 0), axis=-1)
     figures: dict[str, Figure] = {
         "reward": mean(experience.rewards_bk),
-        "entropy": mean(-logp, mask),  # nats per token, Monte Carlo
+        "entropy": mean(scores.entropy, mask),  # nats per token, of the whole distribution
         "length": mean(samples.lengths),
-        "tokens": mean(jnp.sum(mask)),  # sampled by the step, as MLE has those of the references
+        "tokens": PerStep(jnp.sum(mask)),  # sampled by the step, as MLE has those of the references
         "ended": mean(ended),
         # Decode against score: must stay at rounding.
         "logp_drift": Max(jnp.max(jnp.abs(logp - samples.logp) * mask)),

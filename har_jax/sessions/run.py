@@ -137,7 +137,9 @@ def training_step(session: Session) -> TrainStep:
     axes = {name: blueprint.logical_axes[name] for name in trained}
     rule, schedule = make_optimizer(config.optim, axes), make_schedule(config.optim, config.steps)
     shardings = {name: x.sharding for name, x in trained.items()}
-    return make_train_step(session.loss_fn, rule, schedule, trained, shardings, mesh, config.seed)
+    return make_train_step(
+        session.loss_fn, rule, schedule, trained, shardings, mesh, config.seed, config.microbatches
+    )
 
 
 def observers(session: Session, logger: Logger) -> Hooks:

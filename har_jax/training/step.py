@@ -14,9 +14,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from har_jax.checkpoint import abstract
-from har_jax.figures import Figure, Last, Loss, LossFn, Mean, mean
+from har_jax.figures import Figure, Last, LossFn, Mean, mean
 from har_jax.models.functional import Params
 from har_jax.sharding import replicated
+from har_jax.training.gradients import make_gradient
 from har_jax.training.optimizer import Schedule
 from har_jax.types import Array, PyTree
 
@@ -79,6 +80,7 @@ def make_train_step(
     param_shardings: Mapping[str, NamedSharding],
     mesh: Mesh,
     seed: int,
+    microbatches: int = 1,
 ) -> TrainStep:
     """Compiles `loss_fn` into a step over `params` (arrays or shapes of the trained ones).
 
@@ -89,17 +91,15 @@ def make_train_step(
       optimizer: makes updates for a learning rate of 1.
       schedule: step → learning rate. It follows the state's step, which goes on when guards take
         parameters and moments back to an earlier checkpoint.
+      microbatches: in how many parts gradients are made, one after the other.
     """
+    gradient = make_gradient(loss_fn, microbatches)
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_of(trained: Params) -> tuple[Array, Loss]:
-            loss = loss_fn({**frozen, **trained}, batch, key)
-            return loss.total / loss.weight, loss
-
         # 1. The loss, and its gradient with respect to the trained parameters alone.
-        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss, grads = gradient(state.params, frozen, batch, key)
         # 2. The optimizer's update, scaled by the learning rate of this step.
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         rate, scale = jnp.asarray(schedule(state.step), jnp.float32), state.lr_scale

@@ -156,7 +156,7 @@ def test_gradients_with_respect_to_the_cache(small):
     """As ZeroCap takes them: against differences along a drawn direction."""
     structure, params = small
     tokens = np.random.default_rng(1).integers(0, 31, (2, 7))
-    shape = (2, 6, SMALL.n_head, SMALL.head_dim)
+    shape = (2, SMALL.n_head, 6, SMALL.head_dim)
     keys = iter(jax.random.split(jax.random.key(0), 2 * SMALL.n_layer))
     along = tuple(
         KV(*(jax.random.normal(next(keys), shape) for _ in "kv")) for _ in range(SMALL.n_layer)
@@ -266,7 +266,7 @@ def test_more_tokens_than_positions(small):
     for length, room in ((17, 0), (10, 7)):
         with pytest.raises(UserError, match="17 tokens, but this GPT-2 has positions for 16"):
             model.prefill(jnp.zeros((1, length, 16)), room=room)
-    kv = jnp.zeros((1, 12, 2, 8))
+    kv = jnp.zeros((1, 2, 12, 8))
     with pytest.raises(UserError, match="17 tokens"):
         model.extend(jnp.zeros((1, 5, 16)), (KV(kv, kv),) * 2)
 

@@ -62,8 +62,8 @@ def _pair(world, forbidden_file, preset, **changes):
 
 
 def as_cache(arrays):
-    """transformers' [K,heads,T,width] to ours, [K,T,heads,width]."""
-    return tuple(KV(*(np.swapaxes(np.asarray(x), 1, 2) for x in kv)) for kv in arrays)
+    """transformers' [K,heads,T,width] as ours."""
+    return tuple(KV(*map(np.asarray, kv)) for kv in arrays)
 
 
 @pytest.fixture(scope="module")

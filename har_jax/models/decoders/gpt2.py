@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.models.attention import KV, KVCache
+from har_jax.models.attention import KV, KVCache, heads_first
 from har_jax.models.layers import (
     MLP,
     Embedding,
@@ -122,19 +122,19 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KV]:
         """Attends to `past` and to itself; with `write`, its keys go into slots of `past`."""
         q_btnh, *own = jnp.moveaxis(self.qkv(x_btd), 2, 0)
-        kv = KV(*own)
+        kv = KV(*map(heads_first, own))
         if past is not None and write:
             kv = past.with_slot(kv, positions_t[0])
         elif past is not None:
-            kv = KV(*(jnp.concatenate(pair, axis=1) for pair in zip(past, kv, strict=True)))
+            kv = KV(*(jnp.concatenate(pair, axis=2) for pair in zip(past, kv, strict=True)))
         scores_bnts = jnp.einsum(
-            "btnh,bsnh->bnts", q_btnh, kv.k, preferred_element_type=jnp.float32
+            "btnh,bnsh->bnts", q_btnh, kv.k, preferred_element_type=jnp.float32
         )
         # Slots that are not yet written lie in the future, so this one rule masks them as well.
-        seen_ts = positions_t[:, None] >= jnp.arange(kv.k.shape[1])
+        seen_ts = positions_t[:, None] >= jnp.arange(kv.length)
         scores_bnts = jnp.where(seen_ts, scores_bnts * self.scale, jnp.finfo(jnp.float32).min)
         weights_bnts = jax.nn.softmax(scores_bnts, axis=-1).astype(x_btd.dtype)
-        return self.o(jnp.einsum("bnts,bsnh->btnh", weights_bnts, kv.v)), kv
+        return self.o(jnp.einsum("bnts,bnsh->btnh", weights_bnts, kv.v)), kv
 
 
 class Block(nnx.Module):
@@ -188,7 +188,7 @@ class GPT2(nnx.Module):
         t = x_btd.shape[1]
         self._check_length(t + room)
         hidden, cache = self._run(x_btd, jnp.arange(t), None, False)
-        pad = ((0, 0), (0, room), (0, 0), (0, 0))
+        pad = ((0, 0), (0, 0), (0, room), (0, 0))
         return hidden, tuple(KV(jnp.pad(kv.k, pad), jnp.pad(kv.v, pad)) for kv in cache)
 
     def extend(

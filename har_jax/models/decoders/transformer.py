@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.models.attention import KV, KVCache, attend, rotary
+from har_jax.models.attention import KV, KVCache, attend, heads_first, rotary
 from har_jax.models.functional import Params, split, stack, unstack
 from har_jax.models.layers import (
     ACTIVATIONS,
@@ -93,7 +93,8 @@ class Attention(nnx.Module):
         written: KV | None,
     ) -> tuple[Float[Array, "B R T D"], KV]:
         q = rotary(self.q(x_brtd), positions_t, self.theta)
-        own = KV(rotary(self.k(x_brtd), positions_t, self.theta), self.v(x_brtd))
+        k_brtkh = rotary(self.k(x_brtd), positions_t, self.theta)
+        own = KV(heads_first(k_brtkh), heads_first(self.v(x_brtd)))
         if written is not None:  # one token: write it into its slot of the caption's cache
             own = written.with_slot(own, positions_t[0] - (0 if shared is None else shared.length))
         return self.o(attend(q, positions_t, shared, own, self.window)), own
@@ -207,10 +208,10 @@ class Transformer(nnx.Module):
 
     def empty_cache(self, b: int, r: int, t: int, dtype: DTypeLike = jnp.float32) -> KVCache:
         """Room for the keys and values of T tokens of `[B,R]` captions."""
-        shape = (b, r, t, self.config.num_key_value_heads, self.config.head_dim)
+        shape = (b, r, self.config.num_key_value_heads, t, self.config.head_dim)
 
         def zeros() -> Array:
-            return constrain(jnp.zeros(shape, dtype), "batch", None, None, "heads")
+            return constrain(jnp.zeros(shape, dtype), "batch", None, "heads")
 
         return tuple(KV(zeros(), zeros()) for _ in range(self.config.num_hidden_layers))
 

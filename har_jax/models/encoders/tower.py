@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.models.attention import KV
+from har_jax.models.attention import KV, heads_first
 from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal
 from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, DTypeLike, Float
@@ -63,12 +63,12 @@ class Attention(nnx.Module):
         """The sequence itself; its keys and values are told beside the result."""
         q_bsnh = self.q(x_bsd)
         q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
-        own = KV(self.k(x_bsd), self.v(x_bsd))
-        scores = jnp.einsum("bsnh,btnh->bnst", q_bsnh, own.k, preferred_element_type=jnp.float32)
+        own = KV(heads_first(self.k(x_bsd)), heads_first(self.v(x_bsd)))
+        scores = jnp.einsum("bsnh,bnth->bnst", q_bsnh, own.k, preferred_element_type=jnp.float32)
         if mask_st is not None:
             scores = jnp.where(mask_st, scores, jnp.finfo(jnp.float32).min)
         weights_bnst = jax.nn.softmax(scores, axis=-1).astype(x_bsd.dtype)
-        return self.o(jnp.einsum("bnst,btnh->bsnh", weights_bnst, own.v)), own
+        return self.o(jnp.einsum("bnst,bnth->bsnh", weights_bnst, own.v)), own
 
     def after(
         self, x_brtd: Float[Array, "B R T D"], prefix: KV, seen_brp: Bool[Array, "B R P"]
@@ -77,17 +77,17 @@ class Attention(nnx.Module):
         them continues."""
         q_brtnh = self.q(x_brtd)
         q_brtnh = q_brtnh * q_brtnh.shape[-1] ** -0.5
-        own, t = KV(self.k(x_brtd), self.v(x_brtd)), x_brtd.shape[2]
+        own, t = KV(heads_first(self.k(x_brtd)), heads_first(self.v(x_brtd))), x_brtd.shape[2]
         f32 = jnp.float32
-        shared = jnp.einsum("brtnh,bpnh->brntp", q_brtnh, prefix.k, preferred_element_type=f32)
+        shared = jnp.einsum("brtnh,bnph->brntp", q_brtnh, prefix.k, preferred_element_type=f32)
         shared = jnp.where(seen_brp[:, :, None, None], shared, jnp.finfo(f32).min)
-        scores = jnp.einsum("brtnh,brsnh->brnts", q_brtnh, own.k, preferred_element_type=f32)
+        scores = jnp.einsum("brtnh,brnsh->brnts", q_brtnh, own.k, preferred_element_type=f32)
         scores = jnp.where(jnp.tril(jnp.ones((t, t), bool)), scores, jnp.finfo(f32).min)
         weights = jax.nn.softmax(jnp.concatenate([shared, scores], axis=-1), axis=-1)
         weights = weights.astype(x_brtd.dtype)
         p = prefix.length
-        out = jnp.einsum("brntp,bpnh->brtnh", weights[..., :p], prefix.v)
-        return self.o(out + jnp.einsum("brnts,brsnh->brtnh", weights[..., p:], own.v))
+        out = jnp.einsum("brntp,bnph->brtnh", weights[..., :p], prefix.v)
+        return self.o(out + jnp.einsum("brnts,brnsh->brtnh", weights[..., p:], own.v))
 
 
 class Block(nnx.Module):
