@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": "write a dataset, a feature cache, or miniature models",
     "train": "train a captioner: maximum likelihood, then self-critical training",
     "doctor": "look at a run of self-critical training before it starts",
+    "preflight": "compile a run for devices that need not be there: does it fit?",
     "evaluate": "score a run, or captions that another tool wrote",
     "caption": "caption images with a run",
     "zerocap": "caption images with a GPT-2 that a CLIP guides, without training",

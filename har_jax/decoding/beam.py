@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from har_jax.decoding.loop import Captions, append, empty_captions, is_end
+from har_jax.decoding.loop import DECODE_SCOPE, Captions, append, empty_captions, is_end
 from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache
 from har_jax.models.captioner import Captioner, PrefixCache
@@ -85,7 +85,8 @@ def beam_search(
         captions=empty_captions(b, beams, max_tokens, eos_ids[0]),
         written=captioner.lm.empty_cache(b, beams, max_tokens, dtype),
     )
-    end = jax.lax.while_loop(going_on, step, start)
+    with jax.named_scope(DECODE_SCOPE):
+        end = jax.lax.while_loop(going_on, step, start)
     score = end.total_br / jnp.maximum(end.captions.lengths, 1) ** length_penalty
     order = jnp.argsort(-score, axis=1)
     return Captions(*(_rows(x, order) for x in end.captions))

@@ -14,6 +14,9 @@ from har_jax.models.captioner import Captioner, PrefixCache
 from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, Float, Int, Key
 
+DECODE_SCOPE = "decode"
+"""The name of the loop's operations in profiles and compiled programs."""
+
 
 class Captions(NamedTuple):
     """Written captions, R of each image."""
@@ -129,7 +132,8 @@ def decode(
         captions=Captions(*(constrain(x, "batch") for x in empty)),
         written=captioner.lm.empty_cache(b, r, t_max, dtype),
     )
-    captions = jax.lax.while_loop(going_on, step, start).captions
+    with jax.named_scope(DECODE_SCOPE):
+        captions = jax.lax.while_loop(going_on, step, start).captions
     first = int(plan.greedy)
     return Rollout(
         captions.rows(0, 1) if plan.greedy else None, captions.rows(first) if plan.samples else None

@@ -28,6 +28,7 @@ from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Source, Table, sources
+from har_jax.models import quantised
 from har_jax.models.functional import Params
 from har_jax.sharding import RULES, LogicalAxes, Rules, sharding_of
 from har_jax.types import Int
@@ -63,13 +64,24 @@ def load(
         shapes, before anything is read; or the first tensor that holds a NaN.
     """
     tensors, problems = hf_dir.open_weights(directory)
-    wanted = {name: sources(table, name, like.shape) for name, like in shapes.items()}
-    _check(directory, tensors, problems, shapes, wanted, ignore)
+    layouts = quantised.layouts(shapes)
+    dense = {name: like for name, like in shapes.items() if not quantised.is_part(name)}
+    f32 = jnp.float32
+    dense |= {name: jax.ShapeDtypeStruct(x.shape, f32) for name, x in layouts.items()}
+    wanted = {name: sources(table, name, like.shape) for name, like in dense.items()}
+    _check(directory, tensors, problems, dense, wanted, ignore)
     params: Params = {}
     for name, like in shapes.items():
-        parts = [(tensors[source.hf], source) for source in wanted[name]]
-        dtype = None if as_stored else like.dtype
-        parameter = _Parameter(name, like.shape, parts, dtype, allow_nan)
+        whole = quantised.dense_name(name)
+        parts = [(tensors[source.hf], source) for source in wanted[whole]]
+        if quantised.is_part(name):
+            kernel = _Parameter(whole, layouts[whole].shape, parts, f32, allow_nan)
+            parameter = _Part(
+                name, like.shape, parts, like.dtype, allow_nan, kernel, layouts[whole]
+            )
+        else:
+            dtype = None if as_stored else like.dtype
+            parameter = _Parameter(name, like.shape, parts, dtype, allow_nan)
         params[name] = parameter.place(logical_axes[name], mesh, rules)
     return params
 
@@ -163,6 +175,31 @@ class _Parameter:
                         "allow_nan=True"
                     )
         return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part(_Parameter):
+    """Codes or scales of a kernel, quantised shard by shard on the way."""
+
+    kernel: _Parameter
+    layout: quantised.Layout
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """From the whole blocks in which this part lies."""
+        axis, block = self.layout.axis, self.layout.block
+        of_codes = self.path.endswith(quantised.CODES)
+        each = self.layout.packed if of_codes else block  # places of the kernel, for one of ours
+        start, stop = index[axis].start * each, index[axis].stop * each
+        first, last = start // block, -(-stop // block)
+        places = (*index[:axis], slice(first * block, last * block), *index[axis + 1 :])
+        values = self.kernel.read(places)
+        codes, scales = quantised.quantise(values, self.layout._replace(shape=values.shape))
+        if not of_codes:
+            return scales
+        offset = (start - first * block) // each
+        return np.ascontiguousarray(
+            np.take(codes, np.arange(offset, offset + (stop - start) // each), axis=axis)
+        )
 
 
 def save(

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from har_jax.config import CaptionerSettings, Config, ModelConfig
+from har_jax.decoding.weights import resolve
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.registry import read_decoder, read_encoder
@@ -68,6 +69,12 @@ class Blueprint:
         config = dataclasses.replace(self.config, **_settings(model))
         return dataclasses.replace(self, model=model, config=config)
 
+    def placed_on(self, mesh: Mesh) -> Blueprint:
+        """With `decode_weights` decided for the mesh's devices."""
+        dtype, model = jnp.dtype(self.model.dtype), self.model
+        how = resolve(model.decode_weights, self.shapes, self.logical_axes, dtype, mesh)
+        return self.changed(dataclasses.replace(model, decode_weights=how))
+
     # ---------------------------------------------------------------------- parameters
 
     def build(self, rngs: nnx.Rngs) -> Captioner:
@@ -78,16 +85,22 @@ class Blueprint:
         model, config = self.model, self.config
         dtype = jnp.dtype(model.param_dtype)
 
+        frozen_dtype = jnp.dtype(model.dense_frozen_dtype)
+
         def adapt(block: nnx.Module, rngs: nnx.Rngs) -> None:  # before its layers are stacked
-            lora.attach(block, model.lora, rngs=rngs, dtype=dtype, prefix="layers")
+            if model.quantises:
+                for linear in lora.linears(block).values():
+                    linear.quantise(model.frozen_dtype)
+            if model.lora.rank and config.scan_layers:
+                lora.attach(block, model.lora, rngs=rngs, dtype=dtype, prefix="layers")
 
         captioner = Captioner(
             config,
             rngs=rngs,
             dtype=dtype,
-            vision_dtype=jnp.dtype(model.frozen_dtype),
-            lm_dtype=dtype if model.trains_base else jnp.dtype(model.frozen_dtype),
-            adapt=adapt if model.lora.rank and config.scan_layers else None,
+            vision_dtype=frozen_dtype,
+            lm_dtype=dtype if model.trains_base else frozen_dtype,
+            adapt=adapt,
         )
         if model.lora.rank:
             assert isinstance(captioner.lm, nnx.Module)

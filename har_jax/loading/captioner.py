@@ -215,7 +215,7 @@ def load_captioner(
       UserError: something is missing, does not belong together, or was changed since training.
     """
     mesh = mesh or make_mesh()
-    place = sources.Placement.of(mesh, rules, dtype)
+    place = sources.Placement.of(mesh, rules, dtype, dense=merge)
     given = dict(clip=clip, lm=lm, projector=projector, adapter=adapter, prompt=prompt)
     given = {name: value for name, value in given.items() if value is not None}
     loaded = _read(source, given, step, place)
@@ -227,6 +227,7 @@ def load_captioner(
         blueprint = blueprint.changed(model)
     config = dataclasses.replace(loaded.config, model=model)
     read = (parts.tokenizer, parts.preprocessor)
+    blueprint = blueprint.placed_on(mesh)
     return LoadedCaptioner(blueprint, params, *read, mesh, config, loaded.run, loaded.step)
 
 

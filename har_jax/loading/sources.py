@@ -61,22 +61,24 @@ class Placement:
     mesh: Mesh
     rules: Rules
     dtype: str | None  # of all parameters and of the activations; None: as it is found
+    dense: bool = False  # no kernel in 8 or 4 bits: adapters are to be added to them
 
     @classmethod
-    def of(cls, mesh: Mesh, rules: Rules, dtype: Any) -> Placement:
+    def of(cls, mesh: Mesh, rules: Rules, dtype: Any, dense: bool = False) -> Placement:
         name = None if dtype is None else _dtype_name(dtype)
         if name not in (None, *DTYPES):
             raise UserError(
                 f"dtype {name!r}{did_you_mean(str(name), DTYPES)}; allowed: {', '.join(DTYPES)}, "
                 "or None for what the run or the files have"
             )
-        return cls(mesh, rules, name)
+        return cls(mesh, rules, name, dense)
 
     def model(self, model: ModelConfig, found: str | None = None) -> ModelConfig:
         """A model section with all dtypes alike: the one asked for, else `found`, else as is."""
         dtype: Any = self.dtype or found
         if dtype is None:
-            return model
+            kept: Any = model.dense_frozen_dtype if self.dense else model.frozen_dtype
+            return dataclasses.replace(model, frozen_dtype=kept)
         return dataclasses.replace(model, dtype=dtype, param_dtype=dtype, frozen_dtype=dtype)
 
 

@@ -87,7 +87,7 @@ class Captioner(nnx.Module):
         own; `adapt` goes to the decoder."""
         self.config = config
         tower = config.vision
-        seeing = {"rngs": rngs, "dtype": vision_dtype or dtype}
+        seeing = {"rngs": rngs, "dtype": vision_dtype or dtype, "scan_layers": config.scan_layers}
         self.vision: Encoder | None = None if tower is None else tower.build(**seeing)
         self.projector = new_projector(config, rngs=rngs, dtype=dtype)
         options = {"remat": config.remat, "scan_layers": config.scan_layers, "adapt": adapt}
@@ -106,6 +106,7 @@ class Captioner(nnx.Module):
         apart.lm = lm
         return apart
 
+    @jax.named_scope("encode")
     def encode(
         self, images: Float[Array, "B H W C"] | Float[Array, "B S Dv"]
     ) -> Float[Array, "B S Dv"]:
@@ -131,10 +132,12 @@ class Captioner(nnx.Module):
         features = vision_features(self.vision, images, config.projector, config.vision_layer)
         return jax.lax.stop_gradient(features)
 
+    @jax.named_scope("project")
     def project(self, features: Float[Array, "B S Dv"]) -> Float[Array, "B P D"]:
         """W_proj: the soft visual prefix."""
         return self.projector(features.astype(self.compute_dtype))
 
+    @jax.named_scope("prefill")
     def prefill(self, prefix: Float[Array, "B P D"]) -> PrefixCache:
         """Keys and values of BOS, the visual prefix and the prompt, once per image."""
         b, _, d = prefix.shape
@@ -165,6 +168,7 @@ class Captioner(nnx.Module):
         known = self.lm.embed(tokens[:, :, :-1], first.dtype)
         return self.lm.extend(jnp.concatenate([first, known], axis=2), cache.kv)
 
+    @jax.named_scope("score")
     def token_scores(
         self, cache: PrefixCache, tokens: Int[Array, "B R T"], *, temperature: float = 1.0
     ) -> TokenScores:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -64,6 +64,14 @@ class Structure(Generic[M]):
     def unstacked(self) -> Structure[M]:
         """That of one of the modules that `stacked` made one."""
         return self._with(lambda x, axes: (x.shape[1:], axes[1:]))
+
+    def marked(self, names: Collection[str], **metadata: Any) -> Structure[M]:
+        """The same, with more metadata on some of its parameters, for the layers that read them."""
+        variables = dict(self.variables)
+        for name in names:
+            path, v = variables[name]
+            variables[name] = path, v.replace(v.get_value(), **metadata)
+        return Structure(self.graphdef, variables)
 
     def _with(self, change: Callable[[Any, LogicalAxes], tuple]) -> Structure[M]:
         variables = {}
@@ -133,6 +141,19 @@ def unstack(module: M) -> list[M]:
     structure, params = split(module)
     one, n = structure.unstacked(), len(next(iter(params.values())))
     return [one.merge({name: x[i] for name, x in params.items()}) for i in range(n)]
+
+
+def fold(module: M, count: int, apply: Callable[[M, Array], Array], x: Array) -> Array:
+    """`apply` of the first modules that `stack` made one, one after the other, in a loop that is
+    compiled once."""
+    structure, params = split(module)
+    one = structure.unstacked()
+
+    def turn(i: Array, x: Array) -> Array:
+        own = {name: jax.lax.dynamic_index_in_dim(v, i, 0, False) for name, v in params.items()}
+        return apply(one.merge(own), x)
+
+    return jax.lax.fori_loop(0, count, turn, x)
 
 
 def prefixed(params: Mapping[str, V], prefix: str) -> dict[str, V]:

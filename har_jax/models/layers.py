@@ -17,6 +17,7 @@ from flax import nnx
 from har_jax.errors import UserError, did_you_mean
 from har_jax.models.functional import only_shapes
 from har_jax.models.kernels import DenseKernel
+from har_jax.models.quantised import QuantisedKernel
 from har_jax.sharding import LogicalAxes
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
@@ -75,7 +76,8 @@ class Linear(nnx.Module):
     ):
         self.n_in = len(in_shape)
         shape = (*in_shape, *out_shape)
-        self.kernel = param(rngs, shape, axes, init or normal(), dtype, DenseKernel)
+        kernel = param(rngs, shape, axes, init or normal(), dtype, DenseKernel)
+        self.kernel: DenseKernel | QuantisedKernel = kernel
         out_axes = axes[len(in_shape) :]
         zeros = jax.nn.initializers.zeros
         self.bias = param(rngs, out_shape, out_axes, zeros, dtype) if bias else None
@@ -92,11 +94,16 @@ class Linear(nnx.Module):
             y = y + self.lora_scale * self.lora_b.matmul(low, 1, wide)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
+    def quantise(self, scheme: str) -> None:
+        """Keeps the kernel in 8 or 4 bits (`models/quantised.py`), where that fits its shape."""
+        if isinstance(self.kernel, DenseKernel):
+            self.kernel = QuantisedKernel.of(self.kernel, scheme, self.n_in) or self.kernel
+
     def add_lora(
         self, rank: int, scale: float, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Factors of rank `rank`: A uniform in ±1/√in, as PEFT draws it, and B zero."""
-        shape, axes = self.kernel.shape, self.kernel.get_metadata()["logical_axes"]
+        shape, axes = self.kernel.shape, self.kernel.logical_axes
         n = self.n_in
         uniform = jax.nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n

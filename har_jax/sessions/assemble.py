@@ -21,6 +21,7 @@ from har_jax.objectives.likelihood import make_mle_loss
 from har_jax.objectives.policy_gradient import find_objective
 from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.rewards.callback import RewardCallback
+from har_jax.sessions.budget import budget, refuse_if_too_large
 from har_jax.sessions.plan import SessionPlan
 from har_jax.sharding import make_mesh
 
@@ -35,15 +36,12 @@ class Session:
     """
 
     plan: SessionPlan
+    blueprint: Blueprint
     mesh: Mesh
     frozen: Params
     loss_fn: LossFn
     callback: RewardCallback | None
     batches: TrainBatches
-
-    @property
-    def blueprint(self) -> Blueprint:
-        return self.plan.parts.blueprint
 
     def initial_params(self) -> Params:
         """What learns, before the first step: fresh in MLE, the parent's best in SCST. Loaded
@@ -69,8 +67,10 @@ def assemble(plan: SessionPlan) -> Session:
     config, parts = plan.config, plan.parts
     check_devices(config, jax.device_count())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    frozen = load_frozen(parts.blueprint, mesh)
-    structure, size = parts.blueprint.structure, parts.blueprint.config.lm.vocab_size
+    blueprint = parts.blueprint.placed_on(mesh)
+    refuse_if_too_large(budget(blueprint, config, mesh), mesh)
+    frozen = load_frozen(blueprint, mesh)
+    structure, size = blueprint.structure, blueprint.config.lm.vocab_size
     callback = None
     if plan.reward is None:
         loss_fn = make_mle_loss(structure)
@@ -94,4 +94,4 @@ def assemble(plan: SessionPlan) -> Session:
         cache_images=config.data.cache_images,
         features=parts.features,
     )
-    return Session(plan, mesh, frozen, loss_fn, callback, batches)
+    return Session(plan, blueprint, mesh, frozen, loss_fn, callback, batches)

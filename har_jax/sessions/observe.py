@@ -42,7 +42,7 @@ def validator(session: Session, logger: Logger) -> Callable[[Params, int], dict[
     config, parts, split = plan.config, plan.parts, plan.val_split
     assert split is not None
     tools = parts.tokenizer, parts.preprocessor
-    live = LoadedCaptioner(parts.blueprint, {}, *tools, session.mesh, config)
+    live = LoadedCaptioner(session.blueprint, {}, *tools, session.mesh, config)
     writer = CaptionerWriter(live, features=parts.features)
     n_images = min(config.eval.images or len(split), len(split))
     references = split.references()
@@ -75,7 +75,7 @@ def _validation_loss(session: Session, split: Split, n_images: int) -> Callable[
     config, parts, mesh = session.plan.config, session.plan.parts, session.mesh
     data = config.data
     encoded = EncodedCaptions(split.captions, parts.tokenizer, data.max_tokens)
-    loss_fn = make_mle_loss(parts.blueprint.structure)
+    loss_fn = make_mle_loss(session.blueprint.structure)
 
     @jax.jit
     def sums(params: Params, batch: Any) -> Mean:

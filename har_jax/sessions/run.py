@@ -22,6 +22,7 @@ from har_jax.config import GuardsConfig, ModelConfig
 from har_jax.data import overlap
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models.functional import Params
+from har_jax.models.quantised import dense_sizes
 from har_jax.sessions.assemble import Session, assemble
 from har_jax.sessions.doctor import examine_policy, examine_texts, refuse
 from har_jax.sessions.observe import policy_distance, summariser, validator, watches_clip
@@ -170,7 +171,7 @@ def watch(session: Session, hooks: Hooks, before: dict[str, float]) -> Guards:
 
 def count_parameters(blueprint: Blueprint) -> dict[str, int]:
     """How many numbers there are, and how many of them learn."""
-    sizes = {name: x.size for name, x in blueprint.shapes.items()}
+    sizes = dense_sizes(blueprint.shapes)
     return {"total": sum(sizes.values()), "trained": sum(sizes[n] for n in blueprint.trained)}
 
 

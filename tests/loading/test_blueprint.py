@@ -68,7 +68,7 @@ def test_the_decoder_has_the_dtype_of_what_it_is(directories, changes, decoder):
     blueprint = draw(settings(directories, frozen_dtype="bfloat16", scan_layers=True, **changes))
     kernel = blueprint.shapes["lm.layers.attn.q.kernel"]
     assert kernel.shape == (32, 4096, 32, 128) and kernel.dtype == decoder
-    assert blueprint.shapes["vision.layers.0.attn.q.kernel"].dtype == "bfloat16"
+    assert blueprint.shapes["vision.layers.attn.q.kernel"].dtype == "bfloat16"
     assert blueprint.is_trained("lm.layers.attn.q.kernel") == blueprint.model.train_lm
 
 

@@ -21,6 +21,7 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.models.attention import KVCache
 from har_jax.models.encoders.tower import Block, TowerConfig
+from har_jax.models.functional import fold, stack
 from har_jax.models.layers import Embedding, LayerNorm, Linear, normal, param
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
@@ -54,9 +55,11 @@ class VisionConfig(TowerConfig):
     def n_patches(self) -> int:
         return self.grid**2
 
-    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> VisionTower:
+    def build(
+        self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
+    ) -> VisionTower:
         """See `protocol.EncoderConfig`."""
-        return VisionTower(self, rngs=rngs, dtype=dtype)
+        return VisionTower(self, rngs=rngs, dtype=dtype, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +131,7 @@ class VisionTower(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
+        scan_layers: bool = False,
     ):
         d, p = config.hidden_size, config.patch_size
         self.config = config
@@ -138,7 +142,12 @@ class VisionTower(nnx.Module):
         positions = (config.n_patches + 1, d)
         self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
         self.pre_norm = LayerNorm(d, config.layer_norm_eps, **kw)
-        self.layers = nnx.List([Block(config, **kw) for _ in range(config.num_hidden_layers)])
+        n_layers = config.num_hidden_layers
+        self.layers: nnx.List[Block] | Block = (
+            stack(lambda k: Block(config, rngs=nnx.Rngs(k), dtype=dtype), n_layers, rngs.params())
+            if scan_layers
+            else nnx.List([Block(config, **kw) for _ in range(n_layers)])
+        )
         self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)
 
@@ -174,6 +183,8 @@ class VisionTower(nnx.Module):
         cls = jnp.broadcast_to(cls, (x_bsd.shape[0], 1, x_bsd.shape[-1]))
         x_bsd = jnp.concatenate([cls, x_bsd], axis=1)
         x_bsd = self.pre_norm(x_bsd + self.position_embedding[...].astype(x_bsd.dtype))
+        if isinstance(self.layers, Block):
+            return fold(self.layers, n_run, lambda block, x: block(x, None)[0], x_bsd)
         for block in self.layers[:n_run]:
             x_bsd, _ = block(x_bsd, None)
         return x_bsd

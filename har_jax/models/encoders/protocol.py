@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
@@ -22,8 +22,8 @@ class EncoderConfig(Protocol):
     @property
     def num_channels(self) -> int: ...
 
-    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike) -> Encoder:
-        """The encoder with random parameters in `dtype`."""
+    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike, **options: Any) -> Encoder:
+        """The encoder with random parameters in `dtype`; options are those of its constructor."""
         ...
 
 
