@@ -29,6 +29,7 @@ COCO = Config(
         dtype="bfloat16",
         frozen_dtype="bfloat16",
         remat="dots",
+        scan_layers=True,  # one block is compiled, not 32
     ),
     optim=OptimConfig(lr=2e-5, projector_lr_factor=50.0, warmup_steps=200),
     eval=EvalConfig(every=885, clip_score="models/clip-vit-base-patch32"),

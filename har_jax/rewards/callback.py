@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ class RewardCallback:
         small = vocab_size is not None and vocab_size <= 2**16
         self._token_dtype = jnp.uint16 if small else jnp.int32
         self._failure: Exception | None = None
+        self._seconds = 0.0
         # Here, and not by as many threads as there are devices in the middle of the first step,
         # while the others wait for them in a collective. (CIDEr-D compiles when it is made.)
         ptb.warm_up()
@@ -121,6 +123,11 @@ class RewardCallback:
         total = sum(weight * parts[name] for name, weight in self.reward.weights.items())
         return jnp.asarray(total), parts
 
+    def seconds(self) -> float:
+        """What the host has spent since the last call of this."""
+        spent, self._seconds = self._seconds, 0.0
+        return spent
+
     def raise_if_failed(self) -> None:
         """Raises, once, the first exception that a call of the reward has raised."""
         failure, self._failure = self._failure, None
@@ -170,6 +177,7 @@ class RewardCallback:
 
     def _score(self, image_ids: Any, tokens: Any, lengths: Any) -> list[np.ndarray]:
         """Runs on the host, in a thread of XLA. Only numpy here: jnp would wait for that thread."""
+        began = time.perf_counter()
         try:
             image_ids, tokens, lengths = map(np.asarray, (image_ids, tokens, lengths))
             return self._score_or_raise(image_ids.astype(np.int64), tokens, lengths)
@@ -178,6 +186,8 @@ class RewardCallback:
             flag, *others = self._results(*lengths.shape)
             nan = np.full(flag.shape, np.nan, np.float32)
             return [nan, *(np.zeros(x.shape, x.dtype) for x in others)]
+        finally:
+            self._seconds += time.perf_counter() - began
 
     def _score_or_raise(
         self, image_ids: np.ndarray, tokens: np.ndarray, lengths: np.ndarray

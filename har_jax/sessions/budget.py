@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from har_jax.config import Config
 from har_jax.decoding.weights import gathered_bytes
 from har_jax.errors import UserError
-from har_jax.hardware import GIB, Chip, device_memory
+from har_jax.hardware import GIB, Chip, chip_of, device_memory
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models.attention import KVCache
 from har_jax.models.quantised import dense_sizes
@@ -189,6 +189,19 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
     backward = factor * (body * (b * p + scored) + head * scored) - 2 * body * b * p
     phases["update"] = Phase(backward / n, weight_bytes)
     return phases
+
+
+def peak_seconds(blueprint: Blueprint, config: Config, mesh: Mesh) -> float | None:
+    """What a step's products would take if the devices did nothing else; None of unknown ones.
+
+    What rematerialisation computes again is no part of it: it is the model's work that counts.
+    """
+    chip = chip_of(mesh.devices.flat[0])
+    if chip is None:
+        return None
+    model = dataclasses.replace(blueprint.model, remat="none")
+    phases = floors(blueprint.changed(model), config, mesh).values()
+    return sum(phase.flops for phase in phases) / chip.flops
 
 
 def _width(blueprint: Blueprint) -> int:

@@ -24,6 +24,7 @@ from har_jax.loading.blueprint import Blueprint
 from har_jax.models.functional import Params
 from har_jax.models.quantised import dense_sizes
 from har_jax.sessions.assemble import Session, assemble
+from har_jax.sessions.budget import peak_seconds
 from har_jax.sessions.doctor import examine_policy, examine_texts, refuse
 from har_jax.sessions.observe import policy_distance, summariser, validator, watches_clip
 from har_jax.sessions.plan import SessionPlan
@@ -151,6 +152,8 @@ def observers(session: Session, logger: Logger) -> Hooks:
         validate=validator(session, logger) if plan.val_split else None,
         summarise=summariser(plan) if callback else None,
         check=callback.raise_if_failed if callback else None,
+        spent=(lambda: {"reward": callback.seconds()}) if callback else None,
+        peak_seconds=peak_seconds(session.blueprint, plan.config, session.mesh),
         note=(lambda rollbacks: note(plan.workdir, rollbacks=rollbacks)) if primary else None,
     )
 

@@ -47,6 +47,8 @@ _CONSOLE: dict[str, tuple[str, str, str]] = {
     "images_per_second": ("", "6.0f", " img/s"),
     "tokens_per_second": ("", "7.0f", " tok/s"),
     "data_wait": ("waiting for data", "3.0%", ""),
+    "reward_share": ("reward", "3.0%", " of the time"),
+    "mfu": ("MFU", "5.1%", ""),
     "memory_peak_gib": ("memory", "5.1f", " GiB"),
 }
 

@@ -68,6 +68,10 @@ class Hooks:
     """(batch, arrays of its step) → figures that take a computation of their own."""
     check: Callable[[], None] | None = None
     """Raises what went wrong on the host during a step (a reward's exception)."""
+    spent: Callable[[], dict[str, float]] | None = None
+    """Seconds that the host has spent on parts of steps since the last call, by their names."""
+    peak_seconds: float | None = None
+    """What a step's products would take at the device's peak: for the model FLOPs utilisation."""
     note: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
     """Records the roll-backs so far."""
 
@@ -208,6 +212,12 @@ class _Run:
     def log(self, window: _Window, batch: Mapping[str, Any]) -> tuple[dict[str, float], list[Trip]]:
         """Logs the steps of the window: their figures, and the guards that these trip."""
         figures, arrays = window.close(self.config.batch_size)
+        if self.hooks.spent is not None:
+            a_step = 1 / figures["steps_per_second"]
+            seconds = {k: s / window.closed for k, s in self.hooks.spent().items()}
+            figures |= {f"{name}_share": s / a_step for name, s in seconds.items()}
+        if self.hooks.peak_seconds is not None:
+            figures["mfu"] = self.hooks.peak_seconds * figures["steps_per_second"]
         if self.hooks.check is not None:
             self.hooks.check()
         if bad := [k for k, v in figures.items() if not math.isfinite(v)]:
@@ -283,6 +293,8 @@ class _Run:
 class _Window:
     """Steps since the last log. Only finished ones are read: the device never waits for it."""
 
+    closed = 0  # steps of the window before
+
     def __init__(self) -> None:
         self.restart()
 
@@ -316,6 +328,7 @@ class _Window:
             figures["tokens_per_second"] = float(sum(totals)) / seconds
         figures["data_wait"] = self._waited / seconds  # share of the time
         figures |= _device_memory()
+        self.closed = count
         self.restart()
         return figures, arrays
 
