@@ -22,6 +22,7 @@ from har_jax.miniature.patches import Pictures
 from har_jax.models.decoders import Mistral
 from har_jax.models.decoders.gpt2 import GPT2
 from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE, VisionTower, unit
+from har_jax.models.encoders.tower import Block
 from har_jax.models.functional import Params, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
@@ -189,6 +190,7 @@ def clip_loss(clip: CLIP, head_dc: Float[Array, "D C"] | None, batch: Batch) -> 
     # As `clip(...)`, stopping on the way at the layer that the head reads.
     seen_bsd = clip.vision.hidden(batch["pixels"], FEATURES)
     last_bsd = seen_bsd
+    assert not isinstance(clip.vision.layers, Block)  # a miniature's layers are apart
     for block in clip.vision.layers[FEATURES + 1 :]:
         last_bsd, _ = block(last_bsd, None)
     projection = clip.vision.projection

@@ -68,7 +68,7 @@ def budget(blueprint: Blueprint, config: Config, mesh: Mesh) -> Budget:
     rule = make_optimizer(config.optim, {name: blueprint.logical_axes[name] for name in trained})
     moments = jax.tree.leaves(jax.eval_shape(rule.init, trained))
     places = jax.tree.leaves(optimizer_shardings(rule, trained, own, mesh))
-    kept = {
+    kept: dict[str, float] = {
         "trained parameters": shard_bytes(trained, own),
         "frozen parameters": shard_bytes(frozen, {name: shardings[name] for name in frozen}),
         "optimizer": sum(

@@ -178,7 +178,7 @@ def compile_program(name: str, blueprint: Blueprint, config: Config, mesh: Mesh)
     if platform == "tpu":  # temporaries are not told there, the peak is
         peak = memory.peak_memory_in_bytes
     fits = limit is None or peak <= limit
-    seconds, moved = time.perf_counter() - began, tuple(collectives(compiled.as_text()))
+    seconds, moved = time.perf_counter() - began, tuple(collectives(compiled.as_text() or ""))
     return Program(name, fits, peak, memory.argument_size_in_bytes, limit, seconds, moved)
 
 
