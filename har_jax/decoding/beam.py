@@ -11,6 +11,7 @@ from har_jax.decoding.loop import DECODE_SCOPE, Captions, append, empty_captions
 from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache
 from har_jax.models.captioner import Captioner, PrefixCache
+from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, Float, Int
 
 
@@ -53,7 +54,9 @@ def beam_search(
         # 1. What every token would make of every beam. A finished beam goes on in one way only: EOS
         #    again, at no cost.
         hidden, written = captioner.lm.step(state.x_brd, cache.kv, state.written, state.t)
-        logp_brv = jax.nn.log_softmax(captioner.lm.logits(hidden), axis=-1)
+        logits = constrain(captioner.lm.logits(hidden), "batch", None, "vocab")
+        # Where the vocabulary is split, its logits come together for the choice, and no weight.
+        logp_brv = constrain(jax.nn.log_softmax(logits, axis=-1), "batch")
         frozen = jnp.where(jnp.arange(v) == eos_ids[0], 0.0, -jnp.inf)
         logp_brv = jnp.where(state.done_br[..., None], frozen, logp_brv)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from har_jax.decoding import DecodePlan, decode
+from har_jax.decoding.beam import beam_search
 from har_jax.decoding.sampling import draw, likeliest
 from har_jax.decoding.weights import for_decoding
 from har_jax.models.functional import split
@@ -72,3 +73,25 @@ def test_draws_from_a_split_vocabulary(tensor):
         wanted = np.searchsorted(np.cumsum(p[row]), np.asarray(uniform[:, row], np.float64))
         assert np.mean(wanted == np.asarray(drawn[:, row])) > 0.998  # rounding at the borders
     assert set(np.asarray(first).tolist()) == {7}
+
+
+@pytest.mark.parametrize("how", ["gathered", "in_place"])
+def test_beams_on_a_split_vocabulary(how):
+    """Logits come together, weights do not."""
+    structure, params = split(small_captioner(scale=2.0, lm=WIDE, decode_weights=how))
+
+    def write(params, pixels):
+        captioner = structure.merge(params)
+        cache = captioner.prefill(captioner.project(captioner.encode(pixels)))
+        return beam_search(for_decoding(captioner), cache, beams=2, max_tokens=T)
+
+    expected = jax.jit(write)(params, images(8))
+    mesh = make_mesh(1, 2, 4)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, structure.shardings(mesh))
+        spread = jax.device_put(images(8), batch_sharding(mesh))
+        compiled = jax.jit(write).lower(placed, spread).compile()
+        got = compiled(placed, spread)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    for found in in_decode_loop(collectives(compiled.as_text())):
+        assert found.bytes // 4 <= 4 * 2 * V, found  # the logits of a device's rows, at most

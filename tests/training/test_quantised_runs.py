@@ -59,9 +59,8 @@ def test_shards_are_parts_of_the_whole(workspace, scheme, stacked):
     dense = split(load_mistral(workspace / "models/mistral"))[1]
     for mesh in (make_mesh(1, 8, 1), make_mesh(2, 2, 2)):
         loaded = part(load_base(blueprint, mesh, vision=False), "lm")
-        layouts = quantised.layouts(
-            {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in loaded.items()}
-        )
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in loaded.items()}
+        layouts = quantised.layouts(shapes)
         assert layouts
         for name, layout in layouts.items():
             if stacked:
@@ -87,13 +86,7 @@ def test_only_adapters_and_the_projector_are_saved(run):
 
 def test_a_run_goes_on_as_scst_and_is_resumed(workspace, run, tmp_path):
     settings = {**LORA, "model__frozen_dtype": "int8", "model__scan_layers": True, "init_from": run}
-    settings |= {
-        "batch_size": 8,
-        "microbatches": 1,
-        "mesh__data": 2,
-        "mesh__fsdp": 2,
-        "mesh__tensor": 2,
-    }
+    settings |= {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "microbatches": 2}
     argv = train_arguments(workspace, tmp_path / "scst", "scst", **settings)
     assert train.main([*argv, "--stop-after=2"]) == 0
     assert train.main(argv) == 0
