@@ -65,6 +65,8 @@ class CaptionerSettings:
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
     scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
+    # Of the encoder and of prefixes: our blocks, or cuDNN's kernel (NVIDIA GPUs, bfloat16).
+    attention: Literal["blocks", "cudnn"] = "blocks"
     decode_weights: WeightsForDecoding = "auto"  # brought together over fsdp, or left in place
 
 
@@ -224,6 +226,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"config.optim.warmup_steps={optim.warmup_steps} is longer than the run "
             f"(config.steps={config.steps}): the learning rate would never be reached; lower it"
+        )
+    if config.model.attention == "cudnn" and config.model.dtype != "bfloat16":
+        raise UserError(
+            f"config.model.attention=cudnn computes in bfloat16, but config.model.dtype is "
+            f"{config.model.dtype!r}; set --config.model.dtype=bfloat16"
         )
     if config.model.quantises and config.model.trains_base:
         raise UserError(

@@ -87,10 +87,11 @@ class Captioner(nnx.Module):
         own; `adapt` goes to the decoder."""
         self.config = config
         tower = config.vision
-        seeing = {"rngs": rngs, "dtype": vision_dtype or dtype, "scan_layers": config.scan_layers}
+        layout = {"scan_layers": config.scan_layers, "attention": config.attention}
+        seeing = {"rngs": rngs, "dtype": vision_dtype or dtype, **layout}
         self.vision: Encoder | None = None if tower is None else tower.build(**seeing)
         self.projector = new_projector(config, rngs=rngs, dtype=dtype)
-        options = {"remat": config.remat, "scan_layers": config.scan_layers, "adapt": adapt}
+        options = {"remat": config.remat, "adapt": adapt, **layout}
         self.lm: Decoder = config.lm.build(rngs=rngs, dtype=lm_dtype or dtype, **options)
 
     @property

@@ -137,13 +137,20 @@ def refuse_if_too_large(found: Budget, mesh: Mesh) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a step: what it must compute and read on each device, at the least."""
+    """A part of a step: what it must compute and read on each device, at the least.
+
+    Attributes:
+      bytes: of weights, read while products are made of them.
+      caches: bytes of keys and values, which attention reads by itself.
+    """
 
     flops: float
     bytes: float
+    caches: float = 0.0
 
     def seconds(self, chip: Chip) -> float:
-        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+        products = max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+        return products + self.caches / chip.bandwidth
 
     def bound(self, chip: Chip) -> str:
         """What it waits for."""
@@ -185,7 +192,7 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
         read = (body + head) * jnp.dtype(blueprint.model.dtype).itemsize
         read /= n if in_place else tensor
         cache = cache_bytes_per_token(blueprint, mesh) * (b * p + rows * t / 2) / batch_shards(mesh)
-        phases["rollout"] = Phase(2 * (body + head) * rows * t / n, t * (read + cache))
+        phases["rollout"] = Phase(2 * (body + head) * rows * t / n, t * read, t * cache)
     backward = factor * (body * (b * p + scored) + head * scored) - 2 * body * b * p
     phases["update"] = Phase(backward / n, weight_bytes)
     return phases

@@ -28,7 +28,7 @@ def _one(verdict: Verdict) -> dict[str, Any]:
         "devices": f"{verdict.mesh.size} x {verdict.mesh.devices.flat[0].device_kind}",
         "mesh": dict(verdict.mesh.shape),
         "decode_weights": verdict.blueprint.placed_on(verdict.mesh).model.decode_weights,
-        "holds": {name: round(size / GIB, 3) for name, size in sizes.items()},
+        "holds": {name: round(size / GIB, 4) for name, size in sizes.items()},
         "programs": {program.name: _program(program) for program in verdict.programs},
         "floor": None
         if chip is None
@@ -42,10 +42,10 @@ def _one(verdict: Verdict) -> dict[str, Any]:
 def _program(program: Program) -> dict[str, Any]:
     return {
         "fits": program.fits,
-        "peak": round(program.peak / GIB, 2),
-        "limit": None if program.limit is None else round(program.limit / GIB, 2),
-        "shortfall": round(program.shortfall / GIB, 2),
-        "arguments": round(program.arguments / GIB, 2),
+        "peak": round(program.peak / GIB, 4),
+        "limit": None if program.limit is None else round(program.limit / GIB, 4),
+        "shortfall": round(program.shortfall / GIB, 4),
+        "arguments": round(program.arguments / GIB, 4),
         "compile_seconds": round(program.seconds, 1),
         "collectives": [
             {"kind": c.kind, "result": c.result, "bytes": c.bytes, "count": c.count, "loop": c.loop}

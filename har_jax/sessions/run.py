@@ -20,11 +20,12 @@ import jax
 from har_jax.checkpoint import Checkpoints, has_checkpoint
 from har_jax.config import GuardsConfig, ModelConfig
 from har_jax.data import overlap
+from har_jax.hardware import GIB
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models.functional import Params
 from har_jax.models.quantised import dense_sizes
 from har_jax.sessions.assemble import Session, assemble
-from har_jax.sessions.budget import peak_seconds
+from har_jax.sessions.budget import budget, peak_seconds
 from har_jax.sessions.doctor import examine_policy, examine_texts, refuse
 from har_jax.sessions.observe import policy_distance, summariser, validator, watches_clip
 from har_jax.sessions.plan import SessionPlan
@@ -194,6 +195,14 @@ def announce(session: Session, info: dict, resumed: bool) -> None:
     total, learning = f"{counts['total']:,}", f"{counts['trained']:,}"
     log.info("  parameters  %s, of which %s learn", total, learning)
     log.info("  mesh        %s on %s", dict(session.mesh.shape), info["devices"])
+    held = budget(blueprint, config, session.mesh)
+    parts = ", ".join(
+        f"{name.removeprefix('rollout: ')} {size / GIB:.2g}"
+        for name, size in {**held.kept, **held.made}.items()
+        if size > 0.01 * GIB
+    )
+    told = f"{held.total / GIB:.2g} GiB and activations" + (f" ({parts})" if parts else "")
+    log.info("  each holds  %s", told)
     if plan.parent:
         log.info("  starts from %s, step %d", plan.parent["run"], plan.parent["step"])
     if info["reward_signature"]:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.models.attention import KV, KVCache, attend, heads_first, rotary
+from har_jax.models.attention import KV, KVCache, attend, attend_alone, heads_first, rotary
 from har_jax.models.functional import Params, split, stack, unstack
 from har_jax.models.layers import (
     ACTIVATIONS,
@@ -75,7 +75,15 @@ class TransformerConfig:
 class Attention(nnx.Module):
     """Grouped-query attention."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        attention: str = "blocks",
+    ):
+        """`attention` is `config.CaptionerSettings`'."""
         d, h = config.hidden_size, config.head_dim
         n, k = config.num_attention_heads, config.num_key_value_heads
         kw: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
@@ -84,6 +92,7 @@ class Attention(nnx.Module):
         self.v = Linear((d,), (k, h), ("embed", "kv_heads", "head_dim"), **kw)
         self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), **kw)
         self.theta, self.window = config.rope_theta, config.sliding_window
+        self.kernel = attention
 
     def __call__(
         self,
@@ -94,7 +103,12 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B R T D"], KV]:
         q = rotary(self.q(x_brtd), positions_t, self.theta)
         k_brtkh = rotary(self.k(x_brtd), positions_t, self.theta)
-        own = KV(heads_first(k_brtkh), heads_first(self.v(x_brtd)))
+        v_brtkh = self.v(x_brtd)
+        own = KV(heads_first(k_brtkh), heads_first(v_brtkh))
+        if shared is None and written is None and self.kernel != "blocks":
+            alone = (q[:, 0], k_brtkh[:, 0], v_brtkh[:, 0])
+            seen = attend_alone(*alone, causal=True, window=self.window)
+            return self.o(seen[:, None]), own
         if written is not None:  # one token: write it into its slot of the caption's cache
             own = written.with_slot(own, positions_t[0] - (0 if shared is None else shared.length))
         return self.o(attend(q, positions_t, shared, own, self.window)), own
@@ -117,10 +131,17 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm layer: attention, then the perceptron, each added to what it read."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        attention: str = "blocks",
+    ):
         d, eps = config.hidden_size, config.rms_norm_eps
         self.attn_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype, attention=attention)
         self.mlp_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype)
 
@@ -160,6 +181,7 @@ class Transformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         remat: str = "none",
         scan_layers: bool = False,
+        attention: str = "blocks",
         adapt: Adapt | None = None,
     ):
         """`adapt` is called with every block, in either layout, before it is stacked."""
@@ -168,7 +190,7 @@ class Transformer(nnx.Module):
         d, v, n_layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
 
         def block(rngs: nnx.Rngs) -> Block:
-            built = Block(config, rngs=rngs, dtype=dtype)
+            built = Block(config, rngs=rngs, dtype=dtype, attention=attention)
             if adapt is not None:
                 adapt(built, rngs)
             return built

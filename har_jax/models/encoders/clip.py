@@ -132,6 +132,7 @@ class VisionTower(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         scan_layers: bool = False,
+        attention: str = "blocks",
     ):
         d, p = config.hidden_size, config.patch_size
         self.config = config
@@ -143,10 +144,14 @@ class VisionTower(nnx.Module):
         self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
         self.pre_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         n_layers = config.num_hidden_layers
+
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs=rngs, dtype=dtype, attention=attention)
+
         self.layers: nnx.List[Block] | Block = (
-            stack(lambda k: Block(config, rngs=nnx.Rngs(k), dtype=dtype), n_layers, rngs.params())
+            stack(lambda key: block(nnx.Rngs(key)), n_layers, rngs.params())
             if scan_layers
-            else nnx.List([Block(config, **kw) for _ in range(n_layers)])
+            else nnx.List([block(rngs) for _ in range(n_layers)])
         )
         self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from har_jax.models.attention import KV, heads_first
+from har_jax.models.attention import KV, attend_alone, heads_first
 from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal
 from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, DTypeLike, Float
@@ -44,7 +44,11 @@ class TowerConfig:
 class Attention(nnx.Module):
     """Multi-head attention with biases, [B,S,D] -> [B,S,D]."""
 
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, attention: str = "blocks"
+    ):
+        """`attention` is `config.CaptionerSettings`'."""
+        self.kernel = attention
         d, n, h = config.hidden_size, config.num_attention_heads, config.head_dim
         axes = ("embed", "heads", "head_dim")
 
@@ -61,9 +65,11 @@ class Attention(nnx.Module):
         self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None
     ) -> tuple[Float[Array, "B S D"], KV]:
         """The sequence itself; its keys and values are told beside the result."""
-        q_bsnh = self.q(x_bsd)
+        q_bsnh, k_bsnh, v_bsnh = self.q(x_bsd), self.k(x_bsd), self.v(x_bsd)
+        own = KV(heads_first(k_bsnh), heads_first(v_bsnh))
+        if mask_st is None and self.kernel != "blocks":
+            return self.o(attend_alone(q_bsnh, k_bsnh, v_bsnh, causal=False)), own
         q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
-        own = KV(heads_first(self.k(x_bsd)), heads_first(self.v(x_bsd)))
         scores = jnp.einsum("bsnh,bnth->bnst", q_bsnh, own.k, preferred_element_type=jnp.float32)
         if mask_st is not None:
             scores = jnp.where(mask_st, scores, jnp.finfo(jnp.float32).min)
@@ -93,10 +99,12 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, attention: str = "blocks"
+    ):
         d, eps = config.hidden_size, config.layer_norm_eps
         self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype, attention=attention)
         self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
         init = (normal((2 * d) ** -0.5), normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5))
         f, act = config.intermediate_size, config.hidden_act
