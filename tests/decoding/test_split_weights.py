@@ -95,5 +95,5 @@ def test_beams_on_a_split_vocabulary(how):
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     for found in in_decode_loop(collectives(compiled.as_text())):
         size = [int(n) for n in found.result.partition("[")[2].rstrip("]").split(",") if n]
-        logits = size[-1] in (V, 2 * V) and WIDE.hidden_size not in size
+        logits = size[-1:] in ([V], [2 * V]) and WIDE.hidden_size not in size
         assert logits or np.prod(size) < SMALLEST, found
