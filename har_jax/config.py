@@ -128,6 +128,7 @@ class MeshConfig:
     data: MeshSize = 1
     fsdp: MeshSize = -1
     tensor: MeshSize = 1
+    auto: bool = False  # sizes by what each device would hold, instead of those above
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from har_jax.objectives.policy_gradient import find_objective
 from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.rewards.callback import RewardCallback
 from har_jax.sessions.budget import budget, refuse_if_too_large
+from har_jax.sessions.meshes import choose_mesh
 from har_jax.sessions.plan import SessionPlan
-from har_jax.sharding import make_mesh
 
 
 @dataclasses.dataclass
@@ -65,8 +65,9 @@ class Session:
 def assemble(plan: SessionPlan) -> Session:
     """Puts a plan on its devices."""
     config, parts = plan.config, plan.parts
-    check_devices(config, jax.device_count())
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = choose_mesh(parts.blueprint, config, jax.devices())
+    sizes = {f"mesh.{axis}": n for axis, n in mesh.shape.items()}
+    check_devices(config.changed(**sizes), mesh.size)
     blueprint = parts.blueprint.placed_on(mesh)
     refuse_if_too_large(budget(blueprint, config, mesh), mesh)
     frozen = load_frozen(blueprint, mesh)

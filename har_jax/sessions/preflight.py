@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from har_jax.config import Config, check_devices
 from har_jax.decoding.settings import DecodeSettings
@@ -27,7 +27,8 @@ from har_jax.objectives.policy_gradient import find_objective
 from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.sessions.budget import Budget, budget
 from har_jax.sessions.collectives import Collective, collectives, in_decode_loop
-from har_jax.sharding import MESH_AXES, batch_sharding, divisible, replicated, resolve_mesh_shape
+from har_jax.sessions.meshes import choose_mesh
+from har_jax.sharding import batch_sharding, divisible, replicated
 from har_jax.training.optimizer import make_optimizer, make_schedule
 from har_jax.training.step import make_train_step
 from har_jax.types import Array
@@ -79,24 +80,6 @@ class StandInReward:
     ) -> tuple[Array, dict[str, Array]]:
         del image_ids, params
         return lengths / tokens.shape[-1], {}
-
-
-def mesh_over(devices: Any, config: Config) -> Mesh:
-    """The run's mesh over devices that may only be described.
-
-    Raises:
-      UserError: the sizes do not fit their number, or a TPU's wiring.
-    """
-    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shape = resolve_mesh_shape(sizes, len(devices))
-    try:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    except (NotImplementedError, ValueError) as error:
-        text = " x ".join(f"{axis}={n}" for axis, n in zip(MESH_AXES, shape, strict=True))
-        raise UserError(
-            f"mesh {text} does not lie on the wiring of these {len(devices)} devices: each of its "
-            "axes must be a product of theirs (on 4x4: 1, 4 or 16); set config.mesh"
-        ) from error
 
 
 def _train(blueprint: Blueprint, config: Config, mesh: Mesh, platform: str) -> Any:
@@ -208,8 +191,10 @@ class Verdict:
 
 def examine(blueprint: Blueprint, config: Config, devices: Any, names: tuple[str, ...]) -> Verdict:
     """Compiles the programs of a configuration, until one does not fit."""
-    mesh = mesh_over(devices, config)
     blueprint = blueprint.changed(config.model)
+    mesh = choose_mesh(blueprint, config, devices)
+    sizes = {f"mesh.{axis}": n for axis, n in mesh.shape.items()}
+    config = config.changed(**sizes)
     programs: list[Program] = []
     for name in names:
         log.info("compiling %s for %s ...", name, dict(mesh.shape))

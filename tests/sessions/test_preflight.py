@@ -14,6 +14,7 @@ from har_jax.hardware import GIB, Chip
 from har_jax.loading.blueprint import draw
 from har_jax.presets.published import CONFIGS, described
 from har_jax.sessions import budget as budgets
+from har_jax.sessions import meshes
 from har_jax.sessions.collectives import collectives
 from har_jax.sessions.preflight import _out_of_memory, alternatives, compile_program
 from har_jax.sessions.topologies import parse
@@ -237,3 +238,27 @@ def test_the_published_shapes_are_the_presets():
     blueprint = draw(ModelConfig(**described_folder({}), lora=LoraConfig(rank=16)))
     assert sum(int(np.prod(x.shape)) for x in blueprint.shapes.values()) > 7.5e9
     assert dataclasses.asdict(blueprint.config.lm)["num_hidden_layers"] == 32
+
+
+@pytest.mark.parametrize(
+    ("share", "shape"), [(10.0, (8, 1, 1)), (0.7, (1, 8, 1)), (1e-6, (1, 8, 1))]
+)
+def test_an_automatic_mesh_splits_no_more_than_it_must(directories, monkeypatch, share, shape):
+    """By the memory of devices, as a share of what a whole replica takes."""
+    config = configuration(directories, **{"mesh.auto": True, "batch_size": 64})
+    blueprint = draw(config.model)
+    whole = budgets.budget(blueprint, config, make_mesh(8, 1, 1)).total
+    monkeypatch.setattr(meshes, "device_memory", lambda device: whole * share / meshes.SHARE)
+    mesh = meshes.choose_mesh(blueprint, config, jax.devices())
+    if share == 1e-6:  # nothing fits: the least
+        every = [make_mesh(*sizes) for sizes in meshes._sizes(8)]
+        least = min(budgets.budget(blueprint, config, m).total for m in every)
+        assert budgets.budget(blueprint, config, mesh).total == least
+    else:
+        assert tuple(mesh.shape.values()) == shape
+
+
+def test_an_automatic_mesh_divides_the_batch(directories):
+    config = configuration(directories, **{"mesh.auto": True, "batch_size": 4})
+    mesh = meshes.choose_mesh(draw(config.model), config, jax.devices())
+    assert tuple(mesh.shape.values()) == (1, 4, 2)
