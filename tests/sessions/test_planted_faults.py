@@ -213,9 +213,11 @@ def test_a_tokenizer_that_changes_words(workspace, mle, monkeypatch):
 
 
 def test_another_temperature_in_the_update(workspace, mle, monkeypatch):
-    score = Captioner.score
+    scores = Captioner.token_scores
     monkeypatch.setattr(
-        Captioner, "score", lambda self, cache, tokens, temperature=1.0: score(self, cache, tokens)
+        Captioner,
+        "token_scores",
+        lambda self, cache, tokens, temperature=1.0: scores(self, cache, tokens),
     )
     session = sessions.assemble(plan_of(workspace, mle, scst__temperature=0.8))
     findings = examine_policy(session, session.initial_params(), 16).findings

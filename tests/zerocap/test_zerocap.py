@@ -133,7 +133,7 @@ def test_candidates_losses_gradients_and_updates_of_each_iteration(preset, world
         expected = as_cache(step.deltas)
         for ours, theirs in zip(at.delta, expected, strict=True):
             for a, b in zip(ours, theirs, strict=True):
-                np.testing.assert_allclose(a[:, : b.shape[1]], b, atol=TOLERANCE)
+                np.testing.assert_allclose(a[:, :, : b.shape[2]], b, atol=TOLERANCE)
                 assert not np.any(a[:, b.shape[1] :]), "places that are not written yet moved"
         log_p_nv = jnp.log(step.probs_kv)
         clip_n, fluency_n = guidance.losses(
@@ -146,7 +146,9 @@ def test_candidates_losses_gradients_and_updates_of_each_iteration(preset, world
         for kv_, moved in zip(ours, as_cache(moves), strict=True):
             for a, b in zip(kv_, moved, strict=True):
                 np.testing.assert_allclose(-how.step_size * a, b, rtol=1e-4, atol=1e-6)
-        delta = jax.tree.map(lambda old, new: old.at[:, : new.shape[1]].set(new), delta, expected)
+        delta = jax.tree.map(
+            lambda old, new: old.at[:, :, : new.shape[2]].set(new), delta, expected
+        )
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
