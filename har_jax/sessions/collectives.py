@@ -39,7 +39,8 @@ class Collective:
 
 def in_decode_loop(found: Iterable[Collective]) -> list[Collective]:
     """Those that are made for every token."""
-    return [c for c in found if any(DECODE_SCOPE in loop.split("/") for loop in c.loop)]
+    named = re.compile(rf"\b{DECODE_SCOPE}\b")  # in a gradient's program: jvp(decode)
+    return [c for c in found if any(named.search(loop) for loop in c.loop)]
 
 
 def collectives(text: str) -> list[Collective]:

@@ -154,6 +154,7 @@ def test_a_step_is_compiled_from_shapes(directories, name):
     program = compile_program(name, blueprint, config, mesh)
     assert program.fits and program.peak > program.arguments > 0
     assert {c.kind for c in program.collectives} >= {"all-reduce", "all-gather"}
+    assert program.in_decode_loop  # products split over tensor are summed
     heads = 64 * 64  # the output layer: not for every token
     assert all(c.bytes < 4 * heads for c in program.in_decode_loop)
 
