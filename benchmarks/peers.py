@@ -96,7 +96,8 @@ class Ours:
             def whole(params: Params) -> Any:
                 captioner = self.structure.merge(params)
                 cache = captioner.prefill(captioner.project(features))
-                written = decode(captioner, jax.lax.stop_gradient(cache), self.plan, key)
+                writing = self.structure.merge(jax.lax.stop_gradient(params))
+                written = decode(writing, jax.lax.stop_gradient(cache), self.plan, key)
                 tokens = written.samples.tokens
                 return -jnp.mean(captioner.score(cache, tokens) * weights[..., None])
 

@@ -143,7 +143,7 @@ def compile_program(name: str, blueprint: Blueprint, config: Config, mesh: Mesh)
     """One of `PROGRAMS`, compiled for the devices of the mesh."""
     check_devices(config, mesh.size)
     device = mesh.devices.flat[0]
-    platform = {"gpu": "cuda"}.get(device.platform, device.platform)
+    platform = "cuda" if device.platform == "gpu" else str(device.platform)
     limit, began = device_memory(device), time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = PROGRAMS[name](blueprint.placed_on(mesh), config, mesh, platform)
