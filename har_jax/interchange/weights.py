@@ -185,6 +185,16 @@ class _Part(_Parameter):
     layout: quantised.Layout
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Layer by layer (or head by head), for the dense values of a stack take many times as
+        much."""
+        if self.layout.axis == 0:
+            return self._quantised(index)
+        out = np.empty([s.stop - s.start for s in index], self.dtype)
+        for i in range(index[0].start, index[0].stop):
+            out[i - index[0].start] = self._quantised((slice(i, i + 1), *index[1:]))[0]
+        return out
+
+    def _quantised(self, index: tuple[slice, ...]) -> np.ndarray:
         """From the whole blocks in which this part lies."""
         axis, block = self.layout.axis, self.layout.block
         of_codes = self.path.endswith(quantised.CODES)
