@@ -1,8 +1,8 @@
 """Configurations that come with the package: `--config=scst:tiny`.
 
 tiny    the embedded scenes, minutes on a laptop
-coco    ViT-L/14 and Mistral-7B; all weights fit v5e:4x4 (fsdp 16) and v5p:4x4x4 (fsdp 16, tensor 4),
-        LoRA fits v5e:4x4 (fsdp 4, tensor 4): docs/recipes.md
+coco    ViT-L/14 and Mistral-7B. All weights fit v5e:4x4 (fsdp 16) and v5p:4x4x4 (fsdp 16,
+        tensor 4), LoRA fits v5e:4x4 (fsdp 4, tensor 4): docs/recipes.md
 """
 
 from __future__ import annotations

@@ -208,6 +208,8 @@ def alternatives(config: Config, n_devices: int) -> Iterator[dict[str, Any]]:
     """Settings that need less memory, the least intrusive first."""
     rows = max(1, config.batch_size // max(1, n_devices))
     parts = [n for n in (2, 4, 8, 16) if n > config.microbatches and rows % n == 0]
+    if n_devices > 1 and config.model.decode_weights == "gathered":
+        yield {"model.decode_weights": "in_place"}
     for n in parts[:2]:
         yield {"microbatches": n}
     most = {"microbatches": parts[-1]} if parts else {}

@@ -60,9 +60,7 @@ def as_text(verdict: Verdict, found: Found) -> str:
     if verdict.fits:
         return "\n".join(lines)
     if found is None:
-        lines.append(
-            "nothing that was tried fits; give more devices, or more time: --search=SECONDS"
-        )
+        lines.append("no settings were found that fit; more time to look: --search=SECONDS")
     else:
         lines += ["", f"this fits: {settings_text(found[0])}", *_text(found[1])]
     return "\n".join(lines)

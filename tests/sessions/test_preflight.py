@@ -186,6 +186,8 @@ def test_bad_arguments_are_one_line(arguments, said, capsys):
 def test_what_is_tried_needs_less(directories):
     """Every alternative is a valid configuration, and none asks for what is already there."""
     config = configuration(directories, batch_size=64)
+    gathered = config.changed(**{"model.decode_weights": "gathered"})
+    assert next(alternatives(gathered, 16)) == {"model.decode_weights": "in_place"}
     tried = list(alternatives(config, 16))
     assert {"microbatches": 2} in tried and any("model.lora.rank" in t for t in tried)
     for settings in tried:
