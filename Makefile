@@ -3,6 +3,7 @@
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
 # make kill    training killed ten times, continued bit for bit (make test kills it twice)
+# make long    the benchmark for accelerators on tiny models (five minutes)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
@@ -14,7 +15,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo reproduce test fuzz kill types lint clean
+.PHONY: demo reproduce test fuzz long kill types lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,9 @@ test: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz
+
+long: $(VENV)/.installed-test
+	$(PY) -m pytest -q -m long
 
 kill: $(VENV)/.installed-test
 	$(PY) -m pytest -q -m kill

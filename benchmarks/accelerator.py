@@ -39,7 +39,7 @@ from har_jax.models.functional import Params
 from har_jax.objectives.likelihood import make_mle_loss
 from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.presets.published import CONFIGS
-from har_jax.sessions.budget import floors
+from har_jax.sessions.budget import floors, prefix_length
 from har_jax.sessions.preflight import StandInReward
 from har_jax.sharding import make_mesh
 from har_jax.training.optimizer import make_optimizer, make_schedule
@@ -54,7 +54,13 @@ TINY = {
         num_attention_heads=4,
         num_key_value_heads=2,
     ),
-    "clip": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4),
+    "clip": dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+    ),
 }
 
 
@@ -254,7 +260,7 @@ def main() -> None:
     chip = Chip(name, device.device_kind, "cuda", memory, flops, bandwidth, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         where = directories(arguments.size, pathlib.Path(folder))
-        for projector, p in (("pooled", 10), ("patch", 257)):
+        for projector in ("pooled", "patch"):
             for base in ("bfloat16", "int8"):
                 for stage in ("scst", "mle"):
                     parts = 1 if projector == "pooled" else 4
@@ -266,6 +272,7 @@ def main() -> None:
                         frozen_dtype=base,
                         microbatches=parts,
                     )
+                    p = prefix_length(draw(config.model))
                     told = f"{stage}, {base} base, P={p}, {parts} microbatches"
                     measure_step(figures, config, chip, told, arguments.rounds)
         config = configuration(arguments.size, where, projector="pooled")
