@@ -36,14 +36,11 @@ from har_jax.decoding.weights import for_decoding
 from har_jax.hardware import Chip, chip_of
 from har_jax.loading.blueprint import Blueprint, draw
 from har_jax.models.functional import Params
-from har_jax.objectives.likelihood import make_mle_loss
-from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.presets.published import CONFIGS
 from har_jax.sessions.budget import floors, prefix_length
 from har_jax.sessions.preflight import StandInReward
+from har_jax.sessions.step import stage_loss, training_step
 from har_jax.sharding import make_mesh
-from har_jax.training.optimizer import make_optimizer, make_schedule
-from har_jax.training.step import make_train_step
 
 TINY = {
     "lm": dict(
@@ -170,22 +167,8 @@ def measure_step(figures: Figures, config: Config, chip: Chip, name: str, rounds
     params = born(blueprint, mesh)
     trained = {n: params[n] for n in blueprint.trained}
     frozen = {n: x for n, x in params.items() if n not in trained}
-    if config.stage == "mle":
-        loss: Any = make_mle_loss(blueprint.structure)
-    else:
-        length = config.data.max_tokens
-        loss = make_scst_loss(blueprint.structure, config.scst, length, StandInReward())
-    axes = {n: blueprint.logical_axes[n] for n in trained}
-    step = make_train_step(
-        loss,
-        make_optimizer(config.optim, axes),
-        make_schedule(config.optim, config.steps),
-        trained,
-        {n: x.sharding for n, x in trained.items()},
-        mesh,
-        0,
-        config.microbatches,
-    )
+    loss = stage_loss(blueprint, config, StandInReward())
+    step = training_step(blueprint, config, loss, mesh)
     rng = np.random.default_rng(0)
     batch = {
         n: jnp.asarray(rng.standard_normal(x.shape), x.dtype)

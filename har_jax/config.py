@@ -210,8 +210,11 @@ class Config:
         return Config.from_dict(values)
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, alone: bool = False) -> None:
     """Contradictions that need neither a device nor a file to be seen.
+
+    Args:
+      alone: SCST need not name the run that it refines: it is only compiled.
 
     Raises:
       UserError: there is one.
@@ -256,7 +259,7 @@ def check(config: Config) -> None:
             f"config.init_from={config.init_from!r} belongs to SCST, but config.stage is 'mle'; "
             "use --config=configs/scst.py, or leave it out"
         )
-    if config.stage == "scst" and not config.init_from:
+    if config.stage == "scst" and not config.init_from and not alone:
         raise UserError(
             "config.init_from is not set: SCST refines an MLE run; give its directory: "
             "--config.init_from=runs/mle"

@@ -20,9 +20,9 @@ from har_jax.config import Config, check, place
 from har_jax.errors import UserError, did_you_mean
 
 
-def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
+def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool = False) -> Config:
     """The configuration `FILE[:PRESET]` or `FAMILY[:PRESET]`, with overrides such as
-    `{"optim.lr": "1e-5"}`.
+    `{"optim.lr": "1e-5"}`; `alone` as in `config.check`.
 
     Raises:
       UserError: there is no such file, family, preset or key, or the settings contradict another.
@@ -37,7 +37,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
         section, leaf = place(settings, key)
         section[leaf] = text if isinstance(section[leaf], str) else _literal(text)
     config = Config.from_dict(settings)
-    check(config)
+    check(config, alone=alone)
     return config
 
 

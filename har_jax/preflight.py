@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     topology = topologies.parse(arguments.topology) if arguments.topology else None
     names = _programs(arguments.programs)
-    overrides.setdefault("init_from", "-")  # an SCST run is compiled without the run it refines
-    config = config_file.load(arguments.config, overrides)
+    config = config_file.load(arguments.config, overrides, alone=True)
     topologies.prepare_environment(topology)
     with tempfile.TemporaryDirectory() as folder:
         config = published.described(config, Path(folder))

@@ -17,13 +17,11 @@ from har_jax.figures import Loss, LossFn
 from har_jax.loading.blueprint import Blueprint
 from har_jax.loading.weights import load_frozen, new_trained, restore_trained
 from har_jax.models.functional import Params
-from har_jax.objectives.likelihood import make_mle_loss
-from har_jax.objectives.policy_gradient import find_objective
-from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.rewards.callback import RewardCallback
 from har_jax.sessions.budget import budget, refuse_if_too_large
 from har_jax.sessions.meshes import choose_mesh
 from har_jax.sessions.plan import SessionPlan
+from har_jax.sessions.step import stage_loss
 
 
 @dataclasses.dataclass
@@ -71,16 +69,13 @@ def assemble(plan: SessionPlan) -> Session:
     blueprint = parts.blueprint.placed_on(mesh)
     refuse_if_too_large(budget(blueprint, config, mesh), mesh)
     frozen = load_frozen(blueprint, mesh)
-    structure, size = blueprint.structure, blueprint.config.lm.vocab_size
     callback = None
-    if plan.reward is None:
-        loss_fn = make_mle_loss(structure)
-    else:
+    if plan.reward is not None:
         frozen |= plan.reward.load(mesh, plan.workdir)
-        decode, eos_id = parts.tokenizer.decode, parts.tokenizer.eos_id
-        callback = RewardCallback(plan.reward, decode, eos_id=eos_id, mesh=mesh, vocab_size=size)
-        objective, length = find_objective(config.scst.objective), config.data.max_tokens
-        loss_fn = make_scst_loss(structure, config.scst, length, callback, objective)
+        decode, size = parts.tokenizer.decode, blueprint.config.lm.vocab_size
+        ends = {"eos_id": parts.tokenizer.eos_id, "vocab_size": size}
+        callback = RewardCallback(plan.reward, decode, mesh=mesh, **ends)
+    loss_fn = stage_loss(blueprint, config, callback)
     part, of = batch_part(mesh)  # this process's rows of the global batches
     batches = TrainBatches(
         plan.train_split,

@@ -22,15 +22,11 @@ from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
 from har_jax.hardware import GIB, device_memory
 from har_jax.loading.blueprint import Blueprint, Shapes
-from har_jax.objectives.likelihood import make_mle_loss
-from har_jax.objectives.policy_gradient import find_objective
-from har_jax.objectives.self_critical import make_scst_loss
 from har_jax.sessions.budget import Budget, budget
 from har_jax.sessions.collectives import Collective, collectives, in_decode_loop
 from har_jax.sessions.meshes import choose_mesh
+from har_jax.sessions.step import stage_loss, training_step
 from har_jax.sharding import batch_sharding, divisible, replicated
-from har_jax.training.optimizer import make_optimizer, make_schedule
-from har_jax.training.step import make_train_step
 from har_jax.types import Array
 
 log = logging.getLogger(__name__)
@@ -83,24 +79,8 @@ class StandInReward:
 
 
 def _train(blueprint: Blueprint, config: Config, mesh: Mesh, platform: str) -> Any:
-    trained = blueprint.abstract_trained(mesh)
-    axes = {name: blueprint.logical_axes[name] for name in trained}
-    if config.stage == "mle":
-        loss_fn: Any = make_mle_loss(blueprint.structure)
-    else:
-        objective = find_objective(config.scst.objective)
-        length, reward = config.data.max_tokens, StandInReward()
-        loss_fn = make_scst_loss(blueprint.structure, config.scst, length, reward, objective)
-    step = make_train_step(
-        loss_fn,
-        make_optimizer(config.optim, axes),
-        make_schedule(config.optim, config.steps),
-        trained,
-        {name: x.sharding for name, x in trained.items()},
-        mesh,
-        config.seed,
-        config.microbatches,
-    )
+    loss_fn = stage_loss(blueprint, config, StandInReward())
+    step = training_step(blueprint, config, loss_fn, mesh)
     batch = _spread(blueprint.batch(config), mesh)
     return _lower(step.function, platform, step.abstract, _frozen(blueprint, mesh), batch)
 

@@ -3,6 +3,7 @@
 sessions/plan.py       what is to be done, checked without a device
 sessions/doctor.py     whether SCST has anything to learn from
 sessions/assemble.py   mesh, parameters in their shards, the stage's loss, the batches
+sessions/step.py       loss and step of a stage, from a blueprint; preflight compiles the same
 training/step.py       loss, gradient, update: one jitted function
 training/loop.py       steps, logs, validation, guards, checkpoints
 sessions/observe.py    what is looked at on the way
@@ -29,14 +30,13 @@ from har_jax.sessions.budget import budget, peak_seconds
 from har_jax.sessions.doctor import examine_policy, examine_texts, refuse
 from har_jax.sessions.observe import policy_distance, summariser, validator, watches_clip
 from har_jax.sessions.plan import SessionPlan
+from har_jax.sessions.step import training_step
 from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger, RunLog
 from har_jax.training.loop import Hooks, fit
-from har_jax.training.optimizer import make_optimizer, make_schedule
 from har_jax.training.overview import parameter_overview
 from har_jax.training.profile import Profile
 from har_jax.training.run_dir import check_run, note, open_run, run_info
-from har_jax.training.step import TrainStep, make_train_step
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def train(
         announce(session, info, resumed)
 
     # 5. The step: loss, gradient and update, compiled once.
-    step = training_step(session)
+    step = training_step(session.blueprint, config, session.loss_fn, session.mesh)
 
     # 6. What is watched on the way.
     logger = RunLog(workdir, enabled=primary, total_steps=config.steps)
@@ -131,18 +131,6 @@ def train(
     checkpoints.close()
     logger.close()
     return Outcome(result.finished, int(result.state.step), step.compilations, result.stopped_by)
-
-
-def training_step(session: Session) -> TrainStep:
-    """The jitted step of a session, made from shapes: no parameter need be there."""
-    config, blueprint, mesh = session.plan.config, session.blueprint, session.mesh
-    trained = blueprint.abstract_trained(mesh)
-    axes = {name: blueprint.logical_axes[name] for name in trained}
-    rule, schedule = make_optimizer(config.optim, axes), make_schedule(config.optim, config.steps)
-    shardings = {name: x.sharding for name, x in trained.items()}
-    return make_train_step(
-        session.loss_fn, rule, schedule, trained, shardings, mesh, config.seed, config.microbatches
-    )
 
 
 def observers(session: Session, logger: Logger) -> Hooks:
