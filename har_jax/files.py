@@ -1,4 +1,7 @@
-"""JSON on disk that is always valid and never half-written."""
+"""JSON on disk that is always valid and never half-written, and lines of our own logs.
+
+`foreign.py` reads what others wrote.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import pathlib
 import tempfile
 from collections.abc import Mapping
 from typing import Any
-
-from har_jax.errors import UserError
 
 
 def plain(value: Any) -> Any:
@@ -56,41 +57,6 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
     write_bytes(path, (dumps(value, indent) + "\n").encode())
-
-
-def read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """Reads a file that the user named; `what` says in the error what it should have been.
-
-    Raises:
-      UserError: no such file, or not JSON.
-    """
-    try:
-        return json.loads(read_text(path, what))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{str(path)!r} is not valid JSON (line {error.lineno}: {error.msg}); give {what}"
-        ) from None
-
-
-def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """A text file in UTF-8, with or without a byte-order mark; `what` as for `read_json`.
-
-    Raises:
-      UserError: no such file, one that cannot be read, or not text.
-    """
-    path = pathlib.Path(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {str(path)!r}; give {what}") from None
-    except IsADirectoryError:
-        raise UserError(f"{str(path)!r} is a directory; give {what}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{str(path)!r} is not text in UTF-8 (byte {error.start}); convert it, or give {what}"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error.strerror}); give {what}") from None
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

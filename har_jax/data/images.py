@@ -25,7 +25,7 @@ from jaxtyping import Float32
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from har_jax.errors import UserError
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 
 ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.files import plain, read_json, write_json
+from har_jax.files import plain, write_json
+from har_jax.foreign import read_json
 
 _KEY, _FINISHING = "key.json", "lock-finish"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)

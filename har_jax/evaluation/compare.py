@@ -11,7 +11,7 @@ from typing import Any
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
 from har_jax.evaluation.references import read_predictions
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 from har_jax.metrics.corpus import score_captions
 
 IN_PYTHON = ("CIDEr", "Bleu", "ROUGE_L")

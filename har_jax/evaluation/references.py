@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from har_jax.data.readers import coco
 from har_jax.errors import UserError, did_you_mean
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 from har_jax.metrics.corpus import predictions_from_results
 
 RESULTS = 'COCO results: a list of {"image_id": ..., "caption": ...}'

@@ -9,7 +9,7 @@ from typing import Any
 from har_jax.evaluation.across_seeds import Scored
 from har_jax.evaluation.bootstrap import Statistics
 from har_jax.experiments.runs import read_scores
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 from har_jax.metrics.corpus import score_captions
 from har_jax.miniature.truth import shapes_named
 from har_jax.reports.paper import MEASURES

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from har_jax import command_line
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 
 
 @dataclasses.dataclass(frozen=True)

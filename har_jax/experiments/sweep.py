@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from har_jax.errors import UserError
 from har_jax.experiments.parts import Part, content_of
 from har_jax.experiments.runs import run_command
-from har_jax.files import read_json, write_json
+from har_jax.files import write_json
+from har_jax.foreign import read_json
 from har_jax.version import __version__
 
 RECORDS = "parts"

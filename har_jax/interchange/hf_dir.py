@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from har_jax import foreign
 from har_jax.errors import UserError
 from har_jax.interchange.safetensors_file import Tensor, read_header
 
@@ -86,15 +87,13 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; check the directory") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a JSON {type(value).__name__} where an object is needed")
-    return value
+    """A JSON object of a model directory.
+
+    Raises:
+      UserError: it is not there, or no JSON object.
+    """
+    what = "a model directory as it was saved or downloaded"
+    return foreign.typed(foreign.read_json(file, what), dict[str, Any], str(file))
 
 
 def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from har_jax.errors import UserError
-from har_jax.files import read_text
+from har_jax.foreign import read_text
 from har_jax.text.tokenizer import CaptionTokenizer
 
 _FORBIDDEN = re.compile(r"[0-9]+|[(),!:\n]")

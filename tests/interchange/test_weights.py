@@ -305,9 +305,9 @@ def test_bad_directories(tmp_path, lm):
     (tmp_path / "empty").mkdir()
     assert "no config.json" in message(lambda: load_mistral(tmp_path / "empty"))
     (lm / "config.json").write_text("{")
-    assert "not JSON" in message(lambda: load_mistral(lm))
+    assert "not valid JSON" in message(lambda: load_mistral(lm))
     (lm / "config.json").write_text("[]")
-    assert "an object is needed" in message(lambda: load_mistral(lm))
+    assert "needs object, got array" in message(lambda: load_mistral(lm))
 
 
 def test_hub_names_go_through_the_cache(monkeypatch, saved):

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int64
 from har_jax.data.dataset import Split
 from har_jax.data.protocols import Images
 from har_jax.errors import UserError
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt64
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureKind, digest_of, known_digests
 from har_jax.errors import UserError
-from har_jax.files import read_json, read_text
+from har_jax.foreign import read_json, read_text
 
 _BATCH = 256  # rows read at a time
 

@@ -19,7 +19,7 @@ from typing import Any
 from har_jax.data.dataset import PathLike
 from har_jax.data.entries import Entry, Problems, Reading, usable
 from har_jax.errors import UserError
-from har_jax.files import read_json
+from har_jax.foreign import read_json
 
 RESTVAL = ("train", "keep", "drop")
 _DOMAINS = ("in-domain", "near-domain", "out-domain")

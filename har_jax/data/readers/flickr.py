@@ -17,7 +17,7 @@ from har_jax.data.entries import Entry, Problems, Reading, usable
 from har_jax.data.readers import coco
 from har_jax.data.readers.shares import Shares, check_whole, image_ids_of
 from har_jax.errors import UserError
-from har_jax.files import read_text
+from har_jax.foreign import read_text
 
 _LINE = re.compile(r"(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*)")
 

@@ -23,7 +23,7 @@ from har_jax.data.dataset import PathLike
 from har_jax.data.entries import Entry, Problems, Reading, usable
 from har_jax.data.readers.shares import Shares, check_whole, image_ids_of
 from har_jax.errors import UserError, did_you_mean
-from har_jax.files import read_text
+from har_jax.foreign import read_text
 
 IMAGE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", "img")
 CAPTION = ("caption", "captions", "text", "comment", "sentence", "description")

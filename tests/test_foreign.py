@@ -1,0 +1,85 @@
+"""JSON of others: whatever a file holds, a value or one line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from har_jax.errors import UserError
+from har_jax.foreign import Finite, Size, parse_json, read_json, typed
+
+
+class Entry(msgspec.Struct):
+    id: int | str
+    size: Size = 0
+    share: Finite = 0.0
+
+
+BAD_TEXTS = {
+    "depth": ("[" * 200_000, "nested too deeply"),
+    "a number of 5,000 digits": ("[" + "9" * 5_000 + "]", "cannot be read"),
+    "half a character": ('{"a": ["b\\ud83d"]}', "middle of a character"),
+    "half a character in a key": ('{"\\udc00": 1}', "middle of a character"),
+    "cut off": ('[{"a": 1', "line 1"),
+    "nothing": ("", "line 1"),
+    "bytes of no text": (b'"\xff\xff"', "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_bad_texts(text: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_json(text, "a.json", "captions")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_whole_pairs_are_characters() -> None:
+    assert parse_json('["\\ud83d\\ude00"]', "a", "b") == ["😀"]
+    assert parse_json('["\\ud83d"]', "a", "b", halves=True) == ["\ud83d"]
+
+
+def test_bad_files(tmp_path: pathlib.Path) -> None:
+    bad = [tmp_path, tmp_path / "none", tmp_path / ("n" * 300), "a\0b", "a\ud800", tmp_path / "a/b"]
+    (tmp_path / "a").write_text("[]")
+    for path in bad:
+        with pytest.raises(UserError, match="give captions") as caught:
+            read_json(path, "captions")
+        assert "\n" not in str(caught.value)
+
+
+BAD_VALUES = {
+    "none": ([{"id": None}], r"\[0\].id: needs int \| str, got null"),
+    "absent": ([{}], r"\[0\]: missing required field id"),
+    "no list": ({"id": 1}, "needs array, got object"),
+    "negative": ([{"id": 1, "size": -1}], r"\[0\].size: needs int >= 0"),
+    "infinite": (json.loads('[{"id": 1, "share": 1e999}]'), "share: needs float <= "),
+    "no number": (json.loads('[{"id": 1, "share": NaN}]'), "share: needs float >= "),
+    "a truth": ([{"id": 1, "size": True}], "size: needs int, got bool"),
+}
+
+
+@pytest.mark.parametrize("value, message", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_bad_values(value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(value, list[Entry], "a.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+)
+
+
+@given(JSON)
+def test_a_value_of_its_kind_or_one_line(value: object) -> None:
+    try:
+        found = typed(value, list[Entry], "a.json")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(e.id, int | str) and 0 <= e.size < 2**53 for e in found)
