@@ -1,7 +1,8 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, ZeroCap, a report (10 to 20 minutes)
 # make reproduce   the paper's table: ZeroCap, MLE and SCST over SEEDS=5, with a page in runs/reproduce
 # make test    the test suite, in WORKERS=2 processes
-# make fuzz    the property tests with examples that are drawn afresh, 1,000 of each
+# make fuzz    20,000 hostile inputs (make test draws one of forty)
+# make properties   the property tests with examples that are drawn afresh, 1,000 of each
 # make kill    training killed ten times, continued bit for bit (make test kills it twice)
 # make long    the benchmark for accelerators on tiny models (five minutes)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
@@ -15,7 +16,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo reproduce test fuzz long kill types lint clean
+.PHONY: demo reproduce test fuzz properties long kill types lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,9 @@ test: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --durations=15
 
 fuzz: $(VENV)/.installed-test
+	FUZZ=all $(PY) -m pytest -q -n $(WORKERS) tests/fuzz
+
+properties: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz
 
 long: $(VENV)/.installed-test
