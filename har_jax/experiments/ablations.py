@@ -44,6 +44,7 @@ class Ablation:
 
 BASE = Ablation("har", "", "HAR: patch, greedy baseline, full, K = 5, τ = 1, CIDEr-D, clip-l")
 _LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0}
+_KEPT = "model.frozen_dtype"
 _POOLED = {"model.projector": "pooled"}
 _CLIP_B = {"model.clip": f"{SCENES.models}/clip-b"}
 _CLIP_REWARD = {
@@ -59,6 +60,8 @@ ABLATIONS = (
     Ablation("both", "baseline", "greedy and leave-one-out", scst={"scst.baseline": "both"}),
     Ablation("lora", "decoder", "LoRA, r = 8", _LORA),
     Ablation("lora-mle", "decoder", "LoRA, r = 8, MLE alone", _LORA, None),
+    Ablation("int8", "decoder", "LoRA, r = 8, base in int8", {**_LORA, _KEPT: "int8"}),
+    Ablation("nf4", "decoder", "LoRA, r = 8, base in nf4", {**_LORA, _KEPT: "nf4"}),
     Ablation("frozen", "decoder", "frozen, the projector learns", {"model.train_lm": False}),
     Ablation("k2", "samples", "K = 2", scst={"scst.samples": 2}),
     Ablation("k10", "samples", "K = 10", scst={"scst.samples": 10}),
