@@ -6,9 +6,11 @@
 The peer is what PyTorch's users write when they write it well: `MistralForCausalLM` with SDPA, one
 `generate` for the greedy caption and one for the K samples under `inference_mode` with the static
 shapes of a fixed length, then one update in which the image's prefix is repeated for each caption,
-AdamW fused; all cores. Neither side encodes images (both read the same features) nor pays for a
-reward. Contestants run in turn, each shape twice before it counts, and medians are told. Losses of
-the updates are compared first: a figure counts only where they are equal.
+AdamW fused; all cores. With `--compile` the peer's update is also tried under `torch.compile` (it
+needs a C++ compiler), and its faster time counts. Neither side encodes images (both read the same
+features) nor pays for a reward. Contestants run in turn, each shape twice before it counts, and
+medians are told. Losses of the updates are compared first: a figure counts only where they are
+equal.
 
 `floor` is the time of the matrix products alone, at the speed of a product of 1024 x 1024 measured
 in the same run.
@@ -17,6 +19,7 @@ in the same run.
 from __future__ import annotations
 
 import argparse
+import copy
 import pathlib
 import statistics
 import sys
@@ -114,6 +117,7 @@ class Peer:
 
     def __init__(self, model: Any, ours: Ours):
         self.model = model.train()
+        self.body = self.model.model
         one, two = (torch.nn.Linear(DV, model.config.hidden_size), None)
         two = torch.nn.Linear(model.config.hidden_size, model.config.hidden_size)
         for layer, name in ((one, "linear_1"), (two, "linear_2")):
@@ -129,12 +133,18 @@ class Peer:
         prefix = self.projector(features).repeat_interleave(r, dim=0)
         flat = tokens.reshape(b * r, t)
         known = self.model.get_input_embeddings()(flat[:, :-1])
-        hidden = self.model.model(inputs_embeds=torch.cat([prefix, known], dim=1)).last_hidden_state
+        hidden = self.body(inputs_embeds=torch.cat([prefix, known], dim=1)).last_hidden_state
         logits = self.model.lm_head(hidden[:, prefix.shape[1] - 1 :])
         nats = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), flat.reshape(-1), reduction="none"
         )
         return (nats.reshape(b, r, t) * weights[..., None]).mean()
+
+    def compiled(self) -> Peer:
+        """The same weights and optimizer, with the update's decoder under `torch.compile`."""
+        other = copy.copy(self)
+        other.body = torch.compile(self.model.model, dynamic=False)
+        return other
 
     def mle(self, features: Any, tokens: Any, weights: Any) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -190,7 +200,7 @@ def floors(ours: Ours, p: int, speed: float) -> dict[str, float]:
     return {name: flops / speed for name, flops in work.items()}
 
 
-def compare(size: str, p: int, rounds: int) -> None:
+def compare(size: str, p: int, rounds: int, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = torch_decoder(size)
         model.save_pretrained(folder)
@@ -218,26 +228,35 @@ def compare(size: str, p: int, rounds: int) -> None:
 
         return call
 
-    contestants = {
-        "mle": (our_step("mle"), lambda: peer.mle(*theirs)),
-        "rollout": (our_step("rollout"), lambda: peer.roll(theirs[0])),
-        "scst": (our_step("scst"), lambda: peer.scst(theirs[0], theirs[2])),
-    }
-    for pair in contestants.values():  # twice each, before anything counts
-        for call in (*pair, *pair):
+    def their_steps(peer: Peer) -> dict[str, Callable[[], Any]]:
+        return {
+            "mle": lambda: peer.mle(*theirs),
+            "rollout": lambda: peer.roll(theirs[0]),
+            "scst": lambda: peer.scst(theirs[0], theirs[2]),
+        }
+
+    sides = [{name: our_step(name) for name in ("mle", "rollout", "scst")}, their_steps(peer)]
+    if compiled:
+        sides.append(their_steps(peer.compiled()))
+        del sides[-1]["rollout"]  # the same
+    contestants = {name: [side[name] for side in sides if name in side] for name in sides[0]}
+    for calls in contestants.values():  # twice each, before anything counts
+        for call in (*calls, *calls):
             call()
-    times: dict[str, tuple[list[float], list[float]]] = {n: ([], []) for n in contestants}
+    times: dict[str, list[list[float]]] = {n: [[] for _ in c] for n, c in contestants.items()}
     for _ in range(rounds):
-        for name, pair in contestants.items():
-            for call, seen in zip(pair, times[name], strict=True):
+        for name, calls in contestants.items():
+            for call, seen in zip(calls, times[name], strict=True):
                 began = time.perf_counter()
                 call()
                 seen.append(time.perf_counter() - began)
     least = floors(ours, p, peak())
-    for name, (we, they) in times.items():
-        us, them = statistics.median(we), statistics.median(they)
+    for name, seen in times.items():
+        us, *peers = map(statistics.median, seen)
+        them = min(peers)
+        told = ", ".join(f"{t * 1e3:,.0f} ms" for t in peers)
         print(
-            f"| {size} | {p} | {name} | {us * 1e3:,.0f} ms | {them * 1e3:,.0f} ms | "
+            f"| {size} | {p} | {name} | {us * 1e3:,.0f} ms | {told} | "
             f"{them / us:.2f} x | {us / least[name]:.1f} | {them / least[name]:.1f} |",
             flush=True,
         )
@@ -250,13 +269,16 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="4m")
     parser.add_argument("--prefix", type=int, nargs="+", default=[10, 257])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also try torch.compile")
     arguments = parser.parse_args()
     versions = f"JAX {jax.__version__}, PyTorch {torch.__version__}"
     print(f"{versions}, {torch.get_num_threads()} threads; B={B}, K={K}, T={T}, float32")
-    print("| decoder | P | step | har_jax | PyTorch | gain | x floor | PyTorch x floor |")
+    print(
+        "| decoder | P | step | har_jax | PyTorch (, compiled) | gain | x floor | PyTorch x floor |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for p in arguments.prefix:
-        compare(arguments.size, p, arguments.rounds)
+        compare(arguments.size, p, arguments.rounds, arguments.compile)
 
 
 if __name__ == "__main__":
