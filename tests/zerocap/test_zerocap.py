@@ -170,7 +170,10 @@ def test_special_tokens(inner, pairs, step, factor):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("preset", "count"), [("repo", 20), ("paper", 5)])
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [("repo", 5), ("paper", 2), pytest.param("repo", 20, marks=pytest.mark.long)],
+)
 def test_captions_are_the_same(preset, count, pairs, images):
     images = images[:count]
     zerocap, published = pairs(preset)
