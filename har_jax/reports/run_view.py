@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from har_jax.data.images import decode
+from har_jax.data.decode import decode
 from har_jax.errors import UserError
 from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
 from har_jax.files import read_json_lines

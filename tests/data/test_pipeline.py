@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from har_jax.data import pipeline
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example, open_split
-from har_jax.data.images import Files, Preprocessor
+from har_jax.data.decode import Files
+from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import EncodedCaptions, TrainBatches, eval_batches
 from har_jax.errors import UserError
 from tests.conftest import ROOT
