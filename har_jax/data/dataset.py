@@ -118,11 +118,11 @@ def open_split(directory: PathLike, split: str) -> Split:
             f"it has {', '.join(held[:20]) or 'none'}"
         )
     for path, _ in found.shards[split]:
-        found.check(path)
+        description.check(path, found.files)
     for path in (captions_path(directory, split), document_frequency_path(directory, split)):
         # Cards list both. Older ones list nothing, but captions were always written with them.
         if path.name in found.files or (read_card(directory) and path.suffix == ".json"):
-            found.check(path)
+            description.check(path, found.files)
     return Split(directory, split, found.sizes[split])
 
 
@@ -177,7 +177,7 @@ class Split(Sequence):
         """
         path = captions_path(self.directory, self.name)
         if path.exists():
-            _open(self.directory).check_sum(path)
+            description.check(path, _open(self.directory).files, sums=True)
             found = _listed(read_typed(path, _Index, "the captions that `prepare` wrote"), path)
         else:
             few = [(each.image_id, each.filename, each.captions) for each in self]  # no image

@@ -89,7 +89,6 @@ class Description:
       files: the files that the card lists; {} of a dataset that has no card, or an older one.
     """
 
-    directory: pathlib.Path
     name: str
     shards: Mapping[str, Sequence[tuple[pathlib.Path, int]]]
     files: Mapping[str, FileEntry]
@@ -99,32 +98,28 @@ class Description:
         """{split: how many records}."""
         return {name: sum(n for _, n in files) for name, files in self.shards.items()}
 
-    def check(self, path: pathlib.Path) -> None:
-        """Of a file of the dataset: that it is there and as long as it was written.
 
-        Raises:
-          UserError: it is not.
-        """
-        entry = self.files.get(path.name)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"{path} is missing ({error.strerror}); {_AGAIN}") from None
-        if entry is not None and size != entry.bytes:
-            raise UserError(
-                f"{path} has {size:,} bytes and was written with {entry.bytes:,}; {_AGAIN}"
-            )
+def check(path: pathlib.Path, files: Mapping[str, FileEntry], *, sums: bool = False) -> None:
+    """Of a file of a dataset: that it is there and as long as it was written.
 
-    def check_sum(self, path: pathlib.Path) -> None:
-        """`check`, and that its bytes are those that were written, where the card says which.
+    Args:
+      files: what the card lists.
+      sums: that its bytes are those that were written as well, where the card says which.
 
-        Raises:
-          UserError: they are not.
-        """
-        self.check(path)
-        entry = self.files.get(path.name)
-        if entry is not None and entry.sha256 and sha256(path) != entry.sha256:
-            raise UserError(f"{path} is not as it was written (other bytes); {_AGAIN}")
+    Raises:
+      UserError: it is not.
+    """
+    entry = files.get(path.name)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} is missing ({error.strerror}); {_AGAIN}") from None
+    if entry is None:
+        return
+    if size != entry.bytes:
+        raise UserError(f"{path} has {size:,} bytes and was written with {entry.bytes:,}; {_AGAIN}")
+    if sums and entry.sha256 and sha256(path) != entry.sha256:
+        raise UserError(f"{path} is not as it was written (other bytes); {_AGAIN}")
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -161,6 +156,8 @@ def read_description(directory: pathlib.Path) -> Description:
       UserError: it is damaged, not of `coco_captions`' schema, or not in ArrayRecord files.
     """
     files = typed(read_card(directory), _Card, str(directory / CARD), _AGAIN).files
+    for name in (INFO, FEATURES):
+        check(directory / name, files, sums=True)
     info = read_typed(directory / INFO, _Info, _WHAT)
     _check_features(directory, read_typed(directory / FEATURES, _Features, _WHAT))
     if info.stored != FORMAT:
@@ -172,10 +169,7 @@ def read_description(directory: pathlib.Path) -> Description:
     if len(set(names)) < len(names):
         raise UserError(f"{directory / INFO} names a split twice: {_some(names)}; {_AGAIN}")
     shards = {split.name: _files_of(directory, info, split) for split in info.splits}
-    found = Description(directory, info.name, shards, files)
-    for name in (INFO, FEATURES):
-        found.check_sum(directory / name)
-    return found
+    return Description(info.name, shards, files)
 
 
 def _check_features(directory: pathlib.Path, features: _Features) -> None:

@@ -63,8 +63,9 @@ class Records:
         path, count = self._files[number]
         inside = place - (self._ends[number] - count)
         where = f"record {inside} of {path}"
+        reader = self._reader(number)
         try:
-            record = self._reader(number).read([inside])[0]
+            record = reader.read([inside])[0]
         except (RuntimeError, IndexError, ValueError) as error:  # as ArrayRecord tells of damage
             raise UserError(_damaged(where, error)) from error
         return parse(record, where)
