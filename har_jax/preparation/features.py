@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
 from har_jax.preparation.arguments import subcommand
+from har_jax.preparation.verify import verify
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
@@ -49,13 +50,13 @@ def add_features(commands: Any) -> None:
     add("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
     add("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
     add("--name", help="of --import: the encoder's (default: that of the file)")
-    verify = "check every byte of the cache at --out, and stop"
+    verify = "as `prepare verify` of the cache at --out, and stop"
     add("--verify", action="store_true", help=verify)
 
 
 def features(arguments: argparse.Namespace) -> int:
     if arguments.verify:
-        return _verify(arguments.out)
+        return verify(argparse.Namespace(directory=arguments.out))
     part = _part(arguments.part)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size={arguments.batch_size}; it must be at least 1")
@@ -132,18 +133,3 @@ def _part(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"--part={text}; give I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(count)
-
-
-def _verify(out: str) -> int:
-    from har_jax.data.features.cache import FeatureCache
-
-    cache = FeatureCache(out)
-    wrong = cache.verify()
-    if wrong:
-        are, them = ("is", "it") if len(wrong) == 1 else ("are", "them")
-        names = ", ".join(wrong)
-        raise UserError(
-            f"{out}: {names} {are} not as written; copy {them} again, or make the cache anew"
-        )
-    print(f"{out}: {len(cache.files)} files are as they were written")
-    return 0

@@ -315,6 +315,7 @@ def test_a_dataset_of_another_kind_is_refused(scenes_dir, tmp_path):
     features = json.loads((other / "features.json").read_text())
     del features["featuresDict"]["features"]["captions"]
     (other / "features.json").write_text(json.dumps(features))
+    forget_sums(other)
     with pytest.raises(UserError, match=r"lacks the features \['captions'\]"):
         open_split(other, "train")
     (other / "dataset_info.json").write_text("{")
