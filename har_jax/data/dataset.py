@@ -176,7 +176,7 @@ class Split(Sequence):
           UserError: it is damaged or of another dataset, or ids repeat.
         """
         path = captions_path(self.directory, self.name)
-        if path.exists():
+        if os.path.exists(path):
             description.check(path, _open(self.directory).files, sums=True)
             found = _listed(read_typed(path, _Index, "the captions that `prepare` wrote"), path)
         else:

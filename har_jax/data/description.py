@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,7 @@ def read_card(directory: pathlib.Path) -> dict[str, Any]:
       UserError: there is one that cannot be read, or not as `prepare` writes it.
     """
     path = directory / CARD
-    if not path.exists():
+    if not os.path.exists(path):  # which never raises
         return {}
     card = read_json(path, _WHAT)
     typed(card, _Card, repr(str(path)), _AGAIN)

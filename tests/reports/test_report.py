@@ -24,6 +24,7 @@ from har_jax.reports.page import render, templates, write_report
 from har_jax.reports.run_view import (
     DatasetImages,
     RunView,
+    Sample,
     ScoredSplit,
     choose_examples,
     data_uri,
@@ -188,7 +189,7 @@ def filled(text, name):
         config,
         info,
         {key: [(1, 1.0), (2, 3.0)] for key in (text, "val/CIDEr", "train/reward")},
-        [{"step": 1, "image_id": 7, "split": text, **caption}],
+        [Sample(1, image_id=text, split=text, **caption)],
         [
             {"step": text, "guard": text, "text": text, "action": text},
             {"step": text, "rollback": True, "to": text, "lr_scale": text},

@@ -153,8 +153,8 @@ class FeatureCache:
         """
         self.directory = pathlib.Path(directory)
         path = self.directory / MANIFEST
-        if not path.is_file():
-            there = "holds no feature cache" if self.directory.exists() else "does not exist"
+        if not os.path.isfile(path):  # which never raises
+            there = "holds no feature cache" if os.path.exists(self.directory) else "does not exist"
             raise UserError(
                 f"{self.directory} {there} (no {MANIFEST}); make one with `python -m "
                 f"har_jax.prepare features --data=DIR --clip=HF_DIR --out={self.directory}`"
@@ -165,7 +165,7 @@ class FeatureCache:
         self._read(manifest, typed(manifest, _Manifest, str(path), "make the feature cache anew"))
         for name, entry in self.files.items():
             file = self.directory / name
-            size = file.stat().st_size if file.is_file() else None
+            size = file.stat().st_size if os.path.isfile(file) else None
             if size != entry.bytes:
                 is_now = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
