@@ -224,7 +224,7 @@ def contrast(systems: Columns, name: str, other: str, measures: Sequence[Measure
 
 def _title(columns: Columns) -> str:
     runs = [scores for column in columns.values() for scores in column]
-    images = {scores["n_images"] for scores in runs if scores.get("n_images") is not None}
+    images = {int(n) for scores in runs if (n := lookup(scores, "n_images")) is not None}
     seeds = max((len(column) for column in columns.values()), default=0)
     parts = [f"{n} images" for n in sorted(images)[:1]] if len(images) == 1 else []
     if len(images) > 1:
