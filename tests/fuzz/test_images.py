@@ -1,4 +1,4 @@
-"""Images of every format, mode and shape, damaged and with headers that lie, as CLIP would see them.
+"""Images of every format, mode and shape, damaged and with headers that lie, as CLIP sees them.
 
 The command that captions is not called: it checks its images with `decode`, as here.
 """
@@ -72,7 +72,7 @@ def encoded(kind: str, mode: str, size: tuple[int, int], option: int) -> bytes:
     buffer = io.BytesIO()
     try:
         image.save(buffer, kind, **options)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return b""
     return buffer.getvalue()
 
