@@ -1,4 +1,4 @@
-"""What others wrote: texts, JSON and arrays from files that may hold anything.
+"""What others wrote: texts and JSON from files that may hold anything.
 
 Every JSON of a user's, of a download or of an earlier run is read here, so that a file that is no
 file, no text, no JSON, deeper or longer than anything sensible, ends in one line. `typed` says of
@@ -7,21 +7,15 @@ what a value consists, once, where it is read; what comes back needs no further 
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import pathlib
 import re
-import zipfile
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
 from har_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 T = TypeVar("T")
 
@@ -30,9 +24,6 @@ Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 """A float that is a number; `typed` refuses NaN and infinities."""
 Size = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 """A count or an offset: no negative one, and none that a float could not hold."""
-
-_UNPACKED = 1 << 30
-"""Bytes that an `.npz` may unpack to: deflate packs zeros a thousandfold."""
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """One half of a character outside the basic plane, as JSON escapes it."""
@@ -158,60 +149,6 @@ def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T:
     return cast(T, typed(read_json(path, what), kind, repr(str(path)), f"give {what}"))
 
 
-def read_npy(path: str | os.PathLike[str], what: str) -> np.ndarray:
-    """The array of a `.npy`, which is read where it is looked at; `what` it is, for errors.
-
-    Raises:
-      UserError: no such file, or not an array of numbers.
-    """
-    import numpy as np
-
-    name = shortened(os.fspath(path))
-    try:
-        with pathlib.Path(path).open("rb") as file:
-            start = file.read(4)
-        if start == b"PK\3\4":
-            raise UserError(
-                f"{name} is an .npz, several arrays in a file; save {what} alone, with numpy.save"
-            )
-        return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {name!r}; give {what} as a .npy") from None
-    except UserError:
-        raise
-    except Exception as error:  # NumPy parses a header as Python, and raises as its parser does
-        why = shortened(str(error) or type(error).__name__)
-        raise UserError(f"{name} is not a .npy file of numbers: {why}; give {what}") from error
-
-
-def read_npz(path: str | os.PathLike[str], what: str, fix: str) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`, by name; `what` it is and how to `fix` it are for errors.
-
-    Raises:
-      FileNotFoundError: no such file; whoever calls knows what that means.
-      UserError: it is not an `.npz` of numbers and texts.
-    """
-    import numpy as np
-
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-            if (size := sum(member.file_size for member in members)) > _UNPACKED:
-                raise ValueError(f"it unpacks to {size:,} bytes, more than {_UNPACKED:,}")
-            return {
-                member.filename.removesuffix(".npy"): np.lib.format.read_array(
-                    io.BytesIO(file.read(member)), allow_pickle=False
-                )
-                for member in members
-            }
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        why = shortened(str(error) or type(error).__name__)
-        raise UserError(f"{shortened(os.fspath(path))} is not {what} ({why}); {fix}") from error
-
-
 def shortened(text: str, most: int = 100) -> str:
-    """A text of somebody else's, short enough for a line of ours, and without ends of lines."""
-    text = " ".join(text.splitlines())
+    """A text of somebody else's, short enough for a line of ours."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."

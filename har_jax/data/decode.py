@@ -55,7 +55,7 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
     """
     if isinstance(image, (str, os.PathLike)):
         name, image = name or os.fspath(image), read(image)
-    name = shortened(name or "given as bytes")
+    name = shortened(" ".join((name or "given as bytes").split()))
     if not isinstance(image, Image.Image):
         data = bytes(image)
         if not data:
@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         return pathlib.Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: NUL, or half a character, in the name
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        name = shortened(os.fspath(path))
+        name = shortened(" ".join(os.fspath(path).split()))
         raise UserError(f"image {name} cannot be read: {why}; give image files") from error
 
 
@@ -159,7 +159,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _told(error: Exception) -> str:
-    return shortened(str(error) or type(error).__name__)
+    return shortened(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from har_jax.arrays import read_npz
 from har_jax.data.dataset import PathLike, Split, id_space, open_split, split_names
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
-from har_jax.foreign import read_npz
 
 TRAINED_ON = "trained_on.npz"
 _HASHED_AT_ONCE = 1 << 30  # bytes of records that are read where a dataset keeps no hashes

@@ -19,8 +19,8 @@ from typing import Any
 from har_jax.data import builder
 from har_jax.data.builder import Shard, ShardWriter
 from har_jax.data.dataset import Example, PathLike
-from har_jax.data.decode import decode
 from har_jax.data.entries import Entry, Problems, Reading, check_unique
+from har_jax.data.images import decode
 from har_jax.data.overlap import ImageSet, content_key, read_image_set
 from har_jax.errors import UserError
 from har_jax.progress import write as say

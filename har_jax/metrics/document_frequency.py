@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from har_jax.arrays import read_npz
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
-from har_jax.foreign import read_npz
 from har_jax.metrics import ngrams
 from har_jax.metrics.corpus_ngrams import Words, sorted_counts
 

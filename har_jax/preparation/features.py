@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from har_jax.errors import UserError
 from har_jax.preparation.arguments import subcommand
-from har_jax.preparation.verify import verify
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
@@ -50,13 +49,13 @@ def add_features(commands: Any) -> None:
     add("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
     add("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
     add("--name", help="of --import: the encoder's (default: that of the file)")
-    verify = "as `prepare verify` of the cache at --out, and stop"
+    verify = "check every byte of the cache at --out, and stop (as `prepare verify`)"
     add("--verify", action="store_true", help=verify)
 
 
 def features(arguments: argparse.Namespace) -> int:
     if arguments.verify:
-        return verify(argparse.Namespace(directory=arguments.out))
+        return _verify(arguments.out)
     part = _part(arguments.part)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size={arguments.batch_size}; it must be at least 1")
@@ -133,3 +132,9 @@ def _part(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"--part={text}; give I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(count)
+
+
+def _verify(out: str) -> int:
+    from har_jax.preparation.verify import verify
+
+    return verify(argparse.Namespace(directory=out))

@@ -30,11 +30,12 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
+from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.data.description import Word, sha256
 from har_jax.data.protocols import Images
 from har_jax.errors import UserError
-from har_jax.foreign import Size, read_json, read_npy, typed
+from har_jax.foreign import Size, read_json, typed
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int64, UInt64
 
+from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureKind, digest_of, known_digests
 from har_jax.errors import UserError
-from har_jax.foreign import read_npy, read_text, read_typed, shortened
+from har_jax.foreign import read_text, read_typed, shortened
 
 _LARGEST_ID = 2**63 - 1
 _Id = Annotated[int, msgspec.Meta(ge=-_LARGEST_ID, le=_LARGEST_ID)]
