@@ -263,10 +263,11 @@ def test_ids_of_images_are_texts_like_others(tmp_path, text):
     assert "script" not in page.tags and not page.values("img", "onload")
     assert f"image {text}" in page.text
     shown = [paper.Shown(text, "", uri, [], [("A", "a dog", None)]) for uri in (None, "data:,")]
-    card = templates().get_template("paper.html.j2").module.card
-    for image in shown:
-        drawn = Page(card(image))
-        assert "script" not in drawn.tags and not drawn.values("img", "onload")
+    empty = dict.fromkeys(("systems", "rows", "warnings", "notes", "charts", "tested", "tests"), ())
+    template = templates().get_template("paper.html.j2")
+    drawn = Page(template.render(title="", about="", level="", origin=(), shown=shown, **empty))
+    assert "script" not in drawn.tags and not drawn.values("img", "onload")
+    assert f"image {text}" in drawn.text and text in drawn.text
 
 
 def test_a_report_keeps_what_it_can(world, tmp_path):
@@ -286,12 +287,9 @@ def test_a_report_keeps_what_it_can(world, tmp_path):
     scores |= {"warnings": 3, "skipped": [], "n_images": "x", "source": "y", "control": 0}
     write_json(copy / "eval" / "test" / "scores.json", scores)
     with (copy / "samples.jsonl").open("a") as file:
-        for row in (
-            {"step": 10**400},
-            {"step": 41, "caption": 3},
-            {"step": 41, "caption": "\ud800"},
-        ):
-            file.write(json.dumps({"image_id": [], **row} if "caption" not in row else row) + "\n")
+        whole = {"step": 41, "split": "test", "image_id": 1, "caption": "x"}
+        for odd in ({"step": 10**400}, {"caption": 3}, {"caption": "\ud800"}, {"image_id": []}):
+            file.write(json.dumps(whole | odd) + "\n")
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "train/loss": NaN, "train/reward": 1e999}\n')
         file.write('{"step": 41, "train/loss": ' + "9" * 400 + "}\n" + "[" * 100_000 + "\n")
