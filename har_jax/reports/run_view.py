@@ -132,33 +132,29 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         raise UserError(f"there is no run directory {shortened(str(path))!r} to report on")
     found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
     rows = _lines(path / "metrics.jsonl")
-    samples = (_kept(row, Sample) for row in _lines(path / "samples.jsonl"))
+    samples = [row for row in _lines(path / "samples.jsonl") if _fits(row, Sample)]
     return RunView(
         path,
         _object(path / "config.json", _CONFIG),
         _object(path / "run.json", _RUN),
         series_of(rows),
-        [sample for sample in samples if sample is not None],
+        [typed(row, Sample, "") for row in samples],
         [{"step": r["step"], **r["event"]} for r in rows if isinstance(r.get("event"), dict)],
         {name: split for name, split in found.items() if split is not None},
     )
 
 
-def _kept(value: Any, kind: Any) -> Any:
-    """The value as that kind; None where it is of another."""
+def _fits(value: Any, kind: Any) -> bool:
     try:
-        return typed(value, kind, "")
-    except UserError:
-        return None
+        typed(value, kind, "")
+    except ValueError:  # of another kind, or with half a character in a name
+        return False
+    return True
 
 
 def _fitting(found: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
     """What is of the kind that `kinds` ask for, or that they do not name."""
-
-    def fits(key: str, value: Any) -> bool:
-        return key not in kinds or value is None or _kept(value, kinds[key]) is not None
-
-    return {key: value for key, value in found.items() if fits(key, value)}
+    return {k: value for k, value in found.items() if k not in kinds or _fits(value, kinds[k])}
 
 
 def _object(path: pathlib.Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +181,6 @@ def _scored(directory: pathlib.Path) -> ScoredSplit | None:
     listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS)
     objects = (row for row in listed if isinstance(row, dict)) if isinstance(listed, list) else ()
     rows = {r["image_id"]: r for o in objects if "image_id" in (r := _fitting(o, _ROW))}
-    rows.pop(None, None)
     return ScoredSplit(scores, rows) if scores or rows else None
 
 

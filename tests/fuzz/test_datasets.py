@@ -14,7 +14,6 @@ from PIL import Image
 
 from har_jax.data import builder, overlap, verify
 from har_jax.data.dataset import Example, id_space, open_split, read_card, split_names
-from har_jax.foreign import read_json
 from har_jax.metrics.cider_d import DocumentFrequency
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt
@@ -39,20 +38,22 @@ def whole(tmp_path_factory):
 
 def spoil(rng: random.Random, directory: pathlib.Path) -> None:
     """Damages a file, more often one of text."""
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
     path = directory / rng.choice([name for name in names if name.endswith(".json")] + names)
-    what = rng.random()
-    if what < 0.06:
+    data, what = path.read_bytes(), rng.random()
+    if what < 0.1:
         path.unlink()
-    elif what < 0.1:
-        path.unlink()
-        path.mkdir()
+        if what < 0.04:
+            path.mkdir()
     elif what < 0.15:
-        shutil.copy(directory / rng.choice(names), path)
-    elif path.suffix == ".json":
-        path.write_bytes(hostile.json_bytes(rng, read_json(path, "")))
+        path.write_bytes((directory / rng.choice(names)).read_bytes())
+    elif path.suffix == ".json" and what < 0.9:
+        try:
+            path.write_bytes(hostile.json_bytes(rng, json.loads(data)))
+        except (ValueError, RecursionError):  # it was damaged before
+            path.write_bytes(hostile.damaged(rng, data))
     else:
-        path.write_bytes(hostile.damaged(rng, path.read_bytes()))
+        path.write_bytes(hostile.damaged(rng, data))
 
 
 def draw(whole: pathlib.Path, rng: random.Random, folder: pathlib.Path) -> Case:

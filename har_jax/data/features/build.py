@@ -204,7 +204,7 @@ def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], 
     split = build.splits[shard.split]
     for features, some in rows(split, shard.first, shard.stop):
         here = slice(done, done + len(some))
-        with np.errstate(over="ignore"):  # told below, with the image
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the image
             values[here] = features.astype(dtype)
         finite = np.isfinite(values[here].astype(np.float32)).all(axis=(1, 2))
         if not finite.all():
