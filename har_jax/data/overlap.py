@@ -152,12 +152,11 @@ def load(run: PathLike) -> list[ImageSet] | None:
         return None
     found = []
     for number in range(len(arrays) // 3):
-        parts = [arrays.get(f"{name}.{number}") for name in ("ids_of", "ids", "contents")]
-        kinds = [None if part is None else (part.dtype.kind, part.ndim) for part in parts]
-        if kinds != [("U", 0), ("i", 1), ("u", 1)]:
-            raise UserError(
-                f"{os.fspath(path)} is not a list of images (arrays of another kind); copy it anew"
-            )
+        names = [f"{name}.{number}" for name in ("ids_of", "ids", "contents")]
+        parts = [arrays[name] for name in names if name in arrays]
+        if [(part.dtype.kind, part.ndim) for part in parts] != [("U", 0), ("i", 1), ("u", 1)]:
+            why = "arrays of another kind"
+            raise UserError(f"{os.fspath(path)} is not a list of images ({why}); copy it anew")
         space, ids, contents = parts
         found.append(ImageSet(str(space), frozenset(ids.tolist()), frozenset(contents.tolist())))
     return found

@@ -123,7 +123,9 @@ def parse(record: bytes, where: str) -> Example:
 def _proto() -> Any:
     with quiet():
         from tensorflow_datasets.proto import tf_example_pb2
-    return tf_example_pb2.Example
+
+        module: Any = tf_example_pb2  # made when it is imported
+    return module.Example
 
 
 @contextlib.contextmanager

@@ -307,7 +307,9 @@ class FeatureCache:
                 )
             found.append(rows)
         kind = min((rows.dtype for rows in found), key=len, default=INDEX_DTYPE)
-        return np.concatenate([np.empty(0, kind), *(rows[list(kind.names)] for rows in found)])
+        return np.concatenate(
+            [np.empty(0, kind), *(rows[list(kind.names or ())] for rows in found)]
+        )
 
     @functools.cached_property
     def _sorted_ids(self) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
@@ -365,7 +367,7 @@ def digest_of(image: bytes) -> int:
 def checksums(features: Float[np.ndarray, "B S Dv"]) -> Shaped[np.ndarray, " B"]:
     """crc32 of the bytes of each image's features."""
     raw = np.ascontiguousarray(features).view(np.uint8).reshape(len(features), -1)
-    return np.array([zlib.crc32(row) for row in raw], np.uint32)
+    return np.array([zlib.crc32(row.data) for row in raw], np.uint32)
 
 
 def file_digest(path: pathlib.Path) -> str:
