@@ -15,6 +15,7 @@ from PIL import Image
 from har_jax.data import builder, overlap, verify
 from har_jax.data.dataset import Example, id_space, open_split, read_card, split_names
 from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.miniature import scenes
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt
 
@@ -29,9 +30,10 @@ def example(i: int) -> Example:
 def whole(tmp_path_factory):
     directory = tmp_path_factory.mktemp("fuzz") / "whole"
     examples = [("train", example(i)) for i in range(5)] + [("val", example(9))]
+    settings = {"seed": 0, "sizes": {"train": 5}, "skew": 0.8}
     splits = ["train", "val"]
     builder.write(
-        directory, examples, name="made", splits=splits, description="", settings={"a": 1}
+        directory, examples, name="scenes", splits=splits, description="", settings=settings
     )
     return directory
 
@@ -81,7 +83,7 @@ def draw(whole: pathlib.Path, rng: random.Random, folder: pathlib.Path) -> Case:
         read,
         lambda: verify.problems(directory),
         lambda: overlap.read_image_set(str(directory)),
-        lambda: (id_space(directory), read_card(directory)),
+        lambda: (id_space(directory), scenes.Settings.from_card(read_card(directory))),
         lambda: DocumentFrequency.load(directory / "document_frequency.train.npz").fingerprint,
     ]
     return Case(rng.choice(calls))
