@@ -40,6 +40,27 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class _Stretch(NamedTuple):
+    """The pixels low..high of a side, of which near..far become `kept` pixels of the result."""
+
+    low: int
+    high: int
+    near: float
+    far: float
+    kept: int
+
+    @classmethod
+    def of(cls, side: int, resized: int, kept: int) -> _Stretch:
+        """The central `kept` of the `resized` pixels that a side is resized to."""
+        scale = side / resized
+        first = (resized - kept) // 2 * scale
+        # Filters reach 3 pixels far, of the result where that is the smaller one.
+        reach = math.ceil(4 * max(1.0, scale))
+        low = max(0, int(first) - reach)
+        high = min(side, math.ceil(first + kept * scale) + reach)
+        return cls(low, high, first - low, min(first - low + kept * scale, high - low), kept)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
     """Image to float32 [H, W, 3], as a `preprocessor_config.json` says.
@@ -244,27 +265,6 @@ class Preprocessor:
         if width <= height:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
-
-
-class _Stretch(NamedTuple):
-    """The pixels low..high of a side, of which near..far become `kept` pixels of the result."""
-
-    low: int
-    high: int
-    near: float
-    far: float
-    kept: int
-
-    @classmethod
-    def of(cls, side: int, resized: int, kept: int) -> _Stretch:
-        """The central `kept` of the `resized` pixels that a side is resized to."""
-        scale = side / resized
-        first = (resized - kept) // 2 * scale
-        # Filters reach 3 pixels far, of the result where that is the smaller one.
-        reach = math.ceil(4 * max(1.0, scale))
-        low = max(0, int(first) - reach)
-        high = min(side, math.ceil(first + kept * scale) + reach)
-        return cls(low, high, first - low, min(first - low + kept * scale, high - low), kept)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
