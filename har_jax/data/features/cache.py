@@ -186,6 +186,13 @@ class FeatureCache:
         self.files |= {shard.file: shard for shard in shards}
         for name, part in self._parts.items():
             rows = sum(shard.rows for shard in part.shards)
+            size = math.prod(self.shape) * self.dtype.itemsize
+            short = next((s for s in part.shards if s.bytes < s.rows * size), None)
+            if short is not None:
+                raise UserError(
+                    f"{self.directory / MANIFEST}: {short.file} has {short.bytes:,} bytes, too few "
+                    f"for {short.rows:,} rows of {self.shape}; make the feature cache anew"
+                )
             if rows != part.images:
                 raise UserError(
                     f"{self.directory / MANIFEST}: split {name!r} has {part.images} images and "
