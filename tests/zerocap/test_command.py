@@ -56,7 +56,7 @@ def test_bad_input_is_told_in_a_line(world, photo, capsys, tmp_path):
         "--max-tokens=9999": "the language model has positions for",
         "--prompt= ": "zerocap.prompt is empty",
         "--end-token=": "which has no token",
-        "--forbidden=nowhere.npy": "give token ids as a .npy",
+        "--forbidden=nowhere.npy": "give a .npy, JSON or text file",
         "--batch-size=0": "--batch-size=0",
         "--seed=-1": "--seed=-1",
     }.items():
