@@ -201,8 +201,18 @@ class Split(Sequence):
         return self.listing.ids
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of an example's image."""
-        return self[i].image
+        """The encoded bytes of an example's image.
+
+        Raises:
+          UserError: the record is damaged, or of another image than is listed.
+        """
+        example = self[i]
+        if example.image_id != self.ids[i]:
+            raise UserError(
+                f"record {i} of {self.name!r} of {self.directory} is image {example.image_id}, and "
+                f"listed is {self.ids[i]}: they do not belong together; prepare the dataset again"
+            )
+        return example.image
 
     def name_of(self, i: int) -> str:
         """What errors call an image."""

@@ -155,6 +155,18 @@ def test_an_index_of_other_records_is_refused(scenes_dir, tmp_path):
         open_split(mixed, "train").references()
 
 
+def test_an_index_in_another_order_is_found_as_images_are_read(scenes_dir, tmp_path):
+    """Captions of other images would be learned, without a word."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(scenes_dir, mixed)
+    forget_sums(mixed)
+    coco = json.loads((mixed / "captions.train.json").read_text())
+    coco["images"].reverse()
+    (mixed / "captions.train.json").write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=r"record 0 of 'train' .* they do not belong together"):
+        open_split(mixed, "train").read(0)
+
+
 def test_document_frequencies_are_those_of_the_split(scenes_dir):
     for split in ("train", "val"):
         references = open_split(scenes_dir, split).references().values()
