@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from har_jax.data.images import Files, decode
+    from har_jax.data.decode import Files, decode
 
     files = Files(args.images)
     images = [files.read(i) for i in files.ids]

@@ -73,7 +73,7 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
     """One line of a log of ours, or None if it is not one whole object with a step."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(row, dict) and isinstance(row.get("step"), int):
         return row

@@ -13,6 +13,7 @@ from har_jax.errors import command
 from har_jax.preparation.features import add_features
 from har_jax.preparation.photographs import add_coco, add_flickr, add_folder, add_nocaps
 from har_jax.preparation.scenes import add_foundation, add_scenes
+from har_jax.preparation.verify import add_verify
 
 SUBCOMMANDS = {
     "scenes": add_scenes,
@@ -22,6 +23,7 @@ SUBCOMMANDS = {
     "folder": add_folder,
     "foundation": add_foundation,
     "features": add_features,
+    "verify": add_verify,
 }
 
 EXAMPLES = """\
@@ -41,6 +43,7 @@ examples:
       --captions=nocaps_val_4500_captions.json
   python -m har_jax.prepare folder --out=data/mine --images=pictures --captions=captions.csv \\
       --val=0.05 --test=0.05
+  python -m har_jax.prepare verify data/coco
 
 The result is a TFDS directory (ArrayRecord, the schema of coco_captions): read it with
 tfds.builder_from_directory(DIR).as_data_source("train"), or give it to train as config.data.dir.

@@ -15,7 +15,7 @@ import har_jax
 from har_jax import config_file, export, train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
-from har_jax.data.images import decode
+from har_jax.data.decode import decode
 from har_jax.errors import UserError
 from har_jax.interchange import llava
 from har_jax.interchange.families.mistral import load_mistral

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from har_jax.data import staged
-from har_jax.data.dataset import CARD, Example, PathLike, captions_path, document_frequency_path
+from har_jax.data.dataset import Example, PathLike, captions_path, document_frequency_path
+from har_jax.data.description import CARD, FORMAT, sha256
 from har_jax.data.entries import Problems
 from har_jax.data.records import RecordFile, shard_name, write_description
 from har_jax.data.staged import Staged
@@ -297,6 +298,16 @@ def _describe(
     return {**card, "made_by": f"har_jax {__version__}", "splits": figures}
 
 
+def _files(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What the card says of the files beside it (`description.FileEntry`)."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        found[path.name] = {"bytes": path.stat().st_size}
+        if f".{FORMAT}-" not in path.name:  # records have sums of their own
+            found[path.name]["sha256"] = sha256(path)
+    return found
+
+
 def check_contents(shards: Iterable[Shard], hint: str = "") -> None:
     """Raises UserError where the same bytes are in two splits: a test of what was trained on."""
     home: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -332,12 +343,14 @@ def _finish(
         nonlocal card
         place.whole.mkdir(exist_ok=True)
         card = _describe(place.whole, shards, splits, card, tokenizer) | dict(rest)
-        (place.whole / CARD).write_text(json.dumps(card, indent=2) + "\n")
         for split in splits:
             own = [shard for shard in shards if shard.split == split]
             full = [number for number, shard in enumerate(own) if shard.images]
             for final, number in enumerate(full):
                 place.move(_name(split, number), shard_name(card["name"], split, final))
+        (place.whole / CARD).unlink(missing_ok=True)  # of a finish that a kill broke off
+        card["files"] = _files(place.whole)
+        (place.whole / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
     place.finish(arrange, overwrite=overwrite)
     return card

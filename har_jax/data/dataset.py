@@ -9,48 +9,30 @@
     DIR/dataset.json                          what is in it, and how it was made
 
 `data.builder` writes it. Any other ArrayRecord dataset of that schema reads as well; the last three
-kinds of file are then absent and captions come from the records. tensorflow_datasets takes 0.3 s to
-import, hence the imports inside functions.
+kinds of file are then absent and captions come from the records. TFDS itself is not asked: it would
+import what a dataset names (`data.description`, `data.shards`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
 import functools
-import json
-import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
+from har_jax.data import description
+from har_jax.data.description import Description
+from har_jax.data.shards import Example, Records
 from har_jax.errors import UserError, did_you_mean
+from har_jax.foreign import read_typed
 
 PathLike = str | os.PathLike[str]
-
-CARD = "dataset.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One image and all its captions.
-
-    Attributes:
-      image_id: unique within a dataset.
-      filename: the image's name where it came from.
-      image: the encoded bytes (JPEG or PNG), as they came.
-      captions: the references.
-      caption_ids: ids of the captions where they have some (COCO annotation ids), or empty.
-    """
-
-    image_id: int
-    filename: str
-    image: bytes
-    captions: list[str]
-    caption_ids: tuple[int, ...] = ()
 
 
 def document_frequency_path(directory: PathLike, split: str = "train") -> pathlib.Path:
@@ -59,11 +41,12 @@ def document_frequency_path(directory: PathLike, split: str = "train") -> pathli
 
 
 def read_card(directory: PathLike) -> dict[str, Any]:
-    """`dataset.json` of a dataset that `prepare` wrote; {} when there is none (foreign TFDS)."""
-    try:
-        return json.loads((pathlib.Path(directory) / CARD).read_text())
-    except FileNotFoundError:
-        return {}
+    """`dataset.json` of a dataset that `prepare` wrote; {} when there is none (foreign TFDS).
+
+    Raises:
+      UserError: there is one that cannot be read, or not as `prepare` writes it.
+    """
+    return description.read_card(pathlib.Path(directory))
 
 
 def id_space(directory: PathLike) -> str:
@@ -78,11 +61,7 @@ def id_space(directory: PathLike) -> str:
         return f"scenes-{card.get('settings', {}).get('seed')}"
     if card:
         return "coco" if card.get("name") == "coco" else ""
-    try:
-        info = json.loads((pathlib.Path(directory) / "dataset_info.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return ""
-    return "coco" if info.get("name") == "coco_captions" else ""
+    return "coco" if _open(pathlib.Path(directory)).name == "coco_captions" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,58 +86,44 @@ def split_names(directory: PathLike) -> list[str]:
     Raises:
       UserError: see `open_split`.
     """
-    return list(_open(pathlib.Path(directory)).info.splits)
+    return list(_open(pathlib.Path(directory)).shards)
 
 
-def _open(directory: pathlib.Path) -> Any:
-    """TFDS' builder of a dataset directory."""
-    if not (directory / "dataset_info.json").is_file():
+def _open(directory: pathlib.Path) -> Description:
+    """What a dataset says of itself."""
+    if not os.path.isfile(directory / description.INFO):  # which never raises
         there = "does not exist"
-        if directory.exists():
+        if os.path.exists(directory):
             there = "is not a dataset (no dataset_info.json)"
         raise UserError(
             f"dataset {directory} {there}; make one with "
             f"`python -m har_jax.prepare scenes --out={directory}`, or `prepare coco` or `folder`"
         )
-    with quiet():
-        import tensorflow_datasets as tfds
-
-        try:
-            return tfds.builder_from_directory(directory)
-        except Exception as error:  # TFDS raises whatever its parsers do
-            raise UserError(f"dataset {directory} does not open with TFDS: {error}") from error
+    return description.read_description(directory)
 
 
 def open_split(directory: PathLike, split: str) -> Split:
     """Opens one split of a dataset directory; only metadata is read.
 
     Raises:
-      UserError: no dataset there, no such split, or one that is not of `coco_captions`' schema.
+      UserError: no dataset there, no such split, one that is not of `coco_captions`' schema, or
+        files that are missing or cut off.
     """
     directory = pathlib.Path(directory)
-    builder = _open(directory)
-    import tensorflow_datasets as tfds
-
-    splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-    if split not in splits:
+    found = _open(directory)
+    if split not in found.shards:
+        held = [f"{name} ({n} images)" for name, n in found.sizes.items()]
         raise UserError(
-            f"dataset {directory} has no split {split!r}{did_you_mean(split, splits)}; "
-            f"it has {', '.join(f'{name} ({n} images)' for name, n in splits.items()) or 'none'}"
+            f"dataset {directory} has no split {split!r}{did_you_mean(split, found.sizes)}; "
+            f"it has {', '.join(held[:20]) or 'none'}"
         )
-    features: Any = builder.info.features
-    missing = {"image", "image/id", "image/filename", "captions"} - set(features)
-    if missing:
-        raise UserError(
-            f"dataset {directory} lacks the features {sorted(missing)} of TFDS' coco_captions; "
-            f"it has {sorted(features)}"
-        )
-    stored: Any = builder.info.file_format
-    if stored is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"dataset {directory} is stored as {stored.value}, which cannot be "
-            "read without TensorFlow; convert it with TFDS' convert_format to array_record"
-        )
-    return Split(directory, split, splits[split])
+    for path, _ in found.shards[split]:
+        description.check(path, found.files)
+    for path in (captions_path(directory, split), document_frequency_path(directory, split)):
+        # Cards list both. Older ones list nothing, but captions were always written with them.
+        if path.name in found.files or (read_card(directory) and path.suffix == ".json"):
+            description.check(path, found.files)
+    return Split(directory, split, found.sizes[split])
 
 
 class Split(Sequence):
@@ -194,54 +159,41 @@ class Split(Sequence):
         return self._example(int(index) % self._length)
 
     def _example(self, position: int) -> Example:
-        record = self._source[position]
-        captions = record["captions"]
-        return Example(
-            int(record["image/id"]),
-            _text(record["image/filename"]),
-            bytes(record["image"]),
-            [_text(text) for text in captions["text"]],
-            tuple(int(i) for i in captions["id"]) if "id" in captions else (),
-        )
+        return self._records[position]
 
     def __iter__(self) -> Iterator[Example]:
         return map(self.__getitem__, range(self._length))
 
     @functools.cached_property
-    def _source(self) -> Any:
-        """TFDS data source of records with the image left encoded."""
-        with quiet():
-            import tensorflow_datasets as tfds
-
-            builder: Any = tfds.builder_from_directory(self.directory)
-            return builder.as_data_source(self.name, decoders={"image": tfds.decode.SkipDecoding()})
+    def _records(self) -> Records:
+        return Records(_open(self.directory).shards[self.name])
 
     @functools.cached_property
     def listing(self) -> Listing:
-        """Ids, names and captions of all examples, from `captions.SPLIT.json` where it is."""
+        """Ids, names and captions of all examples, from `captions.SPLIT.json` where it is.
+
+        Raises:
+          UserError: it is damaged or of another dataset, or ids repeat.
+        """
         path = captions_path(self.directory, self.name)
-        try:
-            coco = json.loads(path.read_text())
-        except FileNotFoundError:
+        if os.path.exists(path):
+            description.check(path, _open(self.directory).files, sums=True)
+            found = _listed(read_typed(path, _Index, "the captions that `prepare` wrote"), path)
+        else:
             few = [(each.image_id, each.filename, each.captions) for each in self]  # no image
-            return Listing([i for i, _, _ in few], [n for _, n, _ in few], [c for *_, c in few])
-        images = coco["images"]
-        ids = [image["id"] for image in images]
-        if len(ids) != self._length:
+            found = Listing([i for i, _, _ in few], [n for _, n, _ in few], [c for *_, c in few])
+        if len(found.ids) != self._length:
             raise UserError(
-                f"{path} lists {len(ids)} images but the records of {self.name!r} hold "
+                f"{path} lists {len(found.ids)} images but the records of {self.name!r} hold "
                 f"{self._length}: they do not belong together; prepare the dataset again"
             )
-        captions: dict[int, list[str]] = {image_id: [] for image_id in ids}
-        for annotation in coco["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"])
-        return Listing(
-            ids,
-            [image["file_name"] for image in images],
-            list(captions.values()),
-            _column(images, "sha256"),
-            _column(images, "domain"),
-        )
+        if len(set(found.ids)) < len(found.ids):
+            twice = next(i for i, n in collections.Counter(found.ids).items() if n > 1)
+            raise UserError(
+                f"image id {twice} occurs twice in {self.name!r} of {self.directory}; image ids "
+                "must be unique; prepare the dataset again"
+            )
+        return found
 
     @property
     def ids(self) -> list[int]:
@@ -249,8 +201,18 @@ class Split(Sequence):
         return self.listing.ids
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of an example's image."""
-        return self[i].image
+        """The encoded bytes of an example's image.
+
+        Raises:
+          UserError: the record is damaged, or of another image than is listed.
+        """
+        example = self[i]
+        if example.image_id != self.ids[i]:
+            raise UserError(
+                f"record {i} of {self.name!r} of {self.directory} is image {example.image_id}, and "
+                f"listed is {self.ids[i]}: they do not belong together; prepare the dataset again"
+            )
+        return example.image
 
     def name_of(self, i: int) -> str:
         """What errors call an image."""
@@ -270,28 +232,52 @@ class Split(Sequence):
         return dict(zip(self.ids, self.captions, strict=True))
 
 
-def _column(images: Sequence[Mapping[str, Any]], key: str) -> list[str] | None:
+_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Image(msgspec.Struct):
+    id: _Id
+    file_name: str
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+    domain: str | None = None
+
+
+class _Caption(msgspec.Struct):
+    image_id: _Id
+    caption: str
+
+
+class _Index(msgspec.Struct):
+    """A `captions.SPLIT.json`."""
+
+    images: list[_Image]
+    annotations: list[_Caption]
+
+
+def _listed(index: _Index, path: pathlib.Path) -> Listing:
+    captions: dict[int, list[str]] = {image.id: [] for image in index.images}
+    for annotation in index.annotations:
+        if annotation.image_id not in captions:
+            raise UserError(
+                f"{path} has a caption of image {annotation.image_id}, which it does not list; "
+                "prepare the dataset again"
+            )
+        captions[annotation.image_id].append(annotation.caption)
+    return Listing(
+        [image.id for image in index.images],
+        [image.file_name for image in index.images],
+        [captions[image.id] for image in index.images],
+        _column([image.sha256 for image in index.images]),
+        _column([image.domain for image in index.images]),
+    )
+
+
+def _column(values: Sequence[str | None]) -> list[str] | None:
     """One value of every image; None unless all have it."""
-    values = [image[key] for image in images if key in image]
-    return values if len(values) == len(images) else None
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("utf-8")
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
 
 
 def captions_path(directory: pathlib.Path, split: str) -> pathlib.Path:
     """The captions of a split as COCO's JSON; `evaluate --references` takes it too."""
     return directory / f"captions.{split}.json"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps TFDS' chatter (absl warnings about OpenCV and versions) out of our commands."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

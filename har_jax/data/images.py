@@ -1,146 +1,64 @@
-"""From the bytes of any photograph to the array that a CLIP vision tower was trained on.
+"""From a photograph to the array that a CLIP vision tower was trained on.
 
-`decode` makes an upright RGB image of whatever the file holds; `Preprocessor` then does what
+`decode.decode` makes an upright RGB image of whatever the file holds; `Preprocessor` then does what
 Hugging Face's `CLIPImageProcessor` (PIL backend) does, bit for bit: resize, centre crop, rescale,
 normalise. The one intended difference lies in `decode`: HF feeds a camera's sideways EXIF picture
 to the model as it is stored, here it is turned upright, as a person would see it. (And 16-bit
 grayscale keeps its high byte, where Pillow's conversion, hence HF, may clip it to white.)
+
+Only what the crop keeps is made: of a picture of a few kilobytes, a million pixels high and one
+wide, CLIP's resize alone would have 50 billion. Beyond `_MOST_RESIZED` pixels, which is sides of
+more than 1 to 300, a byte may differ from HF's by rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
+import math
 import os
 import pathlib
-import struct
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from har_jax.data.decode import ImageLike, decode
 from har_jax.errors import UserError
 from har_jax.foreign import read_json
-
-ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
 
 CONFIG_NAME = "preprocessor_config.json"
 VERSION = 1
 """Of what this module makes of the same settings; raise it when any pixel changes."""
 
+_MOST_RESIZED = 1 << 24  # pixels that a resize, or the first of its two passes, may make
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -> Image.Image:
-    """An RGB image of 8 bits, fully loaded.
+class _Stretch(NamedTuple):
+    """The pixels low..high of a side, of which near..far become `kept` pixels of the result."""
 
-    Grayscale, palette and CMYK are converted, transparency is laid over white (as HF does), of an
-    animation the first frame is taken, 16-bit grayscale keeps its high byte.
+    low: int
+    high: int
+    near: float
+    far: float
+    kept: int
 
-    Args:
-      image: encoded bytes, a path, or a PIL image.
-      name: what to call it in errors; a path by default.
-      upright: obey the EXIF orientation.
-
-    Raises:
-      UserError: no such file, empty, not an image, cut off, or too large to be one.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        name, image = name or os.fspath(image), _read(image)
-    name = name or "given as bytes"
-    if not isinstance(image, Image.Image):
-        data = bytes(image)
-        if not data:
-            raise UserError(f"image {name} is empty (0 bytes); give a JPEG or PNG file")
-        image = _open(data, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, palette transparency: nothing to act upon
-            image.load()
-            # Asked first, because exif_transpose copies even an image that lies upright.
-            if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return _to_rgb(image)
-    except _DECODING_ERRORS as error:
-        raise UserError(f"image {name} does not decode: {error}; is the file cut off?") from error
-
-
-class Files:
-    """Image files as `data.protocols.Images`; each is read when it is asked for.
-
-    Attributes:
-      ids: 0, 1, ... in the order of the paths.
-    """
-
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]):
-        self.paths, self.ids = list(paths), range(len(paths))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, i: int) -> bytes:
-        """Raises UserError where there is no such file, or it cannot be read."""
-        return _read(self.paths[i])
-
-    def name_of(self, i: int) -> str:
-        """What errors call an image."""
-        return os.fspath(self.paths[i])
-
-    def check(self) -> None:
-        """Decodes all of them; raises UserError at the first that is no image."""
-        for path in self.paths:
-            decode(path)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"image {os.fspath(path)} cannot be read: {error.strerror or error}; give image files"
-        ) from error
-
-
-# What Pillow's plugins raise on broken files.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
-    OverflowError, MemoryError, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise UserError(
-            f"image {name} is not an image that Pillow knows ({len(data)} bytes, beginning "
-            f"{data[:12]!r}); give a JPEG or PNG file"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image {name} is too large: {error}; scale it down first") from error
-    except _DECODING_ERRORS as error:
-        raise UserError(f"image {name} does not decode: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16 bits (or 32 that hold 16): the high byte, as for 16-bit RGB
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    @classmethod
+    def of(cls, side: int, resized: int, kept: int) -> _Stretch:
+        """The central `kept` of the `resized` pixels that a side is resized to."""
+        scale = side / resized
+        first = (resized - kept) // 2 * scale
+        # Filters reach 3 pixels far, of the result where that is the smaller one.
+        reach = math.ceil(4 * max(1.0, scale))
+        low = max(0, int(first) - reach)
+        high = min(side, math.ceil(first + kept * scale) + reach)
+        return cls(low, high, first - low, min(first - low + kept * scale, high - low), kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,14 +221,41 @@ class Preprocessor:
         image is then resized in one call.
         """
         width, height = self._resized(*image.size)
-        kept = min(width, self.crop_size[1]) if self.do_center_crop else width
         vertical_first = 0 < image.height - height > 2 * (image.width - width)
+        if max(height, image.height) * width > _MOST_RESIZED:
+            return self._resize_long(image, width, height, vertical_first)
+        kept = min(width, self.crop_size[1]) if self.do_center_crop else width
         if kept < width and not vertical_first:
             image = image.resize((width, image.height), resample=self.resample)
             left = (width - kept) // 2
             image = image.crop((left, 0, left + kept, image.height))
             width = kept
         return image.resize((width, height), resample=self.resample)
+
+    def _resize_long(
+        self, image: Image.Image, width: int, height: int, vertical_first: bool
+    ) -> Image.Image:
+        """What the crop keeps of an image resized to width x height, from what it is made of."""
+        crop_height, crop_width = self.crop_size if self.do_center_crop else (height, width)
+        columns = _Stretch.of(image.width, width, min(width, crop_width))
+        rows = _Stretch.of(image.height, height, min(height, crop_height))
+        if rows.kept * columns.kept > _MOST_RESIZED:
+            raise UserError(
+                f"an image of {image.width} x {image.height} is resized to {width} x {height} and "
+                "not cropped, which is too large; set crop_size"
+            )
+        # Pillow takes a box in single precision, good for small numbers: hence both crop and box.
+        image = image.crop((columns.low, rows.low, columns.high, rows.high))
+
+        def horizontal(image: Image.Image) -> Image.Image:
+            box = (columns.near, 0.0, columns.far, float(image.height))
+            return image.resize((columns.kept, image.height), self.resample, box)
+
+        def vertical(image: Image.Image) -> Image.Image:
+            box = (0.0, rows.near, float(image.width), rows.far)
+            return image.resize((image.width, rows.kept), self.resample, box)
+
+        return horizontal(vertical(image)) if vertical_first else vertical(horizontal(image))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing; the longer side is rounded down, as HF does."""

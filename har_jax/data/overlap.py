@@ -11,11 +11,11 @@ import hashlib
 import io
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from har_jax.arrays import read_npz
 from har_jax.data.dataset import PathLike, Split, id_space, open_split, split_names
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
@@ -103,6 +103,8 @@ def read_image_set(spec: str) -> ImageSet:
     if not directory or pathlib.Path(spec).is_dir():
         directory, split = spec, ""
     found = [open_split(directory, name) for name in ([split] if split else split_names(directory))]
+    if not found:
+        raise UserError(f"dataset {directory} has no split; prepare it anew")
     parts = [image_set(each) for each in found]
     return ImageSet(
         parts[0].ids_of,
@@ -145,16 +147,16 @@ def load(run: PathLike) -> list[ImageSet] | None:
     """
     path = pathlib.Path(run) / TRAINED_ON
     try:
-        with np.load(path) as arrays:
-            return [
-                ImageSet(
-                    str(arrays[f"ids_of.{number}"]),
-                    frozenset(arrays[f"ids.{number}"].tolist()),
-                    frozenset(arrays[f"contents.{number}"].tolist()),
-                )
-                for number in range(len(arrays.files) // 3)
-            ]
+        arrays = read_npz(path, "a list of images", "copy it anew")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{os.fspath(path)} is broken ({error}); copy it anew") from error
+    found = []
+    for number in range(len(arrays) // 3):
+        names = [f"{name}.{number}" for name in ("ids_of", "ids", "contents")]
+        parts = [arrays[name] for name in names if name in arrays]
+        if [(part.dtype.kind, part.ndim) for part in parts] != [("U", 0), ("i", 1), ("u", 1)]:
+            why = "arrays of another kind"
+            raise UserError(f"{os.fspath(path)} is not a list of images ({why}); copy it anew")
+        space, ids, contents = parts
+        found.append(ImageSet(str(space), frozenset(ids.tolist()), frozenset(contents.tolist())))
+    return found

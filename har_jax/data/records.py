@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from har_jax.data.dataset import Example, quiet
+from har_jax.data.shards import Example, quiet
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 

@@ -7,13 +7,13 @@ import hashlib
 import io
 import logging
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from har_jax.arrays import read_npz
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.metrics import ngrams
@@ -141,30 +141,41 @@ class DocumentFrequency:
                 f"no document frequencies at {shown}; `python -m har_jax.prepare` writes them "
                 "beside a dataset"
             )
+        file = read_npz(path, "a document-frequency file", "prepare the dataset again")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if (found := int(file["format"])) != _FORMAT:
-                    raise UserError(
-                        f"{shown} has format {found}, this version reads {_FORMAT}; prepare the "
-                        "dataset again"
-                    )
-                n, words = int(file["n"]), file["words"].tobytes().decode()
-                if "\xa0" in words:
-                    log.warning(
-                        "%s takes '1 1/2' for one word, as older versions did: CIDEr-D of such "
-                        "captions is a little off until the dataset is prepared again",
-                        shown,
-                    )
-                return cls(
-                    words.split("\n"),
-                    [file[f"keys{k}"] for k in range(2, n + 1)],
-                    [file[f"counts{k}"] for k in range(1, n + 1)],
-                    n_images=int(file["n_images"]),
-                    name=str(file["name"]),
+            if (format := int(file["format"])) != _FORMAT:
+                raise UserError(
+                    f"{shown} has format {format}, this version reads {_FORMAT}; prepare the "
+                    "dataset again"
                 )
+            n, words = int(file["n"]), file["words"].tobytes().decode()
+            if "\xa0" in words:
+                log.warning(
+                    "%s takes '1 1/2' for one word, as older versions did: CIDEr-D of such "
+                    "captions is a little off until the dataset is prepared again",
+                    shown,
+                )
+            found = cls(
+                words.split("\n"),
+                [file[f"keys{k}"] for k in range(2, n + 1)],
+                [file[f"counts{k}"] for k in range(1, n + 1)],
+                n_images=int(file["n_images"]),
+                name=str(file["name"]),
+            )
+            found._check()
+            return found
         except UserError:
             raise
-        except (KeyError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{shown} is not a document-frequency file ({error}); prepare the dataset again"
             ) from error
+
+    def _check(self) -> None:
+        """Raises ValueError where the arrays are none that `save` writes."""
+        kinds = [*((keys, np.int64) for keys in self.keys), *((c, np.int32) for c in self.counts)]
+        if not self.counts or any(a.ndim != 1 or a.dtype != kind for a, kind in kinds):
+            raise ValueError("arrays of another kind")
+        sizes = [len(self.vocabulary), *map(len, self.keys)]
+        if sizes != list(map(len, self.counts)) or self.n_images < 1:
+            raise ValueError("arrays that do not belong together")

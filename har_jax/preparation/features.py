@@ -49,7 +49,7 @@ def add_features(commands: Any) -> None:
     add("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
     add("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
     add("--name", help="of --import: the encoder's (default: that of the file)")
-    verify = "check every byte of the cache at --out, and stop"
+    verify = "check every byte of the cache at --out, and stop (as `prepare verify`)"
     add("--verify", action="store_true", help=verify)
 
 
@@ -135,15 +135,6 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _verify(out: str) -> int:
-    from har_jax.data.features.cache import FeatureCache
+    from har_jax.preparation.verify import verify
 
-    cache = FeatureCache(out)
-    wrong = cache.verify()
-    if wrong:
-        are, them = ("is", "it") if len(wrong) == 1 else ("are", "them")
-        names = ", ".join(wrong)
-        raise UserError(
-            f"{out}: {names} {are} not as written; copy {them} again, or make the cache anew"
-        )
-    print(f"{out}: {len(cache.files)} files are as they were written")
-    return 0
+    return verify(argparse.Namespace(directory=out))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from har_jax.reports import run_view
-from har_jax.reports.run_view import DatasetImages, Example, RunView, ScoredSplit
+from har_jax.reports.run_view import DatasetImages, Example, RunView, Sample, ScoredSplit
 
 GROUPS = {
     True: {"gain": "biggest gains", "loss": "biggest losses", "random": "random"},
@@ -30,7 +29,7 @@ class Card:
 class Story:
     """The captions of one image at several steps: pairs (step, caption)."""
 
-    image_id: int
+    image_id: int | str
     uri: str | None
     references: list[str]
     captions: list[tuple[int, str]]
@@ -56,18 +55,18 @@ def cards(
 
 def stories(run: RunView, images: DatasetImages | None) -> list[Story]:
     """Up to six images of samples.jsonl, each with its captions at some eight steps."""
-    by_image: dict[int, dict[int, dict[str, Any]]] = {}
+    by_image: dict[int | str, dict[int, Sample]] = {}
     for row in run.samples:
-        by_image.setdefault(row.get("image_id", 0), {})[row["step"]] = row
+        by_image.setdefault(row.image_id, {})[row.step] = row
     if by_image and images is None and run.setting("data.dir"):
-        images = DatasetImages(run.setting("data.dir"), run.samples[-1].get("split", ""))
+        images = DatasetImages(run.setting("data.dir"), run.samples[-1].split)
     found = []
     for image_id, rows in list(by_image.items())[:6]:
         steps = sorted(rows)
         shown = sorted({*steps[:: max(1, -(-len(steps) // 8))], steps[-1]})
         uri = images.data_uri(image_id) if images else None
-        captions = [(step, rows[step]["caption"]) for step in shown]
-        found.append(Story(image_id, uri, rows[steps[-1]].get("references", []), captions))
+        captions = [(step, rows[step].caption) for step in shown]
+        found.append(Story(image_id, uri, rows[steps[-1]].references, captions))
     return found
 
 

@@ -24,6 +24,7 @@ from har_jax.reports.run_view import DatasetImages, RunView, ScoredSplit, common
 from har_jax.reports.tables import comparison_rows, lookup
 
 _TILES = ("CIDEr", "Bleu_4", "CLIPScore", "health/bad_end_rate")
+_DEEPEST = 10  # sections in sections of a configuration
 _STAGES = {"mle": "Maximum likelihood", "scst": "Self-critical training"}
 
 
@@ -50,10 +51,11 @@ def write_report(
     other = named.get("run") or named.get("path")
     if compare_with is not None:
         parent = read_view(compare_with)
-    elif other and pathlib.Path(other).is_dir():
+    elif other and os.path.isdir(other):  # which never raises
         parent = read_view(other)
     path = pathlib.Path(out) if out else run.path / "report.html"
-    write_bytes(path, render(run, parent, n_images).encode())
+    # Names and texts of others may hold halves of characters, which no file can.
+    write_bytes(path, render(run, parent, n_images).encode(errors="replace"))
     return path
 
 
@@ -195,9 +197,9 @@ def _joined(*words: Any) -> str:
     return " ".join(str(word) for word in words if word)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
-        name = prefix + key
-        found += _flat(value, name + ".") if isinstance(value, Mapping) else [(name, value)]
+        name, deeper = prefix + key, isinstance(value, Mapping) and depth < _DEEPEST
+        found += _flat(value, name + ".", depth + 1) if deeper else [(name, value)]
     return found

@@ -35,7 +35,7 @@ Table = Mapping[str, Any]  # the contents of paper.json
 class Shown:
     """An image with what each system wrote: (label, caption, its CIDEr or None)."""
 
-    image_id: int
+    image_id: int | str
     filename: str
     uri: str | None
     references: list[str]

@@ -1,30 +1,94 @@
-"""What a report is made of: a run directory, its evaluations and images, as far as they exist."""
+"""What a report is made of: a run directory, its evaluations and images, as far as they exist.
+
+Whoever wrote them: what is not of the kind that the pages show is left out where it is read, since
+a report of a broken run is what one needs then.
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional, TypedDict
 
+import msgspec
 import numpy as np
 from PIL import Image
 
-from har_jax.data.images import decode
+from har_jax.data.decode import decode
 from har_jax.errors import UserError
 from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
 from har_jax.files import read_json_lines
+from har_jax.foreign import Finite, Size, read_json, shortened, typed
 from har_jax.metrics.corpus import score_captions
 
 Series = dict[str, list[tuple[float, float]]]
 
 _SIDE = 360  # pixels of an embedded image's longer side
 _AS_IT_IS = 48_000  # bytes up to which a small image is embedded without encoding it again
+_LARGEST = 1e100  # of a figure that is drawn
 _SIGNATURES = {"PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8\xff"}
+
+
+class _Parent(TypedDict, total=False):
+    run: str
+    path: str
+
+
+class _Source(TypedDict, total=False):
+    data: str
+
+
+class _Weights(TypedDict, total=False):
+    path: str
+    fingerprint: str
+
+
+class _Counts(TypedDict, total=False):
+    total: Size
+    trained: Size
+
+
+class _Data(TypedDict, total=False):
+    dir: str
+    val_split: str
+
+
+# What is asked of the kinds of values; others are only printed.
+_SCORES: dict[str, Any] = {
+    "n_images": Size,
+    "warnings": list[str],
+    "skipped": dict[str, str],
+    "source": _Source,
+    "control": dict[str, Any],
+}
+_ROW: dict[str, Any] = {
+    "image_id": int,
+    "caption": str,
+    "references": list[str],
+    "CIDEr": Optional[Finite],  # noqa: UP045  (of an Annotated there is no |)
+    "filename": str,
+}
+_RUN: dict[str, Any] = {
+    "parent": _Parent | None,
+    "base": dict[str, _Weights],
+    "parameters": _Counts,
+    "versions": dict[str, Any],
+}
+_CONFIG: dict[str, Any] = {"steps": Size, "data": _Data}
+
+
+class Sample(msgspec.Struct):
+    """A line of `samples.jsonl`."""
+
+    step: Size
+    caption: str
+    image_id: int | str = 0
+    references: list[str] = []
+    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +105,7 @@ class RunView:
     config: dict[str, Any]  # {} where a file is missing, as below
     info: dict[str, Any]
     series: Series
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
     events: list[dict[str, Any]]  # what guards did, with "step"
     splits: dict[str, ScoredSplit]
 
@@ -64,48 +128,71 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
       UserError: no such directory.
     """
     path = pathlib.Path(run_dir)
-    if not path.is_dir():
-        raise UserError(f"there is no run directory {str(path)!r} to report on")
+    if not os.path.isdir(path):  # which never raises
+        raise UserError(f"there is no run directory {shortened(str(path))!r} to report on")
     found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
-    rows = read_json_lines(path / "metrics.jsonl")
+    rows = _lines(path / "metrics.jsonl")
+    samples = [row for row in _lines(path / "samples.jsonl") if _fits(row, Sample)]
     return RunView(
         path,
-        _object(path / "config.json"),
-        _object(path / "run.json"),
+        _object(path / "config.json", _CONFIG),
+        _object(path / "run.json", _RUN),
         series_of(rows),
-        [row for row in read_json_lines(path / "samples.jsonl") if "caption" in row],
+        [typed(row, Sample, "") for row in samples],
         [{"step": r["step"], **r["event"]} for r in rows if isinstance(r.get("event"), dict)],
         {name: split for name, split in found.items() if split is not None},
     )
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        typed(value, kind, "")
+    except ValueError:  # of another kind, or with half a character in a name
+        return False
+    return True
+
+
+def _fitting(found: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """What is of the kind that `kinds` ask for, or that they do not name."""
+    return {k: value for k, value in found.items() if k not in kinds or _fits(value, kinds[k])}
+
+
+def _object(path: pathlib.Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     value = _load(path)
-    return value if isinstance(value, dict) else {}
+    return _fitting(value, kinds) if isinstance(value, dict) else {}
 
 
 def _load(path: pathlib.Path) -> Any:
-    """A report of a broken run is what one needs then: a file that cannot be read is left out."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "a file of a run", halves=True)
+    except UserError:
         return None
 
 
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        return read_json_lines(path)
+    except OSError:
+        return []
+
+
 def _scored(directory: pathlib.Path) -> ScoredSplit | None:
-    scores = _object(directory / SCORES)
-    listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS) or []
-    objects = (row for row in listed if isinstance(row, dict))
-    rows = {r["image_id"]: r for r in objects if isinstance(r.get("image_id"), int)}
+    scores = _object(directory / SCORES, _SCORES)
+    listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS)
+    objects = (row for row in listed if isinstance(row, dict)) if isinstance(listed, list) else ()
+    rows = {r["image_id"]: r for o in objects if "image_id" in (r := _fitting(o, _ROW))}
     return ScoredSplit(scores, rows) if scores or rows else None
 
 
 def series_of(rows: Sequence[Mapping[str, Any]]) -> Series:
-    """Lines of `metrics.jsonl` to {name: [(step, value), ...]} by step; nulls are left out."""
+    """Lines of `metrics.jsonl` to {name: [(step, value), ...]} by step; what is no number that
+    could be drawn is left out."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in ("step", "time") and isinstance(value, int | float):
+            if name in ("step", "time") or not isinstance(value, int | float):
+                continue
+            if -_LARGEST < value < _LARGEST and 0 <= row["step"] < 2**53:  # neither is NaN
                 found.setdefault(name, {})[row["step"]] = float(value)
     return {name: sorted(points.items()) for name, points in found.items()}
 
@@ -166,14 +253,17 @@ def examples_of(
 def _cider(
     rows: Mapping[int, Mapping[str, Any]], references: Mapping[int, Sequence[str]]
 ) -> dict[int, float]:
-    if all("CIDEr" in row for row in rows.values()):
+    if rows and all("CIDEr" in row for row in rows.values()):
         return {i: row["CIDEr"] for i, row in rows.items() if row["CIDEr"] is not None}
     truth = {i: row.get("references") or references.get(i) for i, row in rows.items()}
     if not truth or not all(truth.values()):
         return {}
-    captions = {i: str(row.get("caption", "")) for i, row in rows.items()}
+    captions = {i: str(row.get("caption") or "") for i, row in rows.items()}
     known = {i: list(texts or []) for i, texts in truth.items()}
-    found = score_captions(known, captions, metrics=("CIDEr",))
+    try:
+        found = score_captions(known, captions, metrics=("CIDEr",))
+    except UserError:
+        return {}
     return {i: scores["CIDEr"] for i, scores in found.per_image.items()}
 
 
@@ -195,13 +285,15 @@ class DatasetImages:
     def __init__(self, directory: str, split: str):
         self.reason = ""
         self._split: Any = None
+        self._index: dict[int, int] = {}
         try:
             from har_jax.data.dataset import open_split
 
-            self._split = open_split(directory, split)
+            found = open_split(directory, split)
+            self._index = {k: i for i, k in enumerate(found.ids)}
+            self._split = found
         except (UserError, OSError, ImportError) as error:
             self.reason = str(error)
-        self._index = {} if self._split is None else {k: i for i, k in enumerate(self._split.ids)}
 
     def references(self, image_ids: Collection[int]) -> dict[int, list[str]]:
         if self._split is None:
@@ -209,10 +301,13 @@ class DatasetImages:
         found = self._split.references()
         return {i: found[i] for i in image_ids if i in found}
 
-    def data_uri(self, image_id: int) -> str | None:
-        if image_id not in self._index:
+    def data_uri(self, image_id: int | str) -> str | None:
+        if not isinstance(image_id, int) or image_id not in self._index:
             return None
-        return data_uri(self._split[self._index[image_id]].image)
+        try:
+            return data_uri(self._split[self._index[image_id]].image)
+        except UserError:  # a damaged record
+            return None
 
 
 def data_uri(image: bytes) -> str | None:

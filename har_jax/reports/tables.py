@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+_LARGEST = 1e100  # its square is a number
 Kind = Literal["score", "words", "rate"]
 Scores = Mapping[str, Any]  # the contents of a scores.json
 Columns = Mapping[str, Sequence[Scores]]  # {"MLE": [scores of each seed], "SCST": [...]}
@@ -97,11 +98,13 @@ class Row:
 
 
 def lookup(scores: Scores, key: str) -> float | None:
-    """`scores["a"]["b"]` for "a/b"; None if it is missing, null or not finite."""
+    """`scores["a"]["b"]` for "a/b"; None if it is missing, null or nothing that a score can be."""
     value: Any = scores
     for part in key.split("/"):
         value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not -_LARGEST < value < _LARGEST:  # nor is it NaN
         return None
     return float(value)
 
@@ -221,7 +224,7 @@ def contrast(systems: Columns, name: str, other: str, measures: Sequence[Measure
 
 def _title(columns: Columns) -> str:
     runs = [scores for column in columns.values() for scores in column]
-    images = {scores["n_images"] for scores in runs if scores.get("n_images") is not None}
+    images = {int(n) for scores in runs if (n := lookup(scores, "n_images")) is not None}
     seeds = max((len(column) for column in columns.values()), default=0)
     parts = [f"{n} images" for n in sorted(images)[:1]] if len(images) == 1 else []
     if len(images) > 1:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
+from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
@@ -151,8 +152,8 @@ class ClipScoreReward:
 def _read(path: pathlib.Path | None, shape: tuple[int, int]) -> np.ndarray | None:
     """What `save` wrote; None where there is nothing, or nothing whole."""
     try:
-        vectors = None if path is None else np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        vectors = None if path is None else read_npy(path, "vectors")
+    except UserError:
         return None
     fits = vectors is not None and vectors.shape == shape and vectors.dtype == np.float32
     return vectors if fits else None

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from har_jax.data.dataset import open_split
-from har_jax.data.images import Files
+from har_jax.data.decode import Files
 from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.kept import NAME, KeptWriter
 from har_jax.evaluation.run import evaluate_writer, write_captions

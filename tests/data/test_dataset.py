@@ -1,5 +1,6 @@
 """Datasets on disk: TFDS itself reads them, and nothing is ever half there."""
 
+import copy
 import errno
 import io
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 
 from har_jax.data import builder, dataset
 from har_jax.data.dataset import Example, open_split
+from har_jax.data.shards import quiet
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.text import ptb
@@ -27,6 +29,13 @@ def png(shade=0, size=(8, 6)):
 def write(directory, examples, **options):
     options = {"name": "made", "splits": ["train", "val"], "overwrite": False} | options
     return builder.write(directory, examples, description="d", settings={"s": 1}, **options)
+
+
+def forget_sums(directory):
+    """As a dataset of an older version, whose card lists no files."""
+    card = json.loads((directory / "dataset.json").read_text())
+    del card["files"]
+    (directory / "dataset.json").write_text(json.dumps(card))
 
 
 def test_tfds_reads_what_we_wrote(scenes_dir, small_scenes):
@@ -124,7 +133,7 @@ def test_coco_captions_as_tfds_itself_writes_it(tmp_path):
         }
         for i in range(3)
     ]
-    with dataset.quiet():
+    with quiet():
         sequential = tfds.core.SequentialWriter(info, 2, file_format="array_record")
         sequential.initialize_splits(["restval"])
         sequential.add_examples({"restval": records})
@@ -139,8 +148,23 @@ def test_an_index_of_other_records_is_refused(scenes_dir, tmp_path):
     mixed = tmp_path / "mixed"
     shutil.copytree(scenes_dir, mixed)
     shutil.copy(mixed / "captions.val.json", mixed / "captions.train.json")
+    with pytest.raises(UserError, match=r"captions\.train\.json has .* and was written with"):
+        open_split(mixed, "train")
+    forget_sums(mixed)
     with pytest.raises(UserError, match="7 images but the records of 'train' hold 30"):
         open_split(mixed, "train").references()
+
+
+def test_an_index_in_another_order_is_found_as_images_are_read(scenes_dir, tmp_path):
+    """Captions of other images would be learned, without a word."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(scenes_dir, mixed)
+    forget_sums(mixed)
+    coco = json.loads((mixed / "captions.train.json").read_text())
+    coco["images"].reverse()
+    (mixed / "captions.train.json").write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=r"record 0 of 'train' .* they do not belong together"):
+        open_split(mixed, "train").read(0)
 
 
 def test_document_frequencies_are_those_of_the_split(scenes_dir):
@@ -303,10 +327,11 @@ def test_a_dataset_of_another_kind_is_refused(scenes_dir, tmp_path):
     features = json.loads((other / "features.json").read_text())
     del features["featuresDict"]["features"]["captions"]
     (other / "features.json").write_text(json.dumps(features))
+    forget_sums(other)
     with pytest.raises(UserError, match=r"lacks the features \['captions'\]"):
         open_split(other, "train")
     (other / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match="does not open"):
+    with pytest.raises(UserError, match=r"dataset_info\.json' is not valid JSON"):
         open_split(other, "train")
 
 
@@ -315,3 +340,94 @@ def test_tfds_does_not_chatter(scenes_dir, caplog, capfd):
         open_split(scenes_dir, "train")[0]
     assert [record for record in caplog.records if record.name == "absl"] == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_dataset_runs_no_code_of_its_own(scenes_dir, tmp_path, monkeypatch):
+    """TFDS imports what `pythonClassName` names; a module beside it would then run."""
+    evil = tmp_path / "evil"
+    shutil.copytree(scenes_dir, evil)
+    forget_sums(evil)
+    (tmp_path / "planted_by_a_dataset.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Image: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = json.loads((evil / "features.json").read_text())
+    for place in ("image", "captions", "more", ""):
+        features = copy.deepcopy(whole)
+        kind = {"pythonClassName": "planted_by_a_dataset.Image"}
+        holder = features["featuresDict"]["features"]
+        if place:
+            holder[place] = holder.get(place, {}) | kind
+        else:
+            features |= kind
+        (evil / "features.json").write_text(json.dumps(features))
+        if place in ("image", "captions"):
+            with pytest.raises(UserError, match=rf"feature '{place}' is a 'planted_by_a_dataset"):
+                open_split(evil, "train")
+        else:  # what is not read may be anything, and is not looked for
+            assert (
+                open_split(evil, "train")[0].image_id == open_split(scenes_dir, "train")[0].image_id
+            )
+    info = json.loads((evil / "dataset_info.json").read_text())
+    info["moduleName"] = "planted_by_a_dataset"
+    (evil / "dataset_info.json").write_text(json.dumps(info))
+    open_split(evil, "train").references()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\0b", "..", "x" * 300, "{NO}"])
+def test_a_dataset_reads_no_file_outside(scenes_dir, tmp_path, name):
+    other = tmp_path / "other"
+    shutil.copytree(scenes_dir, other)
+    forget_sums(other)
+    info = json.loads((other / "dataset_info.json").read_text())
+    info["splits"][0]["filepathTemplate"] = name
+    (other / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="names no file of the dataset"):
+        open_split(other, "train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["captions.train.json", "scenes-train.array_record-00000", "document_frequency.train.npz"],
+)
+def test_what_is_missing_or_cut_off_is_found_at_once(scenes_dir, tmp_path, name):
+    other = tmp_path / "other"
+    shutil.copytree(scenes_dir, other)
+    data = (other / name).read_bytes()
+    (other / name).write_bytes(data[:-1])
+    with pytest.raises(UserError, match=rf"{name} has .* bytes and was written with .*; copy"):
+        open_split(other, "train")
+    (other / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        open_split(other, "train")
+    open_split(other, "val").references()  # the others are whole
+    forget_sums(other)
+    if name.startswith("document"):  # made anew by who needs it
+        assert len(open_split(other, "train")) == 30
+    else:
+        with pytest.raises(UserError, match=f"{name} is missing"):
+            open_split(other, "train")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "captions.train.json"])
+def test_other_bytes_are_found(scenes_dir, tmp_path, name):
+    other = tmp_path / "other"
+    shutil.copytree(scenes_dir, other)
+    (other / name).write_text((other / name).read_text().replace("a", "b", 1))
+    with pytest.raises(UserError, match=rf"{name} is not as it was written"):
+        open_split(other, "train").references()
+
+
+def test_flipped_bytes_of_a_record_are_found_when_it_is_read(scenes_dir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(scenes_dir, other)
+    file = other / "scenes-train.array_record-00000"
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"record \d+ of .*scenes-train.* is damaged"):
+        list(open_split(other, "train"))
+    file.write_bytes(bytes(len(data)))
+    with pytest.raises(UserError, match="holds 0 records that can be read, and dataset_info"):
+        open_split(other, "train")[0]

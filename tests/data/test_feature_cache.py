@@ -16,13 +16,21 @@ import pytest
 from har_jax.data import builder
 from har_jax.data.dataset import open_split
 from har_jax.data.features.build import Build, is_complete, write
-from har_jax.data.features.cache import MANIFEST, FeatureCache, Origin, digest_of
+from har_jax.data.features.cache import (
+    INDEX_DTYPE,
+    MANIFEST,
+    FeatureCache,
+    Origin,
+    digest_of,
+    file_digest,
+)
 from har_jax.data.features.imported import open_import
 from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import TrainBatches, eval_batches
 from har_jax.data.subset import take as subset
 from har_jax.errors import UserError
 from tests.conftest import ROOT
+from tests.data.test_dataset import forget_sums
 
 SHAPE = (3, 5)
 ORIGIN = Origin("models/clip", "sha256:" + "a" * 64, "patch", -2, Preprocessor().identity)
@@ -286,6 +294,7 @@ def test_other_images_are_refused(cache, scenes_dir, small_scenes, tmp_path):
     for image in coco["images"]:
         del image["sha256"]
     listed.write_text(json.dumps(coco))
+    forget_sums(directory)
     with pytest.raises(UserError, match=message):
         cache.of(open_split(directory, "val"))
 
@@ -322,8 +331,73 @@ def test_damaged_files_are_named(own_copy):
     with pytest.raises(UserError, match=r"train-00001\.npy holds float32\[8, 5, 3\] where"):
         FeatureCache(own_copy).take(np.arange(20))
     shard.write_bytes(b"x" * len(whole))
-    with pytest.raises(UserError, match=r"train-00001\.npy is damaged"):
+    with pytest.raises(UserError, match=r"train-00001\.npy is not a \.npy file"):
         FeatureCache(own_copy).take(np.arange(20))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_flipped_bit_of_a_feature_is_found_when_it_is_taken(scenes_dir, tmp_path, dtype):
+    cache = make(scenes_dir, tmp_path / "cache", dtype=dtype)
+    shard = cache.directory / "train-00001.npy"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # of the 16th image
+    shard.write_bytes(data)
+    split = open_split(scenes_dir, "train")
+    spoilt = FeatureCache(cache.directory)
+    spoilt.of(split).take(np.arange(15))
+    with pytest.raises(
+        UserError, match=rf"train-00001\.npy: the features of image {split.ids[15]} "
+    ):
+        spoilt.of(split).take(np.arange(30))
+
+
+def test_a_changed_index_is_found_at_once(own_copy, scenes_dir):
+    index = own_copy / "train.index.npy"
+    data = bytearray(index.read_bytes())
+    data[-20] ^= 1
+    index.write_bytes(data)
+    with pytest.raises(UserError, match=r"train\.index\.npy is not as it was written"):
+        FeatureCache(own_copy).of(open_split(scenes_dir, "val"))
+
+
+def test_an_older_cache_has_no_sums_of_features(own_copy, scenes_dir):
+    manifest = json.loads((own_copy / MANIFEST).read_text())
+    for name, part in manifest["splits"].items():
+        file = own_copy / f"{name}.index.npy"
+        np.save(file, np.load(file)[["image_id", "digest"]].astype(INDEX_DTYPE.descr[:2]))
+        part["index"] |= {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    (own_copy / MANIFEST).write_text(json.dumps(manifest))
+    split = open_split(scenes_dir, "val")
+    found = FeatureCache(own_copy).of(split).take(np.arange(7))
+    np.testing.assert_array_equal(found, [feature_of(i) for i in split.ids])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"origin": {"encoder": 5}},
+        {"shape": [3, -5]},
+        {"shape": [3, 10**30]},
+        {"shape": [10**7, 10**7]},
+        {"dtype": "float8"},
+        {"splits": {"train": {"images": 3}}},
+        {"splits": []},
+        {"origin": None},
+    ],
+    ids=str,
+)
+def test_manifests_that_mean_nothing(own_copy, change):
+    manifest = json.loads((own_copy / MANIFEST).read_text())
+    (own_copy / MANIFEST).write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=r"feature_cache\.json: .*make the feature cache anew"):
+        FeatureCache(own_copy)
+
+
+def test_a_manifest_names_no_file_outside(own_copy):
+    text = (own_copy / MANIFEST).read_text()
+    (own_copy / MANIFEST).write_text(text.replace('"train-00001.npy"', '"../../../etc/passwd"'))
+    with pytest.raises(UserError, match=r"matching regex"):
+        FeatureCache(own_copy)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +406,7 @@ def test_damaged_files_are_named(own_copy):
         ("{", "is not valid JSON"),
         ("[]", "is not of format 1"),
         ('{"format": 2}', "is not of format 1"),
-        ('{"format": 1}', r"is damaged \(KeyError: 'origin'\)"),
+        ('{"format": 1}', r"missing required field origin; make"),
     ],
 )
 def test_a_manifest_that_is_none(own_copy, tmp_path, text, message):
@@ -389,6 +463,9 @@ def test_one_vector_per_image_is_pooled(tmp_path):
         (np.ones(2), "1\n2", r"shape \[2\]; features are floats of shape"),
         (np.ones((2, 3), int), "1\n2", "holds int64 of shape"),
         (np.array([{}, {}]), "1\n2", "is not a .npy file of numbers"),
+        (np.ones((2, 3)), f"1\n{2**63}", "give integers of 64 bits"),
+        (np.ones((2, 3)), "1\n1_0", "'1_0'; give integers of 64 bits"),
+        (np.zeros(2, [("x" * 500, "f4")]), "1\n2", "; features are floats of shape"),
     ],
 )
 def test_imports_that_do_not_fit(tmp_path, array, ids, message):
@@ -398,3 +475,21 @@ def test_imports_that_do_not_fit(tmp_path, array, ids, message):
         (tmp_path / "ids.txt").write_text(ids)
     with pytest.raises(UserError, match=message):
         open_import(tmp_path / "a.npy", tmp_path / "ids.txt")
+
+
+def test_imports_that_would_be_read_wrong(tmp_path):
+    """Each was a traceback, or other features than were meant."""
+    (tmp_path / "ids.txt").write_text("1\n2")
+    np.savez(tmp_path / "a.npz", np.ones((2, 3)))
+    with pytest.raises(UserError, match=r"is an \.npz, several arrays in a file; save features"):
+        open_import(tmp_path / "a.npz", tmp_path / "ids.txt")
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.arange(6.0).reshape(2, 3)))
+    found = open_import(tmp_path / "a.npy", tmp_path / "ids.txt")
+    np.testing.assert_array_equal(found.array[1, 0], [3, 4, 5])
+    np.save(tmp_path / "ids.npy", np.array([1, 2**63], np.uint64))  # came back negative
+    with pytest.raises(UserError, match="flat list of integers of 64 bits"):
+        open_import(tmp_path / "a.npy", tmp_path / "ids.npy")
+    for text in ("[1, [2]]", "[1, 1.5]", '{"1": 2}', "[1, true]", f"[1, {2**64}]", "7"):
+        (tmp_path / "ids.json").write_text(text)
+        with pytest.raises(UserError, match=r"ids\.json'.*; give a JSON list of image ids"):
+            open_import(tmp_path / "a.npy", tmp_path / "ids.json")

@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from har_jax.data.images import Preprocessor, decode
+from har_jax.data import decode as decoding
+from har_jax.data import images
+from har_jax.data.decode import decode
+from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -208,6 +213,60 @@ def test_sixteen_bits_keep_their_high_byte():
     np.testing.assert_array_equal(result, np.repeat((values >> 8)[..., None], 3, -1))
 
 
+def test_what_has_no_white_is_refused_by_name():
+    for kind in (np.float32, np.int32):
+        values = np.linspace(0, 1, 60).reshape(6, 10).astype(kind)
+        with pytest.raises(UserError, match=r"of 32 bits, and no rule says .* 8 or 16 bits"):
+            decode(encoded(Image.fromarray(values), "TIFF"))
+    gray = decode(b"P5 2 1 1023\n" + bytes([3, 255, 0, 0]))  # a PGM of 10 bits says that it has 10
+    assert [gray.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+    with pytest.raises(UserError, match="not an image in one of JPEG, PNG"):  # nor is it run
+        decode(postscript)
+
+
+def test_bands_are_the_whole(monkeypatch):
+    pictures = [noise("RGBA"), noise("LA"), Image.open(io.BytesIO(palette_with_transparency()))]
+    pictures.append(Image.fromarray(RNG.integers(0, 2**16, (43, 61), np.uint16)))
+    whole = [np.asarray(decode(picture)) for picture in pictures]
+    monkeypatch.setattr(decoding, "_BAND", 130)
+    for picture, expected in zip(pictures, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(decode(picture)), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1), (3, 70_000), (1, 2_000)], ids=str)
+def test_resizing_does_not_grow_what_the_crop_throws_away(size):
+    """2 kB of PNG took 6 GB and a minute; a strip of gray stays gray, in milliseconds."""
+    data = encoded(Image.new("L", size, 130))
+    began = time.process_time()
+    tracked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = Preprocessor().pixels(data)
+    assert pixels.shape == (224, 224, 3) and (pixels == 130).all()
+    assert time.process_time() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - tracked < 300_000  # kB
+
+
+@pytest.mark.parametrize("resample", list(Image.Resampling), ids=lambda filter: filter.name)
+@pytest.mark.parametrize("size", [(5, 300), (300, 5), (40, 31), (200, 90), (1, 1)], ids=str)
+def test_the_way_of_long_images_is_that_of_others(size, resample):
+    """Taken with images of every shape: within a byte's rounding of the whole resize."""
+    image = noise("RGB", size)
+    for ours in (
+        Preprocessor(shortest_edge=33, crop_size=(33, 33), resample=int(resample)),
+        Preprocessor(shortest_edge=20, crop_size=(31, 17), resample=int(resample)),
+        Preprocessor(0, (20, 31), (20, 31), do_center_crop=False, resample=int(resample)),
+    ):
+        width, height = ours._resized(*image.size)
+        down = 0 < image.height - height > 2 * (image.width - width)
+        found = np.asarray(ours._resize_long(image, width, height, down)).astype(int)
+        if ours.do_center_crop:
+            found = images._center_crop(found, *ours.crop_size)
+        if resample in (Image.Resampling.NEAREST, Image.Resampling.BOX):  # ties go either way
+            assert (found == ours.pixels(image)).mean() > 0.9
+        else:
+            assert np.abs(found - ours.pixels(image)).max() <= 1
+
+
 def test_paths_bytes_and_images_are_the_same(tmp_path):
     image = noise("RGB")
     path = tmp_path / "a.png"
@@ -240,9 +299,13 @@ def test_what_is_no_image_is_named(data, message):
 
 
 def test_an_absurdly_large_image_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = encoded(Image.new("1", (100, 100)))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match="too large: 100 x 100 pixels"):
+        decode(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own, of the formats that ask
     with pytest.raises(UserError, match="too large"):
-        decode(encoded(Image.new("1", (100, 100))))
+        decode(data)
 
 
 def test_missing_files_are_named(tmp_path):

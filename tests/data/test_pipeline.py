@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from har_jax.data import pipeline
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example, open_split
-from har_jax.data.images import Files, Preprocessor
+from har_jax.data.decode import Files
+from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import EncodedCaptions, TrainBatches, eval_batches
 from har_jax.errors import UserError
 from tests.conftest import ROOT
@@ -103,7 +104,8 @@ def test_processes_share_each_epoch(open_batches, count):
 READER = """
 import json, sys
 from har_jax.data.dataset import open_split
-from har_jax.data.images import Files, Preprocessor
+from har_jax.data.decode import Files
+from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import TrainBatches
 from har_jax.text.tokenizer import load_tokenizer
 

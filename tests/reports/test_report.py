@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from har_jax.errors import UserError
 from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_predictions
 from har_jax.files import write_json
 from har_jax.reports import page as pages
+from har_jax.reports import paper
 from har_jax.reports.charts import Line, make_plot, nice_ticks, smoothed
 from har_jax.reports.page import render, templates, write_report
 from har_jax.reports.run_view import (
     DatasetImages,
     RunView,
+    Sample,
     ScoredSplit,
     choose_examples,
     data_uri,
@@ -134,8 +137,6 @@ def test_the_whole_report(world, tmp_path):
 
 
 def test_what_guards_did_is_told_by_step(world, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(world / "scst", copy)
     with contextlib.closing(JsonLines(copy)) as writer:
@@ -188,7 +189,7 @@ def filled(text, name):
         config,
         info,
         {key: [(1, 1.0), (2, 3.0)] for key in (text, "val/CIDEr", "train/reward")},
-        [{"step": 1, "image_id": 7, "split": text, **caption}],
+        [Sample(1, image_id=text, split=text, **caption)],
         [
             {"step": text, "guard": text, "text": text, "action": text},
             {"step": text, "rollback": True, "to": text, "lr_scale": text},
@@ -234,6 +235,71 @@ def test_no_text_of_a_run_becomes_markup(pieces, uri):
     assert uri is None or text in page.values("img", "alt")
 
 
+def test_escaping_is_the_default_of_all_templates():
+    """By construction: nothing is marked as safe, and no page is built outside of a template."""
+    assert templates().autoescape is True
+    room = pathlib.Path(pages.__file__).parent
+    for template in room.glob("templates/*.j2"):
+        text = re.sub(r"\{#.*?#\}", "", template.read_text(), flags=re.S)
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", text), template.name
+        assert not re.search(r"=\{\{", text), f"{template.name}: an attribute without quotes"
+    for file in pathlib.Path(room.parent).rglob("*.py"):
+        assert not re.search(r"\bMarkup\b|autoescape=False", file.read_text()), file.name
+        if file.parent == room:
+            assert not re.search(r"</?(div|span|p|td|li|img|svg|html)\b", file.read_text()), (
+                file.name
+            )
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '" onload="alert(1)'])
+def test_ids_of_images_are_texts_like_others(tmp_path, text):
+    """They come from files, and are no numbers where somebody means harm."""
+    run = tmp_path / "run"
+    (run / "eval" / "test").mkdir(parents=True)
+    row = {"image_id": text, "step": 1, "split": text, "caption": "a dog", "references": [text]}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    write_json(run / "eval" / "test" / "per_image.json", [row, row | {"image_id": 3}])
+    page = Page(write_report(run).read_text())
+    assert "script" not in page.tags and not page.values("img", "onload")
+    assert f"image {text}" in page.text
+    shown = [paper.Shown(text, "", uri, [], [("A", "a dog", None)]) for uri in (None, "data:,")]
+    empty = dict.fromkeys(("systems", "rows", "warnings", "notes", "charts", "tested", "tests"), ())
+    template = templates().get_template("paper.html.j2")
+    drawn = Page(template.render(title="", about="", level="", origin=(), shown=shown, **empty))
+    assert "script" not in drawn.tags and not drawn.values("img", "onload")
+    assert f"image {text}" in drawn.text and text in drawn.text
+
+
+def test_a_report_keeps_what_it_can(world, tmp_path):
+    """Each was a traceback: a part of another kind is left out, and the rest is shown."""
+    copy = shutil.copytree(world / "scst", tmp_path / "copy")
+    write_json(copy / "config.json", {"steps": "many", "data": {"dir": 5}, "seed": [1]})
+    write_json(
+        copy / "run.json",
+        {
+            "stage": "scst",
+            "parent": {"run": 7},
+            "base": {"clip": {"fingerprint": 3}},
+            "parameters": 1,
+        },
+    )
+    scores = json.loads((copy / "eval" / "test" / "scores.json").read_text())
+    scores |= {"warnings": 3, "skipped": [], "n_images": "x", "source": "y", "control": 0}
+    write_json(copy / "eval" / "test" / "scores.json", scores)
+    with (copy / "samples.jsonl").open("a") as file:
+        whole = {"step": 41, "split": "test", "image_id": 1, "caption": "x"}
+        for odd in ({"step": 10**400}, {"caption": 3}, {"caption": "\ud800"}, {"image_id": []}):
+            file.write(json.dumps(whole | odd) + "\n")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "train/loss": NaN, "train/reward": 1e999}\n')
+        file.write('{"step": 41, "train/loss": ' + "9" * 400 + "}\n" + "[" * 100_000 + "\n")
+    page = Page(write_report(copy).read_text())
+    assert "CIDEr" in page.text and page.tags.count("svg") >= 3
+    scores["CIDEr"] = int("9" * 400)
+    write_json(copy / "eval" / "test" / "scores.json", scores)
+    Page(write_report(copy).read_text())
+
+
 def test_a_run_without_parent(world, tmp_path):
     page = Page(write_report(world / "mle", out=tmp_path / "r.html").read_text())
     assert {"best", "worst"} <= set(page.text) and "change" not in page.text
@@ -261,8 +327,6 @@ def test_the_default_place_is_the_run_directory(world):
     ids=lambda names: ",".join(names),
 )
 def test_whatever_is_missing(world, tmp_path, missing):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(world, copy)
     for path in [*copy.rglob("*.json")]:
@@ -274,8 +338,6 @@ def test_whatever_is_missing(world, tmp_path, missing):
 
 
 def test_broken_files_do_not_stop_a_report(world, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(world / "scst", copy)
     (copy / "run.json").write_text("{")

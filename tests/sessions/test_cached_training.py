@@ -221,7 +221,7 @@ def test_the_command(workspace, cache, tmp_path, capsys):
     shard = spoilt / "val-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     argv = ["features", f"--out={spoilt}", "--verify"]
-    assert "val-00000.npy is not as written" in mistake(capsys, prepare.main, argv)
+    assert "val-00000.npy is not as it was written" in mistake(capsys, prepare.main, argv)
 
     def wrong(*arguments):
         return mistake(capsys, prepare.main, ["features", f"--out={tmp_path / 'new'}", *arguments])

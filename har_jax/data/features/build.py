@@ -26,6 +26,7 @@ from har_jax.data.features.cache import (
     MANIFEST,
     FeatureCache,
     Origin,
+    checksums,
     file_digest,
     known_digests,
 )
@@ -119,7 +120,9 @@ class Build:
 
     def missing(self) -> list[Shard]:
         """Shards that nobody has finished yet."""
-        return [shard for shard in self.shards if self.staged.record(shard.name) is None]
+        # Older versions kept no sums: what they left unfinished is written again.
+        records = {shard: self.staged.record(shard.name) or {} for shard in self.shards}
+        return [shard for shard, record in records.items() if "crc32" not in record]
 
 
 def is_complete(build: Build) -> bool:
@@ -201,7 +204,7 @@ def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], 
     split = build.splits[shard.split]
     for features, some in rows(split, shard.first, shard.stop):
         here = slice(done, done + len(some))
-        with np.errstate(over="ignore"):  # told below, with the image
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the image
             values[here] = features.astype(dtype)
         finite = np.isfinite(values[here].astype(np.float32)).all(axis=(1, 2))
         if not finite.all():
@@ -218,7 +221,8 @@ def _write_shard(build: Build, shard: Shard, rows: Rows, wrote: Callable[[int], 
     with build.staged.writing(shard.name) as (path, record):
         with path.open("wb") as file:
             np.save(file, values.view(np.uint16) if build.dtype == "bfloat16" else values)
-        record |= _file(path, f"{shard.name}.npy", rows=n) | {"digests": digests.tolist()}
+        record |= _file(path, f"{shard.name}.npy", rows=n)
+        record |= {"digests": digests.tolist(), "crc32": checksums(values).tolist()}
 
 
 def _arrange(build: Build) -> None:
@@ -230,7 +234,9 @@ def _arrange(build: Build) -> None:
         records = [staged.record(shard.name) or {} for shard in build.shards if shard.split == name]
         index = np.empty(len(split), INDEX_DTYPE)
         index["image_id"] = split.ids
-        index["digest"] = np.concatenate([np.array(r.pop("digests"), "<u8") for r in records])
+        for field, of in (("digest", "digests"), ("crc32", "crc32")):
+            kind = INDEX_DTYPE[field]
+            index[field] = np.concatenate([np.array(r.pop(of), kind) for r in records])
         file = staged.whole / f"{name}.index.npy"
         np.save(file, index)
         splits[name] = {"images": len(split), "index": _file(file, file.name), "shards": records}

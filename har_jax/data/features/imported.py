@@ -10,16 +10,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterator
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Int64, UInt64
 
+from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureKind, digest_of, known_digests
 from har_jax.errors import UserError
-from har_jax.foreign import read_json, read_text
+from har_jax.foreign import read_text, read_typed, shortened
 
+_LARGEST_ID = 2**63 - 1
+_Id = Annotated[int, msgspec.Meta(ge=-_LARGEST_ID, le=_LARGEST_ID)]
 _BATCH = 256  # rows read at a time
 
 
@@ -67,11 +73,10 @@ def open_import(array: str | os.PathLike[str], ids: str | os.PathLike[str]) -> I
       UserError: a file is missing or malformed, their lengths differ, or ids repeat.
     """
     path = pathlib.Path(array)
-    values = _load_array(path, "features")
+    values = read_npy(path, "features")
     if values.ndim not in (2, 3) or values.dtype.kind != "f" or 0 in values.shape:
         raise UserError(
-            f"{path} holds {values.dtype} of shape {list(values.shape)}; features are floats of "
-            "shape [N,Dv] or [N,S,Dv]"
+            f"{path} holds {_described(values)}; features are floats of shape [N,Dv] or [N,S,Dv]"
         )
     numbers = _load_ids(pathlib.Path(ids))
     if len(numbers) != len(values):
@@ -86,29 +91,28 @@ def open_import(array: str | os.PathLike[str], ids: str | os.PathLike[str]) -> I
     return Import(path, values if values.ndim == 3 else values[:, None], kind, row_of)
 
 
-def _load_array(path: pathlib.Path, what: str) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {str(path)!r}; give {what} as a .npy") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a .npy file of numbers: {error}") from error
-
-
 def _load_ids(path: pathlib.Path) -> Int64[np.ndarray, " N"]:
     if path.suffix == ".npy":
-        ids = np.asarray(_load_array(path, "image ids"))
+        ids = np.asarray(read_npy(path, "image ids"))
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids > _LARGEST_ID).any():
+            raise UserError(
+                f"{path} holds {_described(ids)}; image ids are a flat list of integers of 64 bits"
+            )
     elif path.suffix == ".json":
-        ids = np.array(read_json(path, "a JSON list of image ids"))
+        ids = np.array(read_typed(path, list[_Id], "a JSON list of image ids"), np.int64)
     else:
         lines = read_text(path, "the image ids").split()
-        try:
-            ids = np.array(list(map(int, lines)), np.int64)
-        except (OverflowError, ValueError) as error:
-            raise UserError(f"{path} does not hold one image id per line: {error}") from error
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UserError(
-            f"{path} holds {ids.dtype} of shape {list(ids.shape)}; image ids are a flat list of "
-            "integers"
-        )
+        wrong = next((line for line in lines if not _is_id(line)), None)
+        if wrong is not None:
+            what = f"does not hold one image id per line: {shortened(wrong)!r}"
+            raise UserError(f"{path} {what}; give integers of 64 bits")
+        ids = np.array(list(map(int, lines)), np.int64)
     return ids.astype(np.int64)
+
+
+def _is_id(text: str) -> bool:
+    return bool(re.fullmatch(r"-?[0-9]{1,19}", text)) and abs(int(text)) <= _LARGEST_ID
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{shortened(str(array.dtype))} of shape {list(array.shape[:5])}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from har_jax.data.dataset import Example
 from har_jax.errors import UserError
+from har_jax.foreign import typed
 from har_jax.miniature.scenes import annotators, draw, people, world
 from har_jax.miniature.scenes.dice import Dice
 from har_jax.types import UInt
@@ -53,11 +54,15 @@ class Settings:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> Settings | None:
-        """Those that a prepared dataset's card records; None for a dataset of other images."""
+        """Those that a prepared dataset's card records; None for a dataset of other images.
+
+        Raises:
+          UserError: it records something else than `prepare scenes` writes.
+        """
         settings = card.get("settings", {})
         if card.get("name") != "scenes" or not {"seed", "sizes"} <= settings.keys():
             return None
-        return cls(settings["seed"], settings["sizes"], settings.get("skew"))
+        return typed(settings, cls, "dataset.json: settings", "prepare the dataset again")
 
     @property
     def world(self) -> str:
