@@ -38,6 +38,8 @@ _WITH_PERIOD = re.compile(rf"\b(?:{ABBREVIATIONS})\.", re.IGNORECASE)
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
 )
+# What the lexer takes for the end of a line, and thereby of a caption.
+_BREAKS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\u2028\u2029", " "))
 _APART = "can not, gon na, got ta, lem me, gim me, wan na"
 _ASSIMILATED = {pair.replace(" ", ""): tuple(pair.split()) for pair in _APART.split(", ")}
 
@@ -52,6 +54,12 @@ def tokens(caption: str) -> list[str]:
     """The tokens of a caption: lower case, without punctuation; [] when there are none."""
     found = _without_scanner(caption)
     return _scan(caption) if found is None else found
+
+
+def one_line(caption: str) -> str:
+    """A caption with spaces for its line breaks: what reads captions line by line would take the
+    rest of it for the next one."""
+    return caption.translate(_BREAKS)
 
 
 def split_tokens(tokens: Sequence[str]) -> list[str]:
@@ -114,10 +122,10 @@ def _scan_tokens(caption: str, following: str = "") -> list[str]:
     if astral:  # the lexer knows UTF-16 units only
         units = caption.encode("utf-16-le", "surrogatepass")
         caption = "".join(map(chr, memoryview(units).cast("H")))
-    text = caption.replace("\n", " ") + "\n"
+    text = one_line(caption) + "\n"
     tokens = []
     at, size = 0, len(text)
-    text += following
+    text += one_line(following)
     while at < size:
         rule, end = _longest_match(text, at)
         if rule.tail:

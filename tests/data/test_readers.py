@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from har_jax import ids
 from har_jax.data.entries import Problems
 from har_jax.data.readers import coco, flickr, folder
-from har_jax.data.readers.shares import Shares, image_ids_of
+from har_jax.data.readers.shares import Shares
 from har_jax.errors import UserError
 
 
@@ -105,29 +106,33 @@ def test_empty_captions_and_captions_that_are_not_text(save, read):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.csv", 'image,caption\na.jpg,one\nb.jpg,"two and th', "line 3: .*is the file cut off"),
-        ("c.csv", "image,caption\na.jpg,one\nb.j", "line 3 has 1 columns, the header 2"),
-        ("c.csv", "image,caption\na.jpg,one, two\n", "line 2 has 3 columns.*quote captions"),
+        ("c.csv", 'image,caption\na.jpg,"two and th', "line 2: .*is the file cut off"),
+        ("c.csv", "image,caption\nb.j", "line 2: has 1 columns, the header 2"),
+        ("c.csv", "image,caption\na.jpg,one, two\n", "line 2: has 3 columns.*quote captions"),
+        ("c.csv", "image,caption\na.jpg,one\n" + 9 * "x\n", "only 1 of 10 rows can be used"),
         ("c.csv", "a,b,c\n1,2,3\n", "has no header that names an image and a caption"),
         ("c.csv", "image,caption\n,one\n", "line 2: the image is ''"),
-        ("c.csv", "image,caption\n", "no captions; give a CSV or JSONL"),
-        ("c.csv", "", "no captions; give a CSV or JSONL"),
-        ("c.jsonl", '{"image": "a", "caption": "x"}\n{"image": "b', "line 2 is not valid JSON"),
-        ("c.jsonl", "[1]\n", "line 1 holds '\\[1\\]', not an object"),
+        ("c.csv", "image,caption\n", "no captions; give a CSV or JSON"),
+        ("c.csv", "", "no captions; give a CSV or JSON"),
+        ("c.jsonl", '{"image": "b', "line 1: is not valid JSON"),
+        ("c.jsonl", '[{"image": "b"', "is not valid JSON"),
+        ("c.jsonl", "[1]\n", "entry 0: holds 1, not an object"),
         ("c.jsonl", '{"picture": "a.jpg", "caption": "x"}\n', "no image.*it has picture, caption"),
         ("c.jsonl", '{"image": 3, "caption": "x"}\n', "the image is 3"),
-        ("c.jsonl", '{"image": "a", "image_id": "x1", "caption": "x"}\n', "the id is 'x1'"),
-        ("c.jsonl", '{"image": "c.jsonl", "image_id": 1e10, "caption": "x"}\n', "the id is 1000"),
-        ("c.csv", f"image,caption,image_id\nc.csv,one,{2**31}\n", r"give 0 to 2\^31 - 1"),
+        ("c.jsonl", '{"image": "a", "image_id": [], "caption": "x"}\n', "no number and no text"),
+        ("c.jsonl", '{"image": "c", "image_id": 1.5, "caption": "x"}\n', "1.5, which is no whole"),
+        ("c.jsonl", '{"images": [], "annotations": []}', "use `prepare coco`"),
+        ("c.jsonl", '{"a.jpg": "one",\n"b.jpg": "two"}', "one JSON object with the keys"),
+        ("c.json", '[{"image": "a.jpg", "conversations": []}]', "LLaVA's instructions"),
         (
             "c.csv",
             "image,caption,split\na.jpg,one,train\na.jpg,two,val\n",
-            "split of a.jpg is 'val', but 'train' in .*line 2",
+            "split of 'a.jpg' is 'val', but 'train' in .*line 2",
         ),
         (
             "c.csv",
             "image,caption,image_id\na.jpg,one,1\nb.jpg,two,1\n",
-            "b.jpg has the id 1 of a.jpg",
+            "'b.jpg' has the id 1 of 'a.jpg'",
         ),
     ],
 )  # fmt: skip
@@ -174,12 +179,12 @@ def test_drawn_splits_are_stable_and_near_their_shares(save, read):
 def test_ids_made_from_names():
     """31 bits: of 100,000 names some meet, and are told apart whatever the order."""
     names = [f"{i}.jpg" for i in range(100_000)]
-    ids = image_ids_of(names)
-    assert len(set(ids.values())) == 100_000
-    assert min(ids.values()) >= 0 and max(ids.values()) < 2**31
-    assert image_ids_of(names[::-1]) == ids
-    fewer = image_ids_of(names[:50_000])
-    assert sum(ids[name] != fewer[name] for name in fewer) <= 5
+    made = ids.numbered(names)
+    assert len(set(made.values())) == 100_000
+    assert min(made.values()) >= 0 and max(made.values()) < 2**31
+    assert ids.numbered(names[::-1]) == made
+    fewer = ids.numbered(names[:50_000])
+    assert sum(made[name] != fewer[name] for name in fewer) <= 5
 
 
 def test_flickr_token_files(save):
@@ -199,7 +204,7 @@ def test_flickr_token_files(save):
     assert reading.ids == "" and not reading.notes
     cut = save(text[:-4], "cut.txt")
     assert "is it whole" in flickr.read_file(cut, shares=Shares(), problems=problems).notes[0]
-    for broken, message in (("a.jpg A dog\n", "expected NAME.jpg#0, a tab"), ("", "no captions")):
+    for broken, message in (("a.jpg A dog\n", "expected lines of NAME.jpg#0"), ("", "no captions")):
         with pytest.raises(UserError, match=message):
             flickr.read_file(save(broken, "b.txt"), shares=Shares(), problems=problems)
 

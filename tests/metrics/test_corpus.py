@@ -188,7 +188,8 @@ def test_unknown_metric():
         ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "two predictions"),
         ([{"image_id": 1}], "entry 0 of the results"),
         (["text"], "entry 0 of the results"),
-        ([{"image_id": "1", "caption": "a"}], "not an integer"),
+        ([{"image_id": 1.5, "caption": "a"}], "1.5, which is no whole number"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "01", "caption": "b"}], "two predictions"),
         ([{"image_id": 1, "caption": None}], "not a text"),
     ],
 )
@@ -199,3 +200,6 @@ def test_bad_results(results, message):
 
 def test_results():
     assert predictions_from_results([{"image_id": 3, "caption": "a", "more": 1}]) == {3: "a"}
+    ids = ["12", 13.0, "img_0", 2**40]
+    results = [{"image_id": written, "caption": "a"} for written in ids]
+    assert list(predictions_from_results(results)) == [12, 13, "img_0", 2**40]
