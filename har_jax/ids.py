@@ -1,8 +1,8 @@
 """Ids of images as people write them: one reading for all files, and numbers that devices hold.
 
-An id is a whole number or a name. 12, 12.0, "12", "12.0" and "000012" are one id, whatever file each
-stands in; "img_0" is a name. Devices hold ids in 32 bits, so that names, and numbers of more than
-31 bits, get a number that is made from them (`numbered`).
+An id is a whole number or a name. 12, 12.0, "12", "12.0" and "000012" are one id, whatever file
+each stands in; "img_0" is a name. Devices hold ids in 32 bits, so that names, and numbers of more
+than 31 bits, get a number that is made from them (`numbered`).
 """
 
 from __future__ import annotations

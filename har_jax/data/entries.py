@@ -128,7 +128,7 @@ class Problems:
 
 
 def printable(text: str) -> str:
-    """A text of somebody else's for a line of ours: short, without line breaks or half characters."""
+    """A text of somebody else's for a line of ours: short, and without line breaks."""
     text = shortened(text, 200)
     if text.isprintable():
         return text

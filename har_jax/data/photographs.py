@@ -193,7 +193,7 @@ class _Source:
                     elif kind := self._unwanted(split, got.data):
                         problems.add(kind, entry, wanted=True)
                     else:
-                        ids = tuple(caption_id for caption_id, _ in entry.captions)
+                        ids = tuple(i for i, _ in entry.captions if i is not None)
                         texts = [text for _, text in entry.captions]
                         example = Example(entry.image_id, entry.filename, got.data, texts, ids)
                         shard.add(example, domain=entry.domain, source_id=entry.source_id)

@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 IN_PYTHON = ("CIDEr", "Bleu", "ROUGE_L")
 """Metrics that are computed again here, of part of the captions or of others'."""
-_BY_CLIP = ("CLIPScore", "RefCLIPScore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +73,14 @@ def read_other(path: str | os.PathLike[str], numbers: Mapping[Id, int] | None = 
     by_clip: dict[Id, dict[str, float]] = {}
     signature = ""
     if (place / "scores.json").is_file() and (place / "per_image.json").is_file():
-        signature = read_typed(place / "scores.json", _Scores, "the scores of an evaluation").signature
-        what = "the scores of each image of an evaluation"
+        what = "the files that har_jax.evaluate wrote"
+        signature = read_typed(place / "scores.json", _Scores, what).signature
         for row in read_typed(place / "per_image.json", list[_Row], what):
             if row.CLIPScore is not None and row.RefCLIPScore is not None:
-                values = dict(zip(_BY_CLIP, (row.CLIPScore, row.RefCLIPScore), strict=True))
-                by_clip[row.image_id] = values
+                by_clip[row.image_id] = {
+                    "CLIPScore": row.CLIPScore,
+                    "RefCLIPScore": row.RefCLIPScore,
+                }
     predictions = by_number(read_predictions(place / "predictions.json"))
     return Other(name, predictions, by_number(by_clip), signature)
 

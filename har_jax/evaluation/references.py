@@ -28,8 +28,8 @@ RESULTS = 'COCO results: a list of {"image_id": ..., "caption": ...}'
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """Captions by the number of the image (`ids.numbered`), and the images' file names and (nocaps')
-    domains where it has them.
+    """Captions by the number of the image (`ids.numbered`), and the images' file names and
+    (nocaps') domains where it has them.
 
     Attributes:
       numbers: the number of an image by each id that predictions may have of it: the one that it
@@ -85,7 +85,7 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
 
 
 def numbers_of(split: Split) -> dict[Id, int]:
-    """`References.numbers` of a dataset's split; {} where it keeps no captions beside its records."""
+    """`References.numbers` of a dataset's split; {} where it keeps no captions by themselves."""
     path = captions_path(split.directory, split.name)
     return read_references(path).numbers if path.is_file() else {}
 

@@ -182,7 +182,7 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
         pass
     except (OSError, ValueError) as error:  # such as a name that is too long, or has NUL in it
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--out={str(out)!r:.80} cannot be used ({why}); give a directory") from None
+        raise UserError(f"--out={str(out)!r:.80}: {why}; give another directory") from None
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UserError(f"--out={out}: {str(existing)!r} is a file; give a directory")

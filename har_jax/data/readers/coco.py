@@ -89,9 +89,9 @@ def read_file(
 ) -> tuple[list[Entry], str]:
     """(entries, id space) of one file, without their numbers; see `read_files`.
 
-    Without `problems` nothing is dropped, a malformed row is an error, and no more is looked at than
-    ids and captions: what is evaluated with other people's references is what these people would
-    evaluate with.
+    Without `problems` nothing is dropped, a malformed row is an error, and no more is looked at
+    than ids and captions: what is evaluated with other people's references is what these people
+    would evaluate with.
     """
     data = read_json(path, FORMATS, halves=problems is not None)
     images = data.get("images") if isinstance(data, dict) else None
@@ -180,7 +180,7 @@ def _karpathy(
 
     def take(number: int, image: Any) -> None:
         split = _field(image, "split", str)
-        if not re.fullmatch(SPLIT_NAME, split):
+        if problems is not None and not re.fullmatch(SPLIT_NAME, split):
             raise Malformed(f"the split is {split!r:.60}; splits have names of lower-case letters")
         if split == "restval":
             if restval == "drop":
@@ -272,8 +272,8 @@ def _name(row: Any, key: str, optional: bool) -> str:
 def _caption_id(row: Any, key: str) -> int | None:
     """The id of a caption; None where it has none that records can hold."""
     try:
-        found = read_id(row.get(key))
-    except NoId:
+        found = _id(row, key)
+    except Malformed:
         return None
     return found if isinstance(found, int) and found < 2**63 else None
 

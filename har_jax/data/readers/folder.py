@@ -217,7 +217,7 @@ def _usual_split(split: str) -> str | None:
     name = split.strip()
     name = _SPLITS.get(name.lower(), name)
     if name and not re.fullmatch(SPLIT_NAME, name):
-        raise Malformed(f"the split is {reprlib.repr(name)}; splits have names of lower-case letters")
+        raise Malformed(f"the split is {reprlib.repr(name)}; its name needs lower-case letters")
     return name or None
 
 
@@ -230,10 +230,13 @@ def _entries(rows: Sequence[_Row], shares: Shares, split: str | None) -> Iterato
         first = those[0]
         for row in those[1:]:
             for what in ("split", "image_id"):
-                if getattr(row, what) != getattr(first, what):
+                own, other = getattr(row, what), getattr(first, what)
+                if other is None:
+                    setattr(first, what, own)
+                elif own not in (None, other):
                     raise UserError(
-                        f"{row.where}: {what} of {name!r:.80} is {getattr(row, what)!r:.80}, but "
-                        f"{getattr(first, what)!r:.80} in {first.where}"
+                        f"{row.where}: {what} of {name!r:.80} is {own!r:.80}, but {other!r:.80} in "
+                        f"{first.where}"
                     )
         written = name if first.image_id is None else first.image_id
         if (other := homes.setdefault(written, name)) != name:

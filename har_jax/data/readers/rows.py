@@ -101,7 +101,11 @@ def _refuse_one_object(path: object, text: str, what: str) -> None:
 
 
 def table_rows(
-    path: object, text: str, is_header: Callable[[set[str]], bool], suffixes: Sequence[str], drop: Drop
+    path: object,
+    text: str,
+    is_header: Callable[[set[str]], bool],
+    suffixes: Sequence[str],
+    drop: Drop,
 ) -> Iterator[Row]:
     """The rows of a table; without a header, of two columns: image and caption.
 
