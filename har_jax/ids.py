@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 import operator
 import re
 import reprlib
@@ -41,8 +42,8 @@ def read_id(value: Any) -> Id:
     """
     if isinstance(value, str):
         return _of_text(value)
-    if isinstance(value, float):
-        return _of_float(value, value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return _of_float(float(value), value)
     try:
         number = operator.index(value)
     except TypeError:
@@ -84,15 +85,15 @@ def numbered(ids: Iterable[Id]) -> dict[Id, int]:
     in the alphabet then gets the next number of its own.
     """
     distinct = set(ids)
-    numbers: dict[Id, int] = {i: i for i in distinct if isinstance(i, int) and i < 2**31}
-    taken = set(numbers.values())
-    for name, written in sorted((str(i), i) for i in distinct if i not in numbers):
+    found: dict[Id, int] = {i: i for i in distinct if isinstance(i, int) and i < 2**31}
+    taken = set(found.values())
+    for name, written in sorted((str(i), i) for i in distinct if i not in found):
         attempt = 0
         while (number := hashed(f"id {attempt}", name, 31)) in taken:
             attempt += 1
         taken.add(number)
-        numbers[written] = number
-    return numbers
+        found[written] = number
+    return found
 
 
 def hashed(purpose: str, name: str, bits: int) -> int:

@@ -196,7 +196,7 @@ def _open(
     check_free(directory, overwrite=overwrite)
     for word in names:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            raise UserError(f"{word!r} cannot name a dataset or split; use lower-case letters")
+            raise UserError(f"{word!r:.60} cannot name a dataset or split; use lower-case letters")
     return Staged(directory, *_KIND, resumes=resumes)
 
 

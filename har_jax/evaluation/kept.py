@@ -23,6 +23,7 @@ from har_jax.files import plain
 from har_jax.foreign import Finite, parse_json, shortened, typed
 
 NAME = "captions.jsonl"
+_BEGIN = b'{"key": '
 _FIX = "remove it, or choose another --out"
 _WHAT = f"another file, or {_FIX}"
 
@@ -101,13 +102,15 @@ class KeptWriter:
     def _known(self, file: IO[bytes], images: Images) -> list[Written]:
         """The captions of the file; a line that a kill cut off is removed from it."""
         file.seek(0)
-        lines = file.read().split(b"\n")
-        whole = lines[:-1]
-        file.truncate(sum(len(line) + 1 for line in whole))
+        *whole, cut = file.read().split(b"\n")
+        size = sum(len(line) + 1 for line in whole)
+        where = f"{self.path} is not a file of kept captions"
         if not whole:
+            if not (cut.startswith(_BEGIN) or _BEGIN.startswith(cut)):
+                raise UserError(f"{where}; {_FIX}")
+            file.truncate(0)
             _append(file, {"key": self.key})
             return []
-        where = f"{self.path} is not a file of kept captions"
         head, *rows = (parse_json(line, where, _WHAT) for line in whole)
         key = typed(head, _Head, where, _FIX).key
         kept = typed(rows, list[_Kept], where, _FIX)
@@ -123,6 +126,7 @@ class KeptWriter:
             raise UserError(
                 f"{self.path} holds captions of other images; choose another --out, or remove it"
             )
+        file.truncate(size)
         return known
 
 

@@ -212,8 +212,12 @@ def _check_images(references: Mapping[int, Sequence[str]], predictions: Mapping[
     for image_id, captions in references.items():
         if isinstance(captions, str) or not captions:
             raise UserError(
-                f"image {image_id} has references {captions!r}; give a list of at least one text"
+                f"image {image_id} has references {captions!r:.100}; give a list of at least one "
+                "text"
             )
+        for text in (*captions, predictions[image_id]):
+            if not isinstance(text, str):
+                raise UserError(f"image {image_id} has {reprlib.repr(text)}, not a text")
 
 
 def _and_more(items: Sequence[int]) -> str:

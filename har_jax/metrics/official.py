@@ -5,6 +5,7 @@ Its tokenizer, METEOR and SPICE are Java programs. `Unavailable` says why someth
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import math
@@ -108,8 +109,10 @@ def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, 
         try:
             value, values = scorer.compute_score(truth, results)
         finally:
-            if scorer.lock.locked():  # where it failed: its destructor would wait for ever
+            if scorer.lock.locked():  # it failed: its destructor would wait for ever, and complain
                 scorer.lock.release()
+                with contextlib.suppress(OSError):
+                    scorer.meteor_p.stdin.close()
     except Exception as error:  # see `_tokenized`
         raise Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
     return _by_image(truth, value, values)

@@ -177,6 +177,67 @@ def test_what_is_dropped_is_counted_and_named(photos, save, tmp_path):
     assert "1 image files that are missing: 5.jpg" in told
 
 
+def test_caption_ids_that_restart_lose_nothing(photos, save, tmp_path):
+    """Some tools count annotations anew for each image."""
+    data = annotations({0: ["a", "b"], 1: ["c", "d"], 2: ["e", "e"]})
+    for number, annotation in enumerate(data["annotations"]):
+        annotation["id"] = number % 2
+    card, dropped = prepare(tmp_path / "out", captions=[save(data)], images=[photos], strict=True)
+    assert not dropped and card["splits"]["train"]["captions"] == 6
+    split = open_split(tmp_path / "out", "train")
+    assert split.references() == {0: ["a", "b"], 1: ["c", "d"], 2: ["e", "e"]}
+    assert [e.caption_ids for e in split] == [(1, 2), (3, 4), (5, 6)]
+
+
+@pytest.mark.parametrize("bom", [False, True])
+def test_malformed_rows_are_dropped_and_strict_stops(photos, save, tmp_path, bom):
+    data = annotations({0: ["a"], 1: ["b"]})
+    data["images"] += [7, {"id": 1.5, "file_name": "2.jpg"}, {"id": 2, "file_name": ["2.jpg"]}]
+    data["annotations"] += [None, {"image_id": 0}]
+    path = save("\ufeff" * bom + json.dumps(data))
+    card, dropped = prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert card["dropped"] == {"malformed images": 3, "malformed annotations": 2}
+    assert "image 3 has trouble: id: the id is 1.5, which is no whole number" in dropped[0]
+    with pytest.raises(UserError, match="strict drops nothing"):
+        prepare(tmp_path / "strict", captions=[path], images=[photos], strict=True)
+    rows = [(0, "train", "", ["one"]), (1, "train", "", ["two"]), (2, "Split 1", "", ["three"])]
+    data = karpathy(rows)
+    data["images"][1]["sentences"].append({"tokens": []})
+    card, _ = prepare(tmp_path / "k", captions=[save(data)], images=[photos])
+    assert card["dropped"] == {"malformed sentences": 1, "malformed images": 1}
+
+
+def test_nothing_outside_of_the_folders_is_copied(photos, save, tmp_path):
+    outside = tmp_path / "secret.jpg"
+    outside.write_bytes((photos / "1.jpg").read_bytes())
+    names = {
+        0: "0.jpg",
+        1: "../secret.jpg",
+        2: str(outside),
+        5: f"x/../../{photos.name}/../secret.jpg",
+    }
+    names |= {6: str(photos / "2.jpg"), 7: f"../{photos.name}/1.jpg"}
+    path = save(annotations({i: [f"text {i}"] for i in names}, names))
+    card, _ = prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert set(open_split(tmp_path / "out", "train").ids) == {0, 6, 7}
+    assert card["dropped"] == {"image files outside of --images": 3}
+    with pytest.raises(UserError, match=r"outside of --images: \.\./secret\.jpg"):
+        prepare(tmp_path / "b", captions=[path], images=[photos], strict=True)
+
+
+def test_near_names_are_suggested(photos, save, tmp_path):
+    (photos / "sub").mkdir()
+    (photos / "0.jpg").rename(photos / "sub" / "0.jpg")
+    (photos / "1.jpg").rename(photos / "Caf\u00e9.jpg")
+    names = {0: "sub\\0.jpg", 1: "cafe\u0301.jpg", 2: "2.jpg", 5: "2", 6: "2.jpeg", 7: "else.jpg"}
+    path = save(annotations({i: ["a"] for i in names}, names))
+    card, dropped = prepare(tmp_path / "out", captions=[path], images=[photos])
+    assert card["dropped"] == {"image files that are missing": 5}
+    told = dropped[0]
+    assert "sub\\0.jpg (did you mean 'sub/0.jpg'?)" in told and "'Caf\u00e9.jpg'" in told
+    assert told.count("(did you mean '2.jpg'?)") == 2 and told.endswith("else.jpg")
+
+
 @pytest.mark.parametrize("texts", [{0: ["a", ""]}, {0: ["a"], 3: ["cut off"]}])
 def test_strict_stops_with_the_list(photos, save, tmp_path, texts):
     path = save(annotations(texts))

@@ -1,5 +1,7 @@
 """Flickr, nocaps and anyone's own folder: files to entries, whole and broken."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -72,6 +74,99 @@ def test_json_lines(save, read):
         "a.jpg": ("test", ["one", "two\u2028lines"]),
         "b.jpg": ("train", ["three", "four"]),
     }
+
+
+LISTS = {
+    "JSON": '["a dog", "it\'s a cat"]',
+    "Python": "['a dog', \"it's a cat\"]",
+    "NumPy": "['a dog' \"it's a cat\"]",
+    "NumPy over lines": "['a dog'\n \"it's a cat\"]",
+}
+
+
+@pytest.mark.parametrize("cell", LISTS.values(), ids=LISTS)
+def test_a_cell_that_holds_a_list(save, read, cell):
+    """As the Flickr30k table on the hub has it."""
+    rows = [
+        ("raw", "sentids", "split", "filename", "img_id"),
+        (cell, "[0, 1]", "train", "a.jpg", 0),
+    ]
+    file = io.StringIO()
+    csv.writer(file).writerows(rows)
+    path = save(file.getvalue(), "flickr_annotations_30k.csv")
+    assert read(path) == {"a.jpg": ("train", ["a dog", "it's a cat"])}
+
+
+def test_what_pandas_writes_for_nothing_is_no_caption(save, read):
+    problems = Problems()
+    cells = ["nan", "NaN", "None", "null", "<NA>", "", "none", "a nan", '"[""a"", null]"', "[]"]
+    text = "image,caption\n" + "".join(f"{i}.jpg,{cell}\n" for i, cell in enumerate(cells))
+    found = read(save(text, "c.csv"), problems=problems)
+    assert [texts for _, texts in found.values()] == [["none"], ["a nan"], ["a"]]
+    assert problems.counts["captions that are not text"] == 7
+    assert problems.counts["empty captions"] == 1
+    # JSON has a value of its own for nothing.
+    found = read(save('{"image": "a.jpg", "caption": "a null"}\n', "c.jsonl"))
+    assert found == {"a.jpg": ("train", ["a null"])}
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["c.json", "c.jsonl", "c.csv", "c.txt"])
+def test_json_is_told_by_what_is_in_it(save, read, name, bom):
+    """BLIP's and LAVIS' lists, and JSON lines, whatever the suffix."""
+    rows = [
+        {"image": "a.jpg", "caption": "one", "image_id": "coco_9"},
+        {"image": "b.jpg", "caption": ["two", "three"], "image_id": "coco_7"},
+        {"image": "a.jpg", "caption": "four", "image_id": "coco_9"},
+    ]
+    expected = {"a.jpg": ("train", ["one", "four"]), "b.jpg": ("train", ["two", "three"])}
+    for text in (
+        json.dumps(rows),
+        json.dumps(rows, indent=2),
+        "\n".join(map(json.dumps, rows)),
+    ):
+        assert read(save(bom + text, name)) == expected
+
+
+def test_malformed_rows_are_dropped_in_every_format(save, read):
+    table = 'image,caption,image_id\na.jpg,one,1\nb.jpg,"two,2\nc.jpg,three, too,3\n,four,4\n'
+    table += "d.jpg,five,1.5\ne.jpg,six,6\nf.jpg,seven\n"
+    rows = [{"image": "a.jpg", "caption": "one", "image_id": 1}, 7, {"image": "b.jpg"}]
+    rows += [{"image": 3, "caption": "x"}, {"image": "d.jpg", "caption": "x", "image_id": 1.5}]
+    rows += [{"image": "e.jpg", "caption": "x", "split": 2}]
+    rows += [{"image": "e.jpg", "caption": "six", "image_id": 6}]
+    lines = "\n".join(map(json.dumps, rows)) + '\n{"image": "f.jpg", "capt\n' + "[" * 100_000
+    for text, count in ((table, 5), (json.dumps(rows), 5), (lines, 7)):
+        problems = Problems()
+        found = read(save(text, "captions"), problems=problems)
+        assert found == {"a.jpg": ("train", ["one"]), "e.jpg": ("train", ["six"])}
+        assert problems.counts == {"malformed rows": count}
+        assert "captions line" in problems.lines()[0] or "captions entry" in problems.lines()[0]
+        with pytest.raises(UserError, match="strict drops nothing") as error:
+            problems.refuse()
+        assert len(str(error.value)) < 1000
+
+
+def test_a_stray_quote_takes_one_row_with_it(save, read):
+    lines = [f"{i}.jpg,text {i}" for i in range(300)]
+    lines[7] = '7.jpg,"text 7'
+    problems = Problems()
+    found = read(save("image,caption\n" + "\n".join(lines) + "\n", "c.csv"), problems=problems)
+    assert len(found) == 299 and problems.counts == {"malformed rows": 1}
+    two = 'image,caption\na.jpg,"one\nline, two"\nb.jpg,three\n'
+    assert read(save(two, "c.csv"))["a.jpg"] == ("train", ["one\nline, two"])
+    huge = "image,caption\na.jpg," + "x" * 200_000 + "\nb.jpg,three\n"  # csv's own limit
+    assert read(save(huge, "c.csv"), problems=problems) == {"b.jpg": ("train", ["three"])}
+
+
+def test_absolute_names_in_the_folder_are_those_of_the_folder(save, read, tmp_path):
+    save("x", "sub/a.jpg")
+    save("x", "b.jpg")
+    rows = f"image,caption\n{tmp_path}/sub/a.jpg,one\n{tmp_path}/sub/../b.jpg,two\n"
+    problems = Problems()
+    found = read(save(rows, "c.csv"), problems=problems)
+    assert found == {"sub/a.jpg": ("train", ["one"]), "b.jpg": ("train", ["two"])}
+    problems.refuse()
 
 
 def test_the_imagefolder_of_hugging_face(save, read):
@@ -204,6 +299,10 @@ def test_flickr_token_files(save):
     assert reading.ids == "" and not reading.notes
     cut = save(text[:-4], "cut.txt")
     assert "is it whole" in flickr.read_file(cut, shares=Shares(), problems=problems).notes[0]
+    problems = Problems()
+    torn = save(text + "a line\n" + "2.jpg#0\tA cat .\r\n", "torn.txt")
+    assert len(flickr.read_file(torn, shares=Shares(), problems=problems).entries) == 3
+    assert problems.lines() == ["1 malformed rows: line 4 is 'a line'"]
     for broken, message in (("a.jpg A dog\n", "expected lines of NAME.jpg#0"), ("", "no captions")):
         with pytest.raises(UserError, match=message):
             flickr.read_file(save(broken, "b.txt"), shares=Shares(), problems=problems)

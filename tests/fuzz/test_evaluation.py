@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
+from har_jax.data.protocols import Images, Written
 from har_jax.evaluate import main
 from har_jax.evaluation.from_files import evaluate_files
+from har_jax.evaluation.kept import KeptWriter
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt, command
 from tests.fuzz.test_captions import coco_file, karpathy_file, texts
@@ -67,6 +70,39 @@ def draw(rng: random.Random, folder: pathlib.Path) -> Case:
 
 def test_predictions_and_references(tmp_path, record_property):
     attempt("predictions, references", 3000, draw, tmp_path, record_property)
+
+
+def draw_kept(rng: random.Random, folder: pathlib.Path) -> Case:
+    path, key = folder / "captions.jsonl", {"beams": 5}
+    row = {"image_id": 7, "caption": "a dog", "ended": True, "seconds": 0.5}
+    lines = [{"key": key}, row, row | {"image_id": 8}]
+    if rng.random() < 0.5:
+        lines = hostile.damaged_json(rng, lines)
+    data = "".join(json.dumps(line) + "\n" for line in (lines if isinstance(lines, list) else []))
+    data = data.encode(errors="surrogatepass")
+    path.write_bytes(data if rng.random() < 0.3 else hostile.damaged(rng, data))
+    images = Pictures([7, 8, 9])
+    return Case(lambda: KeptWriter(NoWriter(), path, key).check(images))
+
+
+class Pictures:
+    def __init__(self, ids: list[int]):
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, i: int) -> bytes:
+        return b"%d" % i
+
+
+class NoWriter:
+    def write(self, images: Images) -> Iterator[Written]:
+        yield from ()
+
+
+def test_kept_captions(tmp_path, record_property):
+    attempt("kept captions", 500, draw_kept, tmp_path, record_property)
 
 
 def draw_arguments(rng: random.Random, folder: pathlib.Path) -> Case:

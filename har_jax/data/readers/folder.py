@@ -184,7 +184,8 @@ def _row(
     def find(names: Sequence[str], what: str) -> Any:
         for name in names:
             if name.lower() in fields:
-                return fields[name.lower()]
+                value = fields[name.lower()]
+                return None if value != value else value  # NaN is how pandas tells nothing
         if not what:
             return None
         known = [key[:40] for key in list(fields)[:20]]

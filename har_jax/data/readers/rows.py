@@ -140,6 +140,8 @@ def table_rows(
     while at < len(lines):
         where = f"{path} line {at + 1}"
         values, size, why = _record(lines, at, delimiter)
+        while len(values) > len(names) and not values[-1].strip():  # a mark at the end of each line
+            values.pop()
         if not why and values and len(values) != len(names):
             why = f"has {len(values)} columns, the header {len(names)}; quote captions that hold "
             why += f"{delimiter!r}; is the file cut off?"
