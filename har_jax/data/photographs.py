@@ -24,6 +24,7 @@ from har_jax.data.image_files import ImageFiles
 from har_jax.data.images import decode
 from har_jax.data.overlap import ImageSet, content_key, read_image_set
 from har_jax.errors import UserError
+from har_jax.foreign import shortened
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer
 
@@ -95,7 +96,7 @@ def prepare(
     if options.strict:
         problems.refuse()
         if reading.notes:
-            raise UserError("strict stops at " + " | ".join(reading.notes))
+            raise UserError("strict stops at " + shortened(" | ".join(reading.notes), 700))
     splits = sorted({entry.split for entry in entries}, key=_held_out_first)
     source = _Source(roots, excluded, options.duplicates)
 

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import os
+import pathlib
 import reprlib
 from collections.abc import Iterable, Mapping
 
@@ -33,7 +34,8 @@ class References:
 
     Attributes:
       numbers: the number of an image by each id that predictions may have of it: the one that it
-        has in the file, the one that it had before `prepare`, and its file's name.
+        has in the file, the one that it had before `prepare`, and its file's name, also without
+        suffix.
     """
 
     captions: dict[int, list[str]]
@@ -72,8 +74,9 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
             captions.setdefault(numbers[entry.written], []).append(text)
     if not captions:
         raise UserError(f"{str(path)!r} holds no captions; give {coco.FORMATS}")
-    named = collections.Counter(entry.filename for entry in entries)
-    once = {e.filename: numbers[e.written] for e in entries if named[e.filename] == 1}
+    names = [(name, e) for e in entries for name in {e.filename, pathlib.Path(e.filename).stem}]
+    named = collections.Counter(name for name, _ in names)
+    once = {name: numbers[entry.written] for name, entry in names if named[name] == 1}
     before = {e.source: numbers[e.written] for e in entries if e.source is not None}
     return References(
         captions,

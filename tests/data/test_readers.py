@@ -153,6 +153,8 @@ def test_a_stray_quote_takes_one_row_with_it(save, read):
     problems = Problems()
     found = read(save("image,caption\n" + "\n".join(lines) + "\n", "c.csv"), problems=problems)
     assert len(found) == 299 and problems.counts == {"malformed rows": 1}
+    signs = 'image,caption\na.jpg,"Stop" says a sign\nb.jpg,a "big" dog\n'
+    assert read(save(signs, "c.csv"))["a.jpg"] == ("train", ['"Stop" says a sign'])
     two = 'image,caption\na.jpg,"one\nline, two"\nb.jpg,three\n'
     assert read(save(two, "c.csv"))["a.jpg"] == ("train", ["one\nline, two"])
     huge = "image,caption\na.jpg," + "x" * 200_000 + "\nb.jpg,three\n"  # csv's own limit

@@ -86,9 +86,9 @@ def table(rng: random.Random) -> str:
     columns = rng.sample(["image", "caption", "image_id", "split", "source"], rng.choice([2, 4, 5]))
     columns = list(dict.fromkeys(["image", "caption", *columns]))
     rng.shuffle(columns)
-    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-    ends = rng.choice(["\n", "\r\n", "\r"])
-    out = csv.writer(file, delimiter=rng.choice(",;\t|"), quoting=quoting, lineterminator=ends)
+    how: Any = {"quoting": rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])}
+    how |= {"lineterminator": rng.choice(["\n", "\r\n", "\r"]), "delimiter": rng.choice(",;\t|")}
+    out = csv.writer(file, **how)
     out.writerow(columns)
     for i in range(rng.choice([1, 5, 30])):
         image = name(rng)
@@ -137,7 +137,7 @@ def check(reading: Reading, problems: Problems) -> None:
         assert entry.captions and all(text.strip() for _, text in entry.captions)
         "".join([*entry.names, entry.filename, *(text for _, text in entry.captions)]).encode()
     ids = [(e.split, i) for e in reading.entries for i, _ in e.captions]
-    assert len(set(ids)) == len(ids) and all(-(2**63) <= i < 2**63 for _, i in ids)
+    assert len(set(ids)) == len(ids) and all(i is not None and 0 <= i < 2**63 for _, i in ids)
     for line in problems.lines():
         assert line.isprintable()
     assert len(problems.told()) < LONGEST_LINE

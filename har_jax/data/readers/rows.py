@@ -160,6 +160,10 @@ def _record(lines: Sequence[str], at: int, delimiter: str) -> tuple[list[str], i
     try:
         return next(reader), reader.line_num, ""
     except csv.Error as error:
+        if " expected after " in str(error) and reader.line_num == 1:
+            # "Stop" says a sign: a quotation, not a cell in quotes.
+            cells = lines[at].rstrip("\r\n").split(delimiter)
+            return [cell.lstrip(" ") for cell in cells], 1, ""
         return [], 1, f"cannot be read ({error}); is the file cut off within a quoted caption?"
 
 
