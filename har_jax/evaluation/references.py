@@ -142,7 +142,7 @@ def by_number(references: References, written: Iterable[Id]) -> dict[int, Id]:
     if unknown:
         raise UserError(
             f"{len(unknown)} of {count} predictions are for images that {references.name} has no "
-            f"references of, such as image {shortened(str(unknown[0]), 60)}; give the references "
+            f"references of, such as image {shortened(ascii(unknown[0]), 60)}; give the references "
             "(and --split) that belong to the predictions"
         )
     return found

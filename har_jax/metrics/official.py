@@ -56,7 +56,7 @@ def _tokenized(texts: Sequence[str]) -> list[list[str]]:
         command = ["java", "-cp", published.STANFORD_CORENLP_3_4_1_JAR]
         command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
         with tempfile.NamedTemporaryFile() as file:
-            file.write("\n".join(map(ptb.one_line, texts)).encode(errors="replace"))
+            file.write("\n".join(map(ptb.one_line, texts)).encode())
             file.flush()
             command.append(file.name)
             ran = subprocess.run(command, cwd=place, capture_output=True, check=True)

@@ -39,7 +39,8 @@ _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
 )
 # What the lexer takes for the end of a line, and thereby of a caption.
-_BREAKS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\u2028\u2029", " "))
+_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
+_BREAKS |= dict.fromkeys(range(0xD800, 0xE000), "?")  # as Java writes half a character
 _APART = "can not, gon na, got ta, lem me, gim me, wan na"
 _ASSIMILATED = {pair.replace(" ", ""): tuple(pair.split()) for pair in _APART.split(", ")}
 
@@ -58,7 +59,7 @@ def tokens(caption: str) -> list[str]:
 
 def one_line(caption: str) -> str:
     """A caption with spaces for its line breaks: what reads captions line by line would take the
-    rest of it for the next one."""
+    rest of it for the next one. Half a character, which no file can hold, is a question mark."""
     return caption.translate(_BREAKS)
 
 
@@ -118,11 +119,12 @@ def _scan(caption: str, following: str = "") -> list[str]:
 
 def _scan_tokens(caption: str, following: str = "") -> list[str]:
     """The lexer's tokens, lower-cased, punctuation included; `following` is the next line."""
+    caption = one_line(caption)
     astral = max(caption, default="") > "\uffff"
     if astral:  # the lexer knows UTF-16 units only
         units = caption.encode("utf-16-le", "surrogatepass")
         caption = "".join(map(chr, memoryview(units).cast("H")))
-    text = one_line(caption) + "\n"
+    text = caption + "\n"
     tokens = []
     at, size = 0, len(text)
     text += one_line(following)
