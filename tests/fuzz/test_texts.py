@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pathlib
 import random
+import shutil
 
 import numpy as np
+import pytest
 
+from har_jax.metrics import official
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.metrics.corpus import score_captions
 from har_jax.rewards import mix
 from har_jax.text import ptb
 from tests.fuzz import hostile
-from tests.fuzz.harness import Case, attempt
+from tests.fuzz.harness import ALL, Case, attempt
 
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", " "]
 WORDS = ["a", "dog", "A.B.", "it's", "1", "1/2", "U.S.", "(two)", "--", "cats.", "cannot", "gonna"]
@@ -56,3 +59,13 @@ def draw(rng: random.Random, folder: pathlib.Path) -> Case:
 
 def test_texts(tmp_path, record_property):
     attempt("texts", 1500, draw, tmp_path, record_property)
+
+
+def test_java_reads_as_many_captions_and_the_same_words():
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    rng = random.Random("java")
+    captions = [caption(rng) for _ in range(6000 if ALL else 150)]
+    numbered = dict(enumerate(captions))
+    _, theirs = official.words({i: [text] for i, text in numbered.items()}, numbered)
+    assert list(theirs.values()) == ptb.tokens_of_lines(captions)
