@@ -11,7 +11,6 @@ import json
 import pathlib
 import re
 from os import PathLike
-from types import GenericAlias
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -119,9 +118,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def typed(
-    value: Any, kind: type[T] | GenericAlias, where: str, fix: str = "copy or download it again"
-) -> T:
+def typed(value: Any, kind: type[T], where: str, fix: str = "copy or download it again") -> T:
     """A value of JSON as `kind`: a msgspec.Struct, a dataclass, or a type such as
     `list[dict[str, int]]`. Keys that a struct does not name are passed over.
 
@@ -132,7 +129,7 @@ def typed(
       UserError: it is not of that kind; the line says which part, what it is and what is needed.
     """
     try:
-        return cast(T, msgspec.convert(value, kind))
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at ")
         place = place.strip("`").removeprefix("$").removeprefix(".")
@@ -143,7 +140,7 @@ def typed(
         raise UserError(f"{where} is nested too deeply; {fix}") from None
 
 
-def read_typed(path: str | PathLike[str], kind: type[T] | GenericAlias, what: str) -> T:
+def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T:
     """`read_json` and `typed` of a file.
 
     Raises:

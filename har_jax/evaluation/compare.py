@@ -13,7 +13,7 @@ import msgspec
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
 from har_jax.evaluation.references import read_predictions
-from har_jax.foreign import Finite, read_typed
+from har_jax.foreign import Finite, read_json, read_typed, typed
 from har_jax.ids import Id
 from har_jax.metrics.corpus import score_captions
 
@@ -75,7 +75,8 @@ def read_other(path: str | os.PathLike[str], numbers: Mapping[Id, int] | None = 
     if (place / "scores.json").is_file() and (place / "per_image.json").is_file():
         what = "the files that har_jax.evaluate wrote"
         signature = read_typed(place / "scores.json", _Scores, what).signature
-        for row in read_typed(place / "per_image.json", list[_Row], what):
+        rows = read_json(place / "per_image.json", what)
+        for row in typed(rows, list[_Row], repr(str(place / "per_image.json")), f"give {what}"):
             if row.CLIPScore is not None and row.RefCLIPScore is not None:
                 by_clip[row.image_id] = {
                     "CLIPScore": row.CLIPScore,
