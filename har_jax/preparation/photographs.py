@@ -129,7 +129,7 @@ def add_folder(commands: Any) -> None:
         ),
     )
     _add_photographs(parser, "folder of images")
-    files = "CSV or JSON file; repeatable"
+    files = "CSV or JSONL file; repeatable"
     parser.add_argument("--captions", action="append", default=[], metavar="FILE", help=files)
     for what in ("image", "caption"):
         unusual = f"of the {what}, if it is unusual"
