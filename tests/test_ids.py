@@ -9,6 +9,7 @@ from PIL import Image
 from har_jax import ids
 from har_jax.data.dataset import captions_path, open_split
 from har_jax.evaluate import main as evaluate
+from har_jax.evaluation.references import numbers_of
 from har_jax.ids import NoId, read_id
 from har_jax.prepare import main as prepare
 
@@ -76,6 +77,8 @@ def test_each_way_of_writing_meets_the_references(tmp_path, capsys):
     assert scores["ROUGE_L"] == 1 and scores["n_images"] == 5
     found = json.loads((tmp_path / "scores" / "per_image.json").read_text())
     assert [row["image_id"] for row in found] == [12, 13, "img_0", 2**40, 14]
+    numbers = numbers_of(split)  # what a run is compared with is found by the same ids
+    assert [numbers[i] for i in (12, 13, "img_0", 2**40, 14)] == split.ids
     # By the names of their files, too.
     for number, row in enumerate(given):
         row["image_id"] = f"{number}.png"
