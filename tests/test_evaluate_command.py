@@ -272,7 +272,10 @@ BAD = {
     "empty": ([], coco(), "holds no predictions"),
     "no caption": ([{"image_id": 1}], coco(), "entry 0 .*caption"),
     "number for a caption": ([{"image_id": 1, "caption": 3}], coco(), "image 1 is 3, not a text"),
-    "text for an id": ([{"image_id": "1", "caption": "x"}], coco(), "'1', not an integer"),
+    "fraction for an id": ([{"image_id": 1.5, "caption": "x"}], coco(), "no whole number"),
+    "nothing for an id": ([{"image_id": None, "caption": "x"}], coco(), "no number and no text"),
+    "an object over lines": ('{\n"image_id": 1\n}', coco(), "holds a dict, not a list"),
+    "cut lines": ('{"image_id": 1, "caption": "x"}\n{"image', coco(), "line 2 is not valid JSON"),
     "duplicate": (results((1, 1)), coco(), "image 1 has two predictions"),
     "unknown image": (
         [*results(), {"image_id": 99, "caption": "x"}],
@@ -290,7 +293,7 @@ BAD = {
     "caption is null": (
         results(),
         {"images": [], "annotations": [{"image_id": 1, "caption": None}]},
-        "caption None, which is no str",
+        "caption None, which is no text",
     ),
 }
 

@@ -37,7 +37,8 @@ class Shard:
     """The index of a stretch of a split.
 
     Attributes:
-      images: `id`, `file_name`, `sha256` of the encoded bytes, and `domain` where there is one.
+      images: `id`, `file_name`, `sha256` of the encoded bytes, and where there is one `domain`, and
+        `source_id`, what the image was called where it came from.
       annotations: `id`, `image_id`, `caption`, in the order of the images.
       num_bytes: of the records.
       extra: whatever its maker wants to find again (what was dropped).
@@ -56,15 +57,17 @@ class ShardWriter:
     def __init__(self, shard: Shard, file: RecordFile):
         self.shard, self._file = shard, file
 
-    def add(self, example: Example, *, domain: str = "") -> None:
-        """Adds an example, which has an id of each caption."""
+    def add(self, example: Example, **more: Any) -> None:
+        """Adds an example, which has an id of each caption; `more` is what else is known of the
+        image, such as its `domain`, where that is anything."""
         self._file.add(example)
         image = {
             "id": example.image_id,
             "file_name": example.filename,
             "sha256": hashlib.sha256(example.image).hexdigest(),
         }
-        self.shard.images.append(image | ({"domain": domain} if domain else {}))
+        known = {key: value for key, value in more.items() if value not in (None, "")}
+        self.shard.images.append(image | known)
         self.shard.annotations += [
             {"id": i, "image_id": example.image_id, "caption": caption}
             for i, caption in zip(example.caption_ids, example.captions, strict=True)
@@ -179,7 +182,7 @@ def write_resumable(
             place.forget()
         before_publishing()
         if empty:
-            why = " | ".join(problems.lines()) or "none is listed"
+            why = problems.told() or " | ".join(problems.lines()) or "none is listed"
             raise UserError(f"there is no image to write: {why}")
         hint = ": --duplicates=drop leaves out those of the split that is trained on"
         check_contents(shards, hint)
@@ -194,7 +197,7 @@ def _open(
     check_free(directory, overwrite=overwrite)
     for word in names:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            raise UserError(f"{word!r} cannot name a dataset or split; use lower-case letters")
+            raise UserError(f"{word!r:.60} cannot name a dataset or split; use lower-case letters")
     return Staged(directory, *_KIND, resumes=resumes)
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import posixpath
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from har_jax import ids
 from har_jax.errors import UserError
+from har_jax.foreign import is_unicode, shortened
+from har_jax.ids import Id
 
+SPLIT_NAME = r"[a-z][a-z0-9_]*"
 _LISTED = 5  # offenders of each kind that are named
+_FEW = 9  # malformed rows for each good one, from which on a file is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,23 +26,36 @@ class Entry:
 
     Attributes:
       split: which split it belongs to.
-      image_id: unique within the id space.
+      written: its id as the file has it, or its name where the file has none; unique.
       names: file names to look for in each image folder, best first; () where none is known.
-      captions: (caption id, text).
+      captions: (caption id or None, text).
       filename: the image's name in the dataset; by default the last part of the first name.
       domain: nocaps' "in-domain", "near-domain" or "out-domain"; "" elsewhere.
+      source: in a file that `prepare` wrote: the id that the image had before, if it was another.
+      image_id: a number of 31 bits (`numbered`), which is `written` where that is one.
     """
 
     split: str
-    image_id: int
+    written: Id
     names: tuple[str, ...]
-    captions: tuple[tuple[int, Any], ...]
+    captions: tuple[tuple[int | None, Any], ...]
     filename: str = ""
     domain: str = ""
+    source: Id | None = None
+    image_id: int = -1
 
     def __post_init__(self) -> None:
         if not self.filename and self.names:
             object.__setattr__(self, "filename", posixpath.basename(self.names[0]))
+
+    @property
+    def source_id(self) -> Id | None:
+        """What the image was called where it came from; None where that says nothing new."""
+        own = self.written if self.source is None else self.source
+        return None if own in (self.image_id, self.filename) else own
+
+    def __str__(self) -> str:
+        return f"{self.names[0]} (id {self.written})" if self.names else f"image {self.written}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +73,10 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
+class Malformed(ValueError):
+    """Part of a file that is not as it should be; the text says what it is."""
+
+
 class Problems:
     """What was dropped, by kind, with some examples of each."""
 
@@ -66,7 +90,7 @@ class Problems:
         if wanted:
             self.wanted.add(kind)
         if len(self.examples[kind]) < _LISTED:
-            self.examples[kind].append(str(example))
+            self.examples[kind].append(printable(str(example)))
 
     def lines(self) -> list[str]:
         """One line per kind: how many, and the first few."""
@@ -77,12 +101,15 @@ class Problems:
         more = f"; and {count - _LISTED} more" if count > _LISTED else ""
         return f"{count} {kind}: {named}{more}"
 
+    def told(self) -> str:
+        """All kinds that were not asked for, in one short line; "" without any."""
+        kinds = [kind for kind in self.counts if kind not in self.wanted]
+        return shortened(" | ".join(map(self._line, kinds)), 700)
+
     def refuse(self, hint: str = "") -> None:
         """Raises UserError when anything was dropped that was not asked for."""
-        kinds = [kind for kind in self.counts if kind not in self.wanted]
-        if kinds:
-            lines = " | ".join(map(self._line, kinds))
-            raise UserError(f"strict drops nothing, but there are {lines}{hint}")
+        if told := self.told():
+            raise UserError(f"strict drops nothing, but there are {told}{hint}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,47 +127,78 @@ class Problems:
                 self.wanted.add(kind)
 
 
-def usable(entries: Iterable[Entry], problems: Problems) -> Iterator[Entry]:
-    """Drops captions that are no text, and images that are left without any or come twice.
+def printable(text: str) -> str:
+    """A text of somebody else's for a line of ours: short, and without line breaks."""
+    text = shortened(text, 200)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    Raises:
-      UserError: an image id of more than 31 bits, or a caption's of more than 64.
+
+def refuse_useless(path: object, good: int, count: int, why: str, give: str) -> None:
+    """Raises UserError where a file has hardly a row that can be used: it is not what it was taken
+    for, or badly damaged.
+
+    Args:
+      good, count: rows that can be used, and all of them.
+      why: what is wrong with the first of the others.
+      give: what the file should be.
     """
-    seen: set[int] = set()
+    if good * _FEW <= count - good:
+        told = f"only {good} of {count} rows" if good else "not one row"
+        raise UserError(f"{path}: {told} can be used ({printable(why)}); give {give}")
+
+
+def usable(entries: Iterable[Entry], problems: Problems) -> Iterator[Entry]:
+    """Drops captions that are no text or come twice, and images that are left without any or whose
+    id comes twice."""
+    seen: set[Id] = set()
     for entry in entries:
-        if not 0 <= entry.image_id < 2**31:  # what devices hold
-            raise UserError(
-                f"{entry.names[0]} has the image id {entry.image_id}; give 0 to 2^31 - 1"
-            )
-        for caption_id, _ in entry.captions:
-            if not -(2**63) <= caption_id < 2**63:
-                raise UserError(f"the caption id {caption_id} does not fit into 64 bits")
-        name = f"{entry.names[0]} (id {entry.image_id})"
-        if entry.image_id in seen:
-            problems.add("images listed twice", name)
+        if entry.written in seen:
+            problems.add("images listed twice", entry)
             continue
-        seen.add(entry.image_id)
-        good = []
-        for caption_id, text in entry.captions:
-            if not isinstance(text, str) or not _is_unicode(text):
-                problems.add("captions that are not text", f"caption {caption_id}: {text!r}")
+        seen.add(entry.written)
+        good: list[tuple[int | None, str]] = []
+        known: set[tuple[int, str]] = set()
+        for number, (caption_id, text) in enumerate(entry.captions):
+            shown = f"{entry}: caption {number + 1 if caption_id is None else caption_id}"
+            if not isinstance(text, str) or not is_unicode(text):
+                problems.add("captions that are not text", f"{shown}: {reprlib.repr(text)}")
             elif not text.strip():
-                problems.add("empty captions", f"caption {caption_id}")
+                problems.add("empty captions", shown)
+            elif caption_id is not None and (caption_id, text) in known:
+                problems.add("captions listed twice", shown)
             else:
                 good.append((caption_id, text))
+                if caption_id is not None:
+                    known.add((caption_id, text))
         if good:
             yield dataclasses.replace(entry, captions=tuple(good))
         else:
-            problems.add("images without captions", name)
+            problems.add("images without captions", entry)
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can hold half a character (a lone surrogate), which no file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def numbered(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries with their numbers; captions keep their ids in a split whose captions all have one
+    of their own, and are counted in the others (some files restart them for each image)."""
+    numbers = ids.numbered(entry.written for entry in entries)
+    own: dict[str, list[int | None]] = {}
+    for entry in entries:
+        own.setdefault(entry.split, []).extend(i for i, _ in entry.captions)
+    counted = {split for split, those in own.items() if None in those or _repeat(those)}
+    count = itertools.count(1)
+    found = []
+    for entry in entries:
+        captions = entry.captions
+        if entry.split in counted:
+            captions = tuple((next(count), text) for _, text in captions)
+        number = numbers[entry.written]
+        found.append(dataclasses.replace(entry, image_id=number, captions=captions))
+    return found
+
+
+def _repeat(values: Sequence[Any]) -> bool:
+    return len(set(values)) < len(values)
 
 
 def check_unique(entries: Sequence[Entry]) -> None:
@@ -149,20 +207,26 @@ def check_unique(entries: Sequence[Entry]) -> None:
     Raises:
       UserError: an id comes twice, be it in two splits or in two files of one split.
     """
-    home: dict[int, str] = {}
-    twice = [e for e in entries if home.setdefault(e.image_id, e.split) != e.split]
+    home: dict[Id, str] = {}
+    twice = [e for e in entries if home.setdefault(e.written, e.split) != e.split]
     if twice:
         first = twice[0]
         more = f" ({len(twice)} images are in two splits)" if len(twice) > 1 else ""
         raise UserError(
-            f"image {first.image_id} is in {home[first.image_id]!r} and in {first.split!r}{more}; "
-            "splits must not share images (COCO 2014 and 2017 name the same ones)"
+            f"image {shown_id(first.written)} is in {home[first.written]!r} and in "
+            f"{first.split!r}{more}; splits must not share images (COCO 2014 and 2017 name the "
+            "same ones)"
         )
-    seen: set[int] = set()
+    seen: set[Id] = set()
     for entry in entries:
-        if entry.image_id in seen:
+        if entry.written in seen:
             raise UserError(
-                f"image id {entry.image_id} ({entry.names[0]}) occurs twice in "
+                f"image id {shown_id(entry.written)} ({printable(entry.filename)}) occurs twice in "
                 f"{entry.split!r}, in different captions files; image ids must be unique"
             )
-        seen.add(entry.image_id)
+        seen.add(entry.written)
+
+
+def shown_id(written: Id) -> str:
+    """An id in a line of ours."""
+    return shortened(printable(str(written)), 60)

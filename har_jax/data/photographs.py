@@ -20,9 +20,11 @@ from har_jax.data import builder
 from har_jax.data.builder import Shard, ShardWriter
 from har_jax.data.dataset import Example, PathLike
 from har_jax.data.entries import Entry, Problems, Reading, check_unique
+from har_jax.data.image_files import ImageFiles
 from har_jax.data.images import decode
 from har_jax.data.overlap import ImageSet, content_key, read_image_set
 from har_jax.errors import UserError
+from har_jax.foreign import shortened
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer
 
@@ -75,10 +77,10 @@ def prepare(
     if options.duplicates not in DUPLICATES:
         raise UserError(f"duplicates is {options.duplicates!r}; allowed are refuse, drop")
     builder.check_free(out, overwrite=options.overwrite)
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UserError(f"--images={folder}: there is no such directory")
     roots = [pathlib.Path(folder) for folder in folders]
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(f"--images={root}: there is no such directory")
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     problems = Problems()
     reading = read(problems)
@@ -94,7 +96,7 @@ def prepare(
     if options.strict:
         problems.refuse()
         if reading.notes:
-            raise UserError("strict stops at " + " | ".join(reading.notes))
+            raise UserError("strict stops at " + shortened(" | ".join(reading.notes), 700))
     splits = sorted({entry.split for entry in entries}, key=_held_out_first)
     source = _Source(roots, excluded, options.duplicates)
 
@@ -133,8 +135,7 @@ def _not_excluded(
     for entry in reading.entries:
         for spec, images in excluded:
             if images.ids_of and images.ids_of == reading.ids and entry.image_id in images.ids:
-                what = f"{entry.names[0]} (id {entry.image_id})"
-                problems.add(f"images that are in {spec}", what, wanted=True)
+                problems.add(f"images that are in {spec}", entry, wanted=True)
                 break
         else:
             yield entry
@@ -174,7 +175,7 @@ class _Source:
         excluded: Sequence[tuple[str, ImageSet]],
         duplicates: str,
     ):
-        self._roots, self._excluded, self._drop = roots, excluded, duplicates == "drop"
+        self._files, self._excluded, self._drop = ImageFiles(roots), excluded, duplicates == "drop"
         self._home: dict[str, str] = {}  # sha256 of an image → the split that it is in
         self._threads = min(16, os.cpu_count() or 1)
 
@@ -191,13 +192,12 @@ class _Source:
                         problems.add(got.kind, got.told)
                         unread.append((list(entry.names), got.state))
                     elif kind := self._unwanted(split, got.data):
-                        what = f"{entry.names[0]} (id {entry.image_id})"
-                        problems.add(kind, what, wanted=True)
+                        problems.add(kind, entry, wanted=True)
                     else:
-                        ids = tuple(caption_id for caption_id, _ in entry.captions)
+                        ids = tuple(i for i, _ in entry.captions if i is not None)
                         texts = [text for _, text in entry.captions]
                         example = Example(entry.image_id, entry.filename, got.data, texts, ids)
-                        shard.add(example, domain=entry.domain)
+                        shard.add(example, domain=entry.domain, source_id=entry.source_id)
                     yield
         shard.shard.extra = {"dropped": problems.to_json(), "unread": unread}
         self._remember(shard.shard)
@@ -205,7 +205,7 @@ class _Source:
     def is_current(self, shard: Shard) -> bool:
         """Whether what could not be read still cannot, and copies are still wanted or unwanted."""
         for names, state in shard.extra["unread"]:
-            path = self._find(names)
+            path = self._files.find(names)
             now = None if path is None else _state(path)
             if (None if state is None else tuple(state)) != now:
                 return False
@@ -231,14 +231,13 @@ class _Source:
             return COPIES
         return ""
 
-    def _find(self, names: Sequence[str]) -> pathlib.Path | None:
-        places = (root / name for root in self._roots for name in names)
-        return next((place for place in places if os.path.isfile(place)), None)  # never raises
-
     def _load(self, entry: Entry) -> _Read:
-        path = self._find(entry.names)
+        path = self._files.find(entry.names)
         if path is None:
-            return _Read(None, "image files that are missing", entry.names[0])
+            name = entry.names[0]
+            if self._files.are_outside(entry.names):
+                return _Read(None, "image files outside of --images", name)
+            return _Read(None, "image files that are missing", name + self._files.near(name))
         try:
             data = path.read_bytes()
             decode(data, name=str(path), upright=False)

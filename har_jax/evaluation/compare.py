@@ -6,17 +6,21 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
 from har_jax.evaluation.references import read_predictions
-from har_jax.foreign import read_json
+from har_jax.foreign import Finite, read_json, read_typed, typed
+from har_jax.ids import Id
 from har_jax.metrics.corpus import score_captions
+
+T = TypeVar("T")
 
 IN_PYTHON = ("CIDEr", "Bleu", "ROUGE_L")
 """Metrics that are computed again here, of part of the captions or of others'."""
-_BY_CLIP = ("CLIPScore", "RefCLIPScore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,27 +33,57 @@ class Other:
     signature: str
 
 
-def read_other(path: str | os.PathLike[str]) -> Other:
+class _Row(msgspec.Struct):
+    """What is read of an image in `per_image.json`."""
+
+    image_id: int | str
+    CLIPScore: Finite | None = None
+    RefCLIPScore: Finite | None = None
+
+
+class _Scores(msgspec.Struct):
+    """What is read of `scores.json`."""
+
+    signature: str = ""
+
+
+def read_other(path: str | os.PathLike[str], numbers: Mapping[Id, int] | None = None) -> Other:
     """Reads COCO results, or the directory that `har_jax.evaluate` wrote.
+
+    Args:
+      numbers: of the images, by id, where ids are not these numbers themselves.
 
     Raises:
       UserError: neither of the two.
     """
-    name, place = os.fspath(path), pathlib.Path(path)
-    if not place.is_dir():
-        return Other(name, read_predictions(place), {}, "")
+    name = os.fspath(path)
+
+    def by_number(values: Mapping[Id, T]) -> dict[int, T]:
+        numbered = (((numbers or {}).get(i, i), value) for i, value in values.items())
+        return {number: value for number, value in numbered if isinstance(number, int)}
+
+    if not os.path.isdir(name):
+        return Other(name, by_number(read_predictions(name)), {}, "")
+    place = pathlib.Path(name)
     if not (place / "predictions.json").is_file():
         raise UserError(
             f"--against={name}: the directory has no predictions.json; give the --out of a "
             "har_jax.evaluate, or a COCO results file"
         )
-    by_clip, signature = {}, ""
+    by_clip: dict[Id, dict[str, float]] = {}
+    signature = ""
     if (place / "scores.json").is_file() and (place / "per_image.json").is_file():
-        signature = str(read_json(place / "scores.json", "scores").get("signature", ""))
-        for row in read_json(place / "per_image.json", "scores of each image"):
-            if all(row.get(key) is not None for key in _BY_CLIP):
-                by_clip[row["image_id"]] = {key: row[key] for key in _BY_CLIP}
-    return Other(name, read_predictions(place / "predictions.json"), by_clip, signature)
+        what = "the files that har_jax.evaluate wrote"
+        signature = read_typed(place / "scores.json", _Scores, what).signature
+        rows = read_json(place / "per_image.json", what)
+        for row in typed(rows, list[_Row], repr(str(place / "per_image.json")), f"give {what}"):
+            if row.CLIPScore is not None and row.RefCLIPScore is not None:
+                by_clip[row.image_id] = {
+                    "CLIPScore": row.CLIPScore,
+                    "RefCLIPScore": row.RefCLIPScore,
+                }
+    predictions = by_number(read_predictions(place / "predictions.json"))
+    return Other(name, predictions, by_number(by_clip), signature)
 
 
 def check_covers(other: Other, image_ids: Sequence[int]) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 
+from har_jax.data.image_files import ImageFiles
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
-from har_jax.evaluation.references import read_predictions, read_references, restrict
+from har_jax.evaluation.references import (
+    by_number,
+    read_predictions,
+    read_references,
+    restrict,
+)
 from har_jax.evaluation.score import (
     ClipInput,
     Evaluation,
@@ -50,14 +57,16 @@ def evaluate_files(
       UserError: anything wrong with the files; nothing is written then.
     """
     path = check_out(out)
-    texts = read_predictions(predictions)
+    given = read_predictions(predictions)
     known = read_references(references, split)
+    named = by_number(known, given)
+    texts = {number: given[written] for number, written in named.items()}
     truth, warning = restrict(known, texts)
     warnings = [warning] if warning else []
     if 0 < limit < len(texts):
         texts = dict(itertools.islice(texts.items(), limit))
         warnings.append(f"only the first {limit} predictions were scored (limit)")
-    other = read_other(against) if against else None
+    other = read_other(against, known.numbers) if against else None
     if other is not None:
         check_covers(other, list(texts))
     clip_input, why = None, _NO_CLIP
@@ -82,7 +91,10 @@ def evaluate_files(
         warnings=warnings,
         domains=known.domains if known.domains.keys() >= texts.keys() else None,
     )
-    write_predictions(path, texts)
+    # As the predictions have them: numbers are ours.
+    rows = [{**row, "image_id": named[row["image_id"]]} for row in evaluation.per_image]
+    evaluation = dataclasses.replace(evaluation, per_image=rows)
+    write_predictions(path, {named[number]: text for number, text in texts.items()})
     write_evaluation(path, evaluation)
     return evaluation
 
@@ -95,16 +107,15 @@ def image_files(
     Raises:
       UserError: an image without a file.
     """
-    found = {}
+    files, found = ImageFiles([folder]), {}
     for image_id in image_ids:
         name = names.get(image_id, "")
-        places = [pathlib.Path(folder, name), pathlib.Path(folder, pathlib.Path(name).name)]
-        path = next((p for p in places if name and p.is_file()), None)
+        path = files.find([name, pathlib.Path(name).name]) if name else None
         if path is None:
+            told = f"{name!r:.80}{files.near(name)}" if name else "the references name none"
             raise UserError(
-                f"--images={os.fspath(folder)}: no file of image {image_id} "
-                f"({name or 'the references name none'}); give the folder that holds the images, "
-                "or leave --images out"
+                f"--images={os.fspath(folder)}: no file of image {image_id} ({told}); give the "
+                "folder that holds the images, or leave --images out"
             )
         found[image_id] = path
     return found

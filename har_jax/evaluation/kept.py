@@ -15,11 +15,28 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import msgspec
+
 from har_jax.data.protocols import Images, Part, Writer, Written
 from har_jax.errors import UserError
 from har_jax.files import plain
+from har_jax.foreign import Finite, parse_json, shortened, typed
 
 NAME = "captions.jsonl"
+_BEGIN = b'{"key": '
+_FIX = "remove it, or choose another --out"
+_WHAT = f"another file, or {_FIX}"
+
+
+class _Head(msgspec.Struct):
+    key: dict[str, Any]
+
+
+class _Kept(msgspec.Struct):
+    image_id: int
+    caption: str
+    ended: bool | None
+    seconds: Finite
 
 
 @dataclasses.dataclass
@@ -85,22 +102,21 @@ class KeptWriter:
     def _known(self, file: IO[bytes], images: Images) -> list[Written]:
         """The captions of the file; a line that a kill cut off is removed from it."""
         file.seek(0)
-        lines = file.read().split(b"\n")
-        whole = lines[:-1]
-        file.truncate(sum(len(line) + 1 for line in whole))
+        *whole, cut = file.read().split(b"\n")
+        size = sum(len(line) + 1 for line in whole)
+        where = f"{self.path} is not a file of kept captions"
         if not whole:
+            if not (cut.startswith(_BEGIN) or _BEGIN.startswith(cut)):
+                raise UserError(f"{where}; {_FIX}")
+            file.truncate(0)
             _append(file, {"key": self.key})
             return []
-        try:
-            head, *rows = (json.loads(line) for line in whole)
-            key, ids = head["key"], [row["image_id"] for row in rows]
-            known = [Written(row["caption"], row["ended"]) for row in rows]
-            self.seconds = float(sum(row["seconds"] for row in rows))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{self.path} is not a file of kept captions ({error!r}); remove it, or choose "
-                "another --out"
-            ) from None
+        head, *rows = (parse_json(line, where, _WHAT) for line in whole)
+        key = typed(head, _Head, where, _FIX).key
+        kept = typed(rows, list[_Kept], where, _FIX)
+        ids = [row.image_id for row in kept]
+        known = [Written(row.caption, row.ended) for row in kept]
+        self.seconds = sum(row.seconds for row in kept)
         if key != plain(self.key):
             raise UserError(
                 f"{self.path} holds captions that were written with other settings "
@@ -110,6 +126,7 @@ class KeptWriter:
             raise UserError(
                 f"{self.path} holds captions of other images; choose another --out, or remove it"
             )
+        file.truncate(size)
         return known
 
 
@@ -125,4 +142,4 @@ def _difference(old: Any, new: Any) -> str:
             if old.get(name) != new.get(name):
                 inner = _difference(old.get(name), new.get(name))
                 return inner if isinstance(new.get(name), Mapping) else f"{name} {inner}"
-    return f"{old!r} there, {new!r} here"
+    return f"{shortened(repr(old))} there, {shortened(repr(new))} here"

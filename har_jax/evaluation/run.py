@@ -20,6 +20,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.compare import Other, check_covers, read_other
 from har_jax.evaluation.kept import KeptWriter
 from har_jax.evaluation.leak import check_unseen
+from har_jax.evaluation.references import numbers_of
 from har_jax.evaluation.score import (
     ClipInput,
     Evaluation,
@@ -208,7 +209,7 @@ def evaluate_run(
     config, run = read_run(checkpoint)
     rows = open_split(data or config.data.dir, split)
     warnings = check_unseen(checkpoint, rows, allow=allow_overlap)
-    other = read_other(against) if against else None
+    other = read_other(against, numbers_of(rows)) if against else None
     if other is not None:
         check_covers(other, rows.ids[: limit or len(rows)])
     cache = features_for(config, rows, features)

@@ -173,9 +173,16 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
     """A directory that results can be written into, found out before the work is done.
 
     Raises:
-      UserError: it is a file, or may not be written.
+      UserError: it is a file, may not be written, or cannot be there.
     """
     path = pathlib.Path(out)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # such as a name that is too long, or has NUL in it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--out={str(out)!r:.80}: {why}; give another directory") from None
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UserError(f"--out={out}: {str(existing)!r} is a file; give a directory")
@@ -185,7 +192,7 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def write_predictions(out: pathlib.Path, predictions: Mapping[int, str]) -> None:
+def write_predictions(out: pathlib.Path, predictions: Mapping[Any, str]) -> None:
     """Writes `predictions.json`, and removes the scores of whatever stood there before."""
     for stale in (SCORES, PER_IMAGE):
         (out / stale).unlink(missing_ok=True)

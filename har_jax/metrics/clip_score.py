@@ -1,9 +1,11 @@
 """CLIPScore and RefCLIPScore from CLIP embeddings (Hessel et al., arXiv 2104.08718).
 
     CLIP-S(image, caption)     = 2.5 max(cos(image, caption), 0)
-    RefCLIP-S(image, caption)  = harmonic mean of CLIP-S and max_r cos(caption, reference r)
+    RefCLIP-S(image, caption)  = harmonic mean of CLIP-S and max(max_r cos(caption, reference r), 0)
 
-as github.com/jmhessel/clipscore computes them: the reference cosine is *not* scaled by 2.5.
+as the paper defines them and github.com/jmhessel/clipscore computes them: the reference cosine is
+*not* scaled by 2.5. That code leaves out the last maximum with 0, so that a caption unlike all its
+references may score -500,000 there, where the two terms nearly cancel; it scores 0 here.
 Captions and references are embedded with the prompt "A photo depicts " before them. Other tools
 (torchmetrics, j-min) scale differently, so their values are not comparable.
 """
@@ -43,7 +45,7 @@ def ref_clip_score(
     captions: Float[np.ndarray, "n d"],
     references: Sequence[Float[np.ndarray, "_r d"]],
 ) -> Float64[np.ndarray, " n"]:
-    """RefCLIP-S of caption i, given the embeddings of image i's references. 0 where both parts are.
+    """RefCLIP-S of caption i, given the embeddings of image i's references. 0 where a part is.
 
     Raises:
       UserError: as `clip_score`, or an image without references.
@@ -56,7 +58,7 @@ def ref_clip_score(
     for i, of_image in enumerate(references):
         if not len(of_image):
             raise UserError(f"row {i} has no references; RefCLIPScore needs at least one per image")
-        second[i] = np.max(_unit("reference", of_image) @ units[i])
+        second[i] = max(0.0, np.max(_unit("reference", of_image) @ units[i]))
     total = first + second
     # The reference code divides by zero when both are 0.
     return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total != 0)

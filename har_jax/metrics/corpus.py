@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from har_jax.errors import UserError, did_you_mean
+from har_jax.foreign import shortened
+from har_jax.ids import Id, NoId, read_id
 from har_jax.metrics import official
 from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
 from har_jax.metrics.cider import cider_of
@@ -56,27 +59,30 @@ class CorpusScores:
     bleu_counts: Int64[np.ndarray, "I columns"] | None
 
 
-def predictions_from_results(results: Iterable[Any]) -> dict[int, str]:
-    """COCO results (`[{"image_id": 1, "caption": "..."}, ...]`) -> {image id: caption}.
+def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
+    """COCO results (`[{"image_id": 1, "caption": "..."}, ...]`) -> {image id: caption}, where ids
+    are what `ids.read_id` makes of the written ones.
 
     Raises:
       UserError: an entry without these keys or with a value of another type, or an image twice.
     """
-    predictions: dict[int, str] = {}
+    predictions: dict[Id, str] = {}
     for i, result in enumerate(results):
         if not isinstance(result, Mapping) or not {"image_id", "caption"} <= set(result):
             raise UserError(
-                f"entry {i} of the results is {str(result)[:80]!r}, not "
+                f"entry {i} of the results is {reprlib.repr(result)}, not "
                 '{"image_id": ..., "caption": ...}'
             )
-        image_id, caption = result["image_id"], result["caption"]
+        try:
+            image_id, caption = read_id(result["image_id"]), result["caption"]
+        except NoId as error:
+            raise UserError(f"image_id of entry {i} of the results: {error}") from None
+        shown = shortened(ascii(image_id), 60)
         if not isinstance(caption, str):
-            raise UserError(f"the caption of image {image_id} is {caption!r}, not a text")
-        if isinstance(image_id, bool) or not isinstance(image_id, int):
-            raise UserError(f"entry {i} of the results has image_id {image_id!r}, not an integer")
+            raise UserError(f"the caption of image {shown} is {reprlib.repr(caption)}, not a text")
         if image_id in predictions:
             raise UserError(
-                f"image {image_id} has two predictions; the metrics take one caption per image"
+                f"image {shown} has two predictions; the metrics take one caption per image"
             )
         predictions[image_id] = caption
     return predictions
@@ -206,8 +212,12 @@ def _check_images(references: Mapping[int, Sequence[str]], predictions: Mapping[
     for image_id, captions in references.items():
         if isinstance(captions, str) or not captions:
             raise UserError(
-                f"image {image_id} has references {captions!r}; give a list of at least one text"
+                f"image {image_id} has references {captions!r:.100}; give a list of at least one "
+                "text"
             )
+        for text in (*captions, predictions[image_id]):
+            if not isinstance(text, str):
+                raise UserError(f"image {image_id} has {reprlib.repr(text)}, not a text")
 
 
 def _and_more(items: Sequence[int]) -> str:

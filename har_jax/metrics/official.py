@@ -5,14 +5,19 @@ Its tokenizer, METEOR and SPICE are Java programs. `Unavailable` says why someth
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import math
 import pathlib
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from har_jax.metrics.corpus_ngrams import Words
+from har_jax.text import ptb
 
 Result = tuple[float, dict[int, float]]
 """(corpus value, {image id: value})."""
@@ -32,19 +37,37 @@ def words(
     Raises:
       Unavailable: no pycocoevalcap, no Java, or Java failed.
     """
-    _place()
-    texts = {i: [{"caption": text} for text in group] for i, group in references.items()}
-    written = {i: [{"caption": predictions[i]}] for i in references}
-    try:
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    flat = iter(_tokenized([text for group in references.values() for text in group]))
+    truth = {i: list(itertools.islice(flat, len(group))) for i, group in references.items()}
+    own = _tokenized([predictions[i] for i in references])
+    return truth, dict(zip(references, own, strict=True))
 
-        truth, own = (PTBTokenizer().tokenize(part) for part in (texts, written))
-        return (
-            {i: [text.split(" ") if text else [] for text in truth[i]] for i in references},
-            {i: own[i][0].split(" ") if own[i][0] else [] for i in references},
-        )
-    except Exception as error:  # a Java program at the end of a pipe fails in many ways
+
+def _tokenized(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text, by one call of Java.
+
+    As `PTBTokenizer.tokenize` does it, which gives the lines that come back to images without
+    counting them: a line break in a caption moves all captions after it by one.
+    """
+    place = _place() / "tokenizer"
+    try:
+        from pycocoevalcap.tokenizer import ptbtokenizer as published
+
+        command = ["java", "-cp", published.STANFORD_CORENLP_3_4_1_JAR]
+        command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        with tempfile.NamedTemporaryFile() as file:
+            file.write("\n".join(map(ptb.one_line, texts)).encode())
+            file.flush()
+            command.append(file.name)
+            ran = subprocess.run(command, cwd=place, capture_output=True, check=True)
+        lines = ran.stdout.decode().split("\n")
+    except Exception as error:  # a Java program fails in many ways
         raise Unavailable(f"its tokenizer failed: {type(error).__name__}: {error}") from error
+    if len(lines) != len(texts):
+        raise Unavailable(f"its tokenizer gave {len(lines)} lines for {len(texts)} captions")
+    dropped = frozenset(published.PUNCTUATIONS)
+    kept = (" ".join(w for w in line.rstrip().split(" ") if w not in dropped) for line in lines)
+    return [line.split(" ") if line else [] for line in kept]
 
 
 def scores(
@@ -80,8 +103,17 @@ def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, 
         from pycocoevalcap.meteor.meteor import Meteor
 
         truth, results = _as_texts(references, predictions)
-        value, values = Meteor().compute_score(truth, results)
-    except Exception as error:  # see `words`
+        # What stands between texts there; it takes them out of captions only.
+        truth = {i: [text.replace("|||", "") for text in group] for i, group in truth.items()}
+        scorer = Meteor()
+        try:
+            value, values = scorer.compute_score(truth, results)
+        finally:
+            if scorer.lock.locked():  # it failed: its destructor would wait for ever, and complain
+                scorer.lock.release()
+                with contextlib.suppress(OSError):
+                    scorer.meteor_p.stdin.close()
+    except Exception as error:  # see `_tokenized`
         raise Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
     return _by_image(truth, value, values)
 
@@ -100,7 +132,7 @@ def spice(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, W
 
         truth, results = _as_texts(references, predictions)
         value, values = Spice().compute_score(truth, results)
-    except Exception as error:  # see `words`
+    except Exception as error:  # see `_tokenized`
         raise Unavailable(f"SPICE failed: {type(error).__name__}: {error}") from error
     if not math.isfinite(value):
         raise Unavailable(f"SPICE gave {value}")

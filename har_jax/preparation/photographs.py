@@ -118,10 +118,10 @@ def add_folder(commands: Any) -> None:
         commands,
         "folder",
         folder,
-        help="your own data: a folder of images, captions in CSV or JSONL",
+        help="your own data: a folder of images, captions in CSV or JSON",
         description=(
             "Read captions from CSV (a header such as image,caption; one row per caption) or JSON "
-            'lines ({"image": ..., "captions": [...]}), and the images they name, relative to '
+            'lines or a list ({"image": ..., "captions": [...]}), and the images they name, below '
             "--images. Without --captions, metadata.csv or metadata.jsonl in the folder is read, "
             "as Hugging Face's imagefolder has it. The split is a column `split`, or the first "
             "folder of the name (train/, val/, test/), or drawn by --val and --test; else all is "

@@ -38,6 +38,9 @@ _WITH_PERIOD = re.compile(rf"\b(?:{ABBREVIATIONS})\.", re.IGNORECASE)
 _LOOKS_AHEAD = re.compile(
     r"(?<![A-Za-z])(?:[a-z]|ca|figs?|prop|nos?|art|bldg|pp|op)\.\s*\Z", re.IGNORECASE
 )
+# What the lexer takes for the end of a line, and thereby of a caption.
+_BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
+_BREAKS |= dict.fromkeys(range(0xD800, 0xE000), "?")  # as Java writes half a character
 _APART = "can not, gon na, got ta, lem me, gim me, wan na"
 _ASSIMILATED = {pair.replace(" ", ""): tuple(pair.split()) for pair in _APART.split(", ")}
 
@@ -52,6 +55,12 @@ def tokens(caption: str) -> list[str]:
     """The tokens of a caption: lower case, without punctuation; [] when there are none."""
     found = _without_scanner(caption)
     return _scan(caption) if found is None else found
+
+
+def one_line(caption: str) -> str:
+    """A caption with spaces for its line breaks: what reads captions line by line would take the
+    rest of it for the next one. Half a character, which no file can hold, is a question mark."""
+    return caption.translate(_BREAKS)
 
 
 def split_tokens(tokens: Sequence[str]) -> list[str]:
@@ -110,14 +119,15 @@ def _scan(caption: str, following: str = "") -> list[str]:
 
 def _scan_tokens(caption: str, following: str = "") -> list[str]:
     """The lexer's tokens, lower-cased, punctuation included; `following` is the next line."""
+    caption = one_line(caption)
     astral = max(caption, default="") > "\uffff"
     if astral:  # the lexer knows UTF-16 units only
         units = caption.encode("utf-16-le", "surrogatepass")
         caption = "".join(map(chr, memoryview(units).cast("H")))
-    text = caption.replace("\n", " ") + "\n"
+    text = caption + "\n"
     tokens = []
     at, size = 0, len(text)
-    text += following
+    text += one_line(following)
     while at < size:
         rule, end = _longest_match(text, at)
         if rule.tail:

@@ -11,6 +11,7 @@ from har_jax.data.dataset import open_split
 from har_jax.data.decode import Files
 from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.kept import NAME, KeptWriter
+from har_jax.evaluation.references import numbers_of
 from har_jax.evaluation.run import evaluate_writer, write_captions
 from har_jax.evaluation.score import check_out
 from har_jax.files import dumps
@@ -46,7 +47,7 @@ def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:
     """Captions a split and scores the captions, as `evaluate` does; returns `scores.json`."""
     out = check_out(args.out)
     split = open_split(args.data, args.split)
-    other = read_other(args.against) if args.against else None
+    other = read_other(args.against, numbers_of(split)) if args.against else None
     if other is not None:
         check_covers(other, split.ids[: args.limit or len(split)])
     zerocap = load(args, how)

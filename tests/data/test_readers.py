@@ -1,12 +1,15 @@
 """Flickr, nocaps and anyone's own folder: files to entries, whole and broken."""
 
+import csv
+import io
 import json
 
 import pytest
 
+from har_jax import ids
 from har_jax.data.entries import Problems
 from har_jax.data.readers import coco, flickr, folder
-from har_jax.data.readers.shares import Shares, image_ids_of
+from har_jax.data.readers.shares import Shares
 from har_jax.errors import UserError
 
 
@@ -73,6 +76,101 @@ def test_json_lines(save, read):
     }
 
 
+LISTS = {
+    "JSON": '["a dog", "it\'s a cat"]',
+    "Python": "['a dog', \"it's a cat\"]",
+    "NumPy": "['a dog' \"it's a cat\"]",
+    "NumPy over lines": "['a dog'\n \"it's a cat\"]",
+}
+
+
+@pytest.mark.parametrize("cell", LISTS.values(), ids=LISTS)
+def test_a_cell_that_holds_a_list(save, read, cell):
+    """As the Flickr30k table on the hub has it."""
+    rows = [
+        ("raw", "sentids", "split", "filename", "img_id"),
+        (cell, "[0, 1]", "train", "a.jpg", 0),
+    ]
+    file = io.StringIO()
+    csv.writer(file).writerows(rows)
+    path = save(file.getvalue(), "flickr_annotations_30k.csv")
+    assert read(path) == {"a.jpg": ("train", ["a dog", "it's a cat"])}
+
+
+def test_what_pandas_writes_for_nothing_is_no_caption(save, read):
+    problems = Problems()
+    cells = ["nan", "NaN", "None", "null", "<NA>", "", "none", "a nan", '"[""a"", null]"', "[]"]
+    text = "image,caption\n" + "".join(f"{i}.jpg,{cell}\n" for i, cell in enumerate(cells))
+    found = read(save(text, "c.csv"), problems=problems)
+    assert [texts for _, texts in found.values()] == [["none"], ["a nan"], ["a"]]
+    assert problems.counts["captions that are not text"] == 7
+    assert problems.counts["empty captions"] == 1
+    # JSON has a value of its own for nothing.
+    found = read(save('{"image": "a.jpg", "caption": "a null"}\n', "c.jsonl"))
+    assert found == {"a.jpg": ("train", ["a null"])}
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["c.json", "c.jsonl", "c.csv", "c.txt"])
+def test_json_is_told_by_what_is_in_it(save, read, name, bom):
+    """BLIP's and LAVIS' lists, and JSON lines, whatever the suffix."""
+    rows = [
+        {"image": "a.jpg", "caption": "one", "image_id": "coco_9"},
+        {"image": "b.jpg", "caption": ["two", "three"], "image_id": "coco_7"},
+        {"image": "a.jpg", "caption": "four", "image_id": "coco_9"},
+    ]
+    expected = {"a.jpg": ("train", ["one", "four"]), "b.jpg": ("train", ["two", "three"])}
+    for text in (
+        json.dumps(rows),
+        json.dumps(rows, indent=2),
+        "\n".join(map(json.dumps, rows)),
+    ):
+        assert read(save(bom + text, name)) == expected
+
+
+def test_malformed_rows_are_dropped_in_every_format(save, read):
+    table = 'image,caption,image_id\na.jpg,one,1\nb.jpg,"two,2\nc.jpg,three, too,3\n,four,4\n'
+    table += "d.jpg,five,1.5\ne.jpg,six,6\nf.jpg,seven\n"
+    rows = [{"image": "a.jpg", "caption": "one", "image_id": 1}, 7, {"image": "b.jpg"}]
+    rows += [{"image": 3, "caption": "x"}, {"image": "d.jpg", "caption": "x", "image_id": 1.5}]
+    rows += [{"image": "e.jpg", "caption": "x", "split": 2}]
+    rows += [{"image": "e.jpg", "caption": "six", "image_id": 6}]
+    lines = "\n".join(map(json.dumps, rows)) + '\n{"image": "f.jpg", "capt\n' + "[" * 100_000
+    for text, count in ((table, 5), (json.dumps(rows), 5), (lines, 7)):
+        problems = Problems()
+        found = read(save(text, "captions"), problems=problems)
+        assert found == {"a.jpg": ("train", ["one"]), "e.jpg": ("train", ["six"])}
+        assert problems.counts == {"malformed rows": count}
+        assert "captions line" in problems.lines()[0] or "captions entry" in problems.lines()[0]
+        with pytest.raises(UserError, match="strict drops nothing") as error:
+            problems.refuse()
+        assert len(str(error.value)) < 1000
+
+
+def test_a_stray_quote_takes_one_row_with_it(save, read):
+    lines = [f"{i}.jpg,text {i}" for i in range(300)]
+    lines[7] = '7.jpg,"text 7'
+    problems = Problems()
+    found = read(save("image,caption\n" + "\n".join(lines) + "\n", "c.csv"), problems=problems)
+    assert len(found) == 299 and problems.counts == {"malformed rows": 1}
+    signs = 'image,caption\na.jpg,"Stop" says a sign\nb.jpg,a "big" dog\n'
+    assert read(save(signs, "c.csv"))["a.jpg"] == ("train", ['"Stop" says a sign'])
+    two = 'image,caption\na.jpg,"one\nline, two"\nb.jpg,three\n'
+    assert read(save(two, "c.csv"))["a.jpg"] == ("train", ["one\nline, two"])
+    huge = "image,caption\na.jpg," + "x" * 200_000 + "\nb.jpg,three\n"  # csv's own limit
+    assert read(save(huge, "c.csv"), problems=problems) == {"b.jpg": ("train", ["three"])}
+
+
+def test_absolute_names_in_the_folder_are_those_of_the_folder(save, read, tmp_path):
+    save("x", "sub/a.jpg")
+    save("x", "b.jpg")
+    rows = f"image,caption\n{tmp_path}/sub/a.jpg,one\n{tmp_path}/sub/../b.jpg,two\n"
+    problems = Problems()
+    found = read(save(rows, "c.csv"), problems=problems)
+    assert found == {"sub/a.jpg": ("train", ["one"]), "b.jpg": ("train", ["two"])}
+    problems.refuse()
+
+
 def test_the_imagefolder_of_hugging_face(save, read):
     save("file_name,text\na.png,one\n", "train/metadata.csv")
     save('{"file_name": "a.png", "text": "two"}\n', "validation/metadata.jsonl")
@@ -105,29 +203,33 @@ def test_empty_captions_and_captions_that_are_not_text(save, read):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.csv", 'image,caption\na.jpg,one\nb.jpg,"two and th', "line 3: .*is the file cut off"),
-        ("c.csv", "image,caption\na.jpg,one\nb.j", "line 3 has 1 columns, the header 2"),
-        ("c.csv", "image,caption\na.jpg,one, two\n", "line 2 has 3 columns.*quote captions"),
+        ("c.csv", 'image,caption\na.jpg,"two and th', "line 2: .*is the file cut off"),
+        ("c.csv", "image,caption\nb.j", "line 2: has 1 columns, the header 2"),
+        ("c.csv", "image,caption\na.jpg,one, two\n", "line 2: has 3 columns.*quote captions"),
+        ("c.csv", "image,caption\na.jpg,one\n" + 9 * "x\n", "only 1 of 10 rows can be used"),
         ("c.csv", "a,b,c\n1,2,3\n", "has no header that names an image and a caption"),
         ("c.csv", "image,caption\n,one\n", "line 2: the image is ''"),
-        ("c.csv", "image,caption\n", "no captions; give a CSV or JSONL"),
-        ("c.csv", "", "no captions; give a CSV or JSONL"),
-        ("c.jsonl", '{"image": "a", "caption": "x"}\n{"image": "b', "line 2 is not valid JSON"),
-        ("c.jsonl", "[1]\n", "line 1 holds '\\[1\\]', not an object"),
+        ("c.csv", "image,caption\n", "no captions; give a CSV or JSON"),
+        ("c.csv", "", "no captions; give a CSV or JSON"),
+        ("c.jsonl", '{"image": "b', "line 1: is not valid JSON"),
+        ("c.jsonl", '[{"image": "b"', "is not valid JSON"),
+        ("c.jsonl", "[1]\n", "entry 0: holds 1, not an object"),
         ("c.jsonl", '{"picture": "a.jpg", "caption": "x"}\n', "no image.*it has picture, caption"),
         ("c.jsonl", '{"image": 3, "caption": "x"}\n', "the image is 3"),
-        ("c.jsonl", '{"image": "a", "image_id": "x1", "caption": "x"}\n', "the id is 'x1'"),
-        ("c.jsonl", '{"image": "c.jsonl", "image_id": 1e10, "caption": "x"}\n', "the id is 1000"),
-        ("c.csv", f"image,caption,image_id\nc.csv,one,{2**31}\n", r"give 0 to 2\^31 - 1"),
+        ("c.jsonl", '{"image": "a", "image_id": [], "caption": "x"}\n', "no number and no text"),
+        ("c.jsonl", '{"image": "c", "image_id": 1.5, "caption": "x"}\n', "1.5, which is no whole"),
+        ("c.jsonl", '{"images": [], "annotations": []}', "use `prepare coco`"),
+        ("c.jsonl", '{"a.jpg": "one",\n"b.jpg": "two"}', "one JSON object with the keys"),
+        ("c.json", '[{"image": "a.jpg", "conversations": []}]', "LLaVA's instructions"),
         (
             "c.csv",
             "image,caption,split\na.jpg,one,train\na.jpg,two,val\n",
-            "split of a.jpg is 'val', but 'train' in .*line 2",
+            "split of 'a.jpg' is 'val', but 'train' in .*line 2",
         ),
         (
             "c.csv",
             "image,caption,image_id\na.jpg,one,1\nb.jpg,two,1\n",
-            "b.jpg has the id 1 of a.jpg",
+            "'b.jpg' has the id 1 of 'a.jpg'",
         ),
     ],
 )  # fmt: skip
@@ -174,12 +276,12 @@ def test_drawn_splits_are_stable_and_near_their_shares(save, read):
 def test_ids_made_from_names():
     """31 bits: of 100,000 names some meet, and are told apart whatever the order."""
     names = [f"{i}.jpg" for i in range(100_000)]
-    ids = image_ids_of(names)
-    assert len(set(ids.values())) == 100_000
-    assert min(ids.values()) >= 0 and max(ids.values()) < 2**31
-    assert image_ids_of(names[::-1]) == ids
-    fewer = image_ids_of(names[:50_000])
-    assert sum(ids[name] != fewer[name] for name in fewer) <= 5
+    made = ids.numbered(names)
+    assert len(set(made.values())) == 100_000
+    assert min(made.values()) >= 0 and max(made.values()) < 2**31
+    assert ids.numbered(names[::-1]) == made
+    fewer = ids.numbered(names[:50_000])
+    assert sum(made[name] != fewer[name] for name in fewer) <= 5
 
 
 def test_flickr_token_files(save):
@@ -199,7 +301,11 @@ def test_flickr_token_files(save):
     assert reading.ids == "" and not reading.notes
     cut = save(text[:-4], "cut.txt")
     assert "is it whole" in flickr.read_file(cut, shares=Shares(), problems=problems).notes[0]
-    for broken, message in (("a.jpg A dog\n", "expected NAME.jpg#0, a tab"), ("", "no captions")):
+    problems = Problems()
+    torn = save(text + "a line\n" + "2.jpg#0\tA cat .\r\n", "torn.txt")
+    assert len(flickr.read_file(torn, shares=Shares(), problems=problems).entries) == 3
+    assert problems.lines() == ["1 malformed rows: line 4 is 'a line'"]
+    for broken, message in (("a.jpg A dog\n", "expected lines of NAME.jpg#0"), ("", "no captions")):
         with pytest.raises(UserError, match=message):
             flickr.read_file(save(broken, "b.txt"), shares=Shares(), problems=problems)
 

@@ -84,6 +84,15 @@ def test_other_settings_images_and_files_are_refused(tmp_path):
         captions(Writer(), tmp_path, Pictures(3))
 
 
+@pytest.mark.parametrize("text", ["my own captions", '{"image_id": 1}\n{"cut', '{"key": {}}\n7\nx'])
+def test_a_file_that_is_not_ours_stays_as_it_is(tmp_path, text):
+    """Removing what a kill cut off comes after seeing whose it is."""
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(UserError, match="not a file of kept captions"):
+        captions(Writer(), tmp_path, Pictures(3))
+    assert (tmp_path / NAME).read_text() == text
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     first = KeptWriter(Writer(), tmp_path / NAME, KEY).write(Pictures(3))
     next(first)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
 from har_jax.errors import UserError
+from har_jax.metrics import official
 from har_jax.metrics.corpus import predictions_from_results, score_captions
 from har_jax.metrics.rouge import corpus_rouge
 from tests.bleu import corpus_bleu
@@ -150,6 +152,52 @@ def test_official_metrics_without_java_are_refused(small, monkeypatch):
         score_captions(*small, metrics=["official"])
 
 
+BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+
+
+def test_line_breaks_are_spaces_to_java_and_to_us():
+    """Java reads captions line by line: a break inside one moved all later ones by an image."""
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    texts = [f"a dog number {i}{mark}runs on grass" for i, mark in enumerate(BREAKS)]
+    references = {i: [text, f"dog {i} on grass"] for i, text in enumerate(texts)}
+    predictions = {i: f"a dog number {i}{mark}{mark}runs" for i, mark in enumerate(BREAKS)}
+    theirs = score_captions(references, predictions, metrics=["official", "CIDEr", "ROUGE_L"])
+    ours = score_captions(references, predictions, metrics=["CIDEr", "ROUGE_L"])
+    assert theirs.words == ours.words and theirs.reference_words == ours.reference_words
+    assert theirs.words[3] == ["a", "dog", "number", "3", "runs"]
+    for key in ("CIDEr", "ROUGE_L"):
+        assert theirs.corpus[key] == pytest.approx(ours.corpus[key], abs=1e-9)
+
+
+@pytest.mark.parametrize("given", ["a dog", "a dog\n\na cat"])
+def test_another_number_of_lines_from_java_is_refused(monkeypatch, given):
+    monkeypatch.setattr(official.shutil, "which", lambda name: name)
+    ran = subprocess.CompletedProcess([], 0, given.encode(), b"")
+    monkeypatch.setattr(official.subprocess, "run", lambda *_, **__: ran)
+    with pytest.raises(UserError, match=r"its tokenizer gave [13] lines for 2 captions"):
+        score_captions({1: ["a dog"], 2: ["a cat"]}, {1: "a", 2: "b"}, metrics=["official"])
+
+
+@pytest.mark.parametrize("fails", ["EVAL", "SCORE"])
+def test_a_meteor_that_fails_is_told_and_ends(monkeypatch, fails):
+    """Its destructor waits for a lock that a failing call holds."""
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    def dies(self, *_):
+        self.meteor_p.kill()
+        self.meteor_p.wait()
+        if fails == "SCORE":
+            raise BrokenPipeError
+        return ""
+
+    monkeypatch.setattr(Meteor, "_stat", dies)
+    scores = score_captions({1: ["a dog"]}, {1: "a dog"}, metrics=["METEOR"])
+    assert scores.corpus["METEOR"] is None and "METEOR failed" in scores.skipped["METEOR"]
+
+
 def test_no_white_space_inside_words():
     """The tokenizer joins "1 1/2" with a non-breaking space, which the metrics split again."""
     references = {1: ["1 1/2 pizzas on it", "a pizza"], 2: ["two cats"]}
@@ -188,7 +236,8 @@ def test_unknown_metric():
         ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "two predictions"),
         ([{"image_id": 1}], "entry 0 of the results"),
         (["text"], "entry 0 of the results"),
-        ([{"image_id": "1", "caption": "a"}], "not an integer"),
+        ([{"image_id": 1.5, "caption": "a"}], "1.5, which is no whole number"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "01", "caption": "b"}], "two predictions"),
         ([{"image_id": 1, "caption": None}], "not a text"),
     ],
 )
@@ -199,3 +248,6 @@ def test_bad_results(results, message):
 
 def test_results():
     assert predictions_from_results([{"image_id": 3, "caption": "a", "more": 1}]) == {3: "a"}
+    ids = ["12", 13.0, "img_0", 2**40]
+    results = [{"image_id": written, "caption": "a"} for written in ids]
+    assert list(predictions_from_results(results)) == [12, 13, "img_0", 2**40]

@@ -47,6 +47,20 @@ def test_the_references_cosine_is_not_scaled():
     assert abs(value - scaled) > 0.5
 
 
+def test_a_caption_unlike_all_references_scores_nothing():
+    """The released code lets the two terms cancel there: -499,999 of a caption like its image."""
+    image = caption = np.array([[1.0, 0.0]])
+    cosine = -2.5 + 1e-5  # of the first term; as good as its negative
+    reference = np.array([[cosine / 2.5, np.sqrt(1 - (cosine / 2.5) ** 2)]])
+    small = np.array([[0.4, np.sqrt(1 - 0.16)]])  # CLIP-S 1
+    (value,) = ref_clip_score(image, small, [-small])
+    assert value == 0
+    (value,) = ref_clip_score(image, caption, [reference])
+    assert value == 0
+    (value,) = ref_clip_score(image, caption, [np.concatenate([reference, caption])])
+    assert value == pytest.approx(2 * 2.5 / 3.5)
+
+
 def test_clip_score_bad_input(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     ones = np.ones((2, 3))

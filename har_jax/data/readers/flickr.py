@@ -9,17 +9,18 @@ in the second they are made from the names (Flickr's own numbers do not fit into
 
 from __future__ import annotations
 
-import pathlib
 import re
 
 from har_jax.data.dataset import PathLike
-from har_jax.data.entries import Entry, Problems, Reading, usable
+from har_jax.data.entries import Entry, Problems, Reading, numbered, refuse_useless, usable
 from har_jax.data.readers import coco
-from har_jax.data.readers.shares import Shares, check_whole, image_ids_of
+from har_jax.data.readers.shares import Shares, check_whole
 from har_jax.errors import UserError
 from har_jax.foreign import read_text
 
-_LINE = re.compile(r"(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*)")
+_LINE = re.compile(r"(?P<name>\s*[^\t#\s][^\t#]*)#(?P<number>\d+)\t(?P<caption>.*)")
+_LINES = "lines of NAME.jpg#0, a tab and the caption"
+_GIVE = "Karpathy's dataset_flickr30k.json, or a token file"
 
 
 def read_file(path: PathLike, *, shares: Shares, problems: Problems) -> Reading:
@@ -31,29 +32,33 @@ def read_file(path: PathLike, *, shares: Shares, problems: Problems) -> Reading:
     Raises:
       UserError: no such file, cut off, of neither format, or shares for a file with splits.
     """
-    if pathlib.Path(path).suffix == ".json":
+    text = read_text(path, _GIVE)
+    if text.lstrip().startswith("{"):
         if shares.given:
             raise UserError(
                 f"{path} names the split of each image; --val and --test are for token files"
             )
         return coco.read_files([path], problems=problems)
-    text = read_text(path, "Karpathy's dataset_flickr30k.json, or a token file")
-    captions: dict[str, list[tuple[int, str]]] = {}
+    captions: dict[str, list[tuple[None, str]]] = {}
+    first, count, bad = "", 0, 0
     for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
         if not line.strip():
             continue
+        count += 1
         match = _LINE.fullmatch(line)
         if match is None:
-            raise UserError(
-                f"{path} line {number} is {line[:60]!r}; expected NAME.jpg#0, a tab and the "
-                "caption (Flickr8k.token.txt), or give Karpathy's dataset_flickr30k.json"
-            )
-        captions.setdefault(match["name"].strip(), []).append((number, match["caption"]))
-    if not captions:
-        raise UserError(f"{path} holds no captions; expected lines of NAME.jpg#0, a tab, a caption")
-    ids = image_ids_of(captions)
+            told = f"line {number} is {line!r:.60}"
+            problems.add("malformed rows", told)
+            first, bad = first or told, bad + 1
+        else:
+            captions.setdefault(match["name"].strip(), []).append((None, match["caption"]))
+    if not count:
+        raise UserError(f"{path} holds no captions; expected {_LINES}")
+    if bad:
+        refuse_useless(path, count - bad, count, f"{first}; expected {_LINES}", _GIVE)
     entries = [
-        Entry(shares.split_of(name), ids[name], (name,), tuple(those))
+        Entry(shares.split_of(name), name, (name,), tuple(those))
         for name, those in captions.items()
     ]
-    return Reading(list(usable(entries, problems)), "", check_whole(path, text))
+    return Reading(numbered(list(usable(entries, problems))), "", check_whole(path, text))

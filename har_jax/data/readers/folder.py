@@ -1,41 +1,53 @@
-"""Anyone's own data: a directory of images, and their captions in CSV or JSON lines.
+"""Anyone's own data: a directory of images, and their captions in a table or in JSON.
 
     image,caption                one row per caption; an image may have several
-    {"image": "a.jpg", "caption": "..."}            or "captions": [...]
+    {"image": "a.jpg", "caption": "..."}            or "captions": [...], a line or an entry each
 
 Columns go by their usual names (`file_name` and `text` of Hugging Face's imagefolder among them).
 The split is a column, or the first folder of the name (`train/a.jpg`), or drawn by a hash of the
-name. Ids are a column, or made from the name.
+name. Ids are a column (`har_jax.ids` reads them), or made from the name.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import os
 import pathlib
+import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from har_jax.data.dataset import PathLike
-from har_jax.data.entries import Entry, Problems, Reading, usable
-from har_jax.data.readers.shares import Shares, check_whole, image_ids_of
+from har_jax.data.entries import (
+    SPLIT_NAME,
+    Entry,
+    Malformed,
+    Problems,
+    Reading,
+    numbered,
+    refuse_useless,
+    shown_id,
+    usable,
+)
+from har_jax.data.image_files import ImageFiles
+from har_jax.data.readers.rows import Drop, Row, json_rows, table_rows, texts_of
+from har_jax.data.readers.shares import Shares, check_whole
 from har_jax.errors import UserError, did_you_mean
-from har_jax.foreign import read_text
+from har_jax.foreign import is_unicode, read_text
+from har_jax.ids import MISSING, Id, NoId, read_id
 
 IMAGE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", "img")
-CAPTION = ("caption", "captions", "text", "comment", "sentence", "description")
+CAPTION = ("caption", "captions", "text", "comment", "sentence", "sentences", "raw", "description")
 SPLIT = ("split",)
-ID = ("image_id", "cocoid")
+ID = ("image_id", "cocoid", "img_id")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_WHAT = "a CSV or JSONL file with an image and a caption in each row"
+_WHAT = "a CSV or JSON file with an image and a caption in each row"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +66,7 @@ class _Row:
     name: str
     captions: list[Any]
     split: str | None
-    image_id: Any
+    image_id: Id | None
 
 
 def read_folder(
@@ -77,20 +89,21 @@ def read_folder(
     Raises:
       UserError: a file that is not there, is cut off, lacks a column, or contradicts itself.
     """
+    if not os.path.isdir(folder):
+        raise UserError(f"--images={folder}: there is no such directory")
     root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise UserError(f"--images={root}: there is no such directory")
+    images = ImageFiles([root])
     files = [pathlib.Path(path) for path in captions] or _metadata(root)
     rows: list[_Row] = []
     notes: tuple[str, ...] = ()
     for path in files:
         text = read_text(path, _WHAT)
-        notes += check_whole(path, text)
         # Hugging Face's metadata lies beside its images, also in a folder of the split.
         beside = "" if captions else path.parent.relative_to(root).as_posix()
         prefix = "" if beside in ("", ".") else beside + "/"
-        lines = _json_lines if path.suffix in (".jsonl", ".ndjson") else _csv_rows
-        rows += [_row(where, value, columns, prefix) for where, value in lines(path, text, columns)]
+        in_json = text.lstrip()[:1] in ("{", "[")
+        notes += () if in_json else check_whole(path, text)
+        rows += _rows(path, text, columns, prefix, images, problems)
     if not rows:
         raise UserError(f"{', '.join(map(str, files))}: no captions; give {_WHAT}")
     if split is not None and (shares.given or any(row.split for row in rows)):
@@ -99,13 +112,53 @@ def read_folder(
             + ("--val or --test" if shares.given else "the file's column `split`")
             + " divides them; leave one out"
         )
-    own_ids = all(row.image_id is not None for row in rows)
-    entries = list(_entries(rows, shares, split, own_ids))
+    entries = list(usable(_entries(rows, shares, split), problems))
     mentioned = {os.path.normpath(row.name) for row in rows}
-    for name in _image_files(root):
-        if name not in mentioned:
+    for name in images.walk():
+        if name.lower().endswith(SUFFIXES) and os.path.normpath(name) not in mentioned:
             problems.add("images without captions", name)
-    return Reading(list(usable(entries, problems)), "", notes)
+    return Reading(numbered(entries), "", notes)
+
+
+def _rows(
+    path: pathlib.Path,
+    text: str,
+    columns: Columns,
+    prefix: str,
+    images: ImageFiles,
+    problems: Problems,
+) -> list[_Row]:
+    """The rows of a file; what is malformed is dropped."""
+    found: list[_Row] = []
+    bad: list[str] = []
+
+    def drop(where: str, why: str) -> None:
+        bad.append(f"{where}: {why}")
+        problems.add("malformed rows", bad[-1])
+
+    for where, value in _read(path, text, columns, drop):
+        try:
+            found.append(_row(where, value, columns, prefix, images))
+        except (Malformed, NoId) as error:
+            drop(where, str(error))
+    if bad:
+        refuse_useless(path, len(found), len(found) + len(bad), bad[0], _WHAT)
+    return found
+
+
+def _read(path: pathlib.Path, text: str, columns: Columns, drop: Drop) -> Iterator[Row]:
+    if text.lstrip()[:1] in ("{", "["):
+        yield from json_rows(path, text, _WHAT, drop)
+        return
+    names = {columns.image.lower()} if columns.image else set(IMAGE)
+    texts = {columns.caption.lower()} if columns.caption else set(CAPTION)
+
+    def is_header(found: set[str]) -> bool:
+        return bool(found & names) and bool(found & texts)
+
+    for where, row in table_rows(path, text, is_header, SUFFIXES, drop):
+        # A table knows texts only: what stands for nothing is one of them.
+        yield where, {key: None if cell.strip() in MISSING else cell for key, cell in row.items()}
 
 
 def _metadata(root: pathlib.Path) -> list[pathlib.Path]:
@@ -119,139 +172,82 @@ def _metadata(root: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _image_files(root: pathlib.Path) -> Iterator[str]:
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES):
-                yield os.path.normpath(os.path.relpath(os.path.join(place, name), root))
-
-
-def _json_lines(path: pathlib.Path, text: str, _: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):  # other line breaks may be in a caption
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            told = f"{where} is not valid JSON ({error.msg})"
-            raise UserError(f"{told}; is the file cut off? Give {_WHAT}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where} holds {line[:40]!r}, not an object; give {_WHAT}")
-        yield where, value
-
-
-def _csv_rows(
-    path: pathlib.Path, text: str, columns: Columns
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    first = text.split("\n", 1)[0].strip("\r")
-    delimiter = max(",;\t|", key=lambda mark: (_looks_like_header(first, mark, columns), -1))
-    if not _looks_like_header(first, delimiter, columns):
-        delimiter = max(",;\t|", key=first.count)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
-    )
-    header: list[str] | None = None
-    try:
-        for values in reader:
-            if not values:
-                continue
-            where = f"{path} line {reader.line_num}"
-            if header is None:
-                header = [value.strip() for value in values]
-                if not _looks_like_header(first, delimiter, columns):
-                    if len(values) != 2 or not values[0].lower().endswith(SUFFIXES):
-                        raise UserError(
-                            f"{path} has no header that names an image and a caption column; its "
-                            f"first line is {first[:80]!r}. Begin it with image,caption, or give "
-                            "--image-column and --caption-column"
-                        )
-                    header = ["image", "caption"]
-                    yield where, dict(zip(header, values, strict=True))
-                continue
-            if len(values) != len(header):
-                raise UserError(
-                    f"{where} has {len(values)} columns, the header {len(header)} "
-                    f"({', '.join(header)}); quote captions that hold {delimiter!r}; is the file "
-                    "cut off?"
-                )
-            yield where, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise UserError(
-            f"{path} line {reader.line_num}: {error}; is the file cut off within a quoted caption?"
-        ) from None
-
-
-def _looks_like_header(line: str, delimiter: str, columns: Columns) -> bool:
-    names = {part.strip().strip('"').lower() for part in line.split(delimiter)}
-    images = {columns.image.lower()} if columns.image else set(IMAGE)
-    captions = {columns.caption.lower()} if columns.caption else set(CAPTION)
-    return bool(names & images) and bool(names & captions)
-
-
-def _row(where: str, value: Mapping[str, Any], columns: Columns, prefix: str) -> _Row:
+def _row(
+    where: str, value: Mapping[str, Any], columns: Columns, prefix: str, images: ImageFiles
+) -> _Row:
+    """
+    Raises:
+      Malformed, NoId: no image, caption, split or id in it that can be one.
+    """
     fields = {str(key).strip().lower(): item for key, item in value.items()}
 
     def find(names: Sequence[str], what: str) -> Any:
         for name in names:
             if name.lower() in fields:
-                return fields[name.lower()]
+                value = fields[name.lower()]
+                return None if value != value else value  # NaN is how pandas tells nothing
         if not what:
             return None
-        raise UserError(
-            f"{where} has no {what}{did_you_mean(names[0], fields)}; it has {', '.join(fields)}; "
+        known = [key[:40] for key in list(fields)[:20]]
+        raise Malformed(
+            f"has no {what}{did_you_mean(names[0], known)}; it has {', '.join(known):.100}; "
             f"expected one of {', '.join(names)}, or name it with --{what}-column"
         )
 
     name = find((columns.image,) if columns.image else IMAGE, "image")
-    if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: the image is {name!r}; it must be the name of a file")
+    if not isinstance(name, str) or not name.strip() or not is_unicode(name):
+        raise Malformed(f"the image is {reprlib.repr(name)}; it must be the name of a file")
     captions = find((columns.caption,) if columns.caption else CAPTION, "caption")
+    name = name.strip()
     split, image_id = find(SPLIT, ""), find(ID, "")
     if split is not None and not isinstance(split, str):
-        raise UserError(f"{where}: the split is {split!r}; it must be a name such as train")
-    captions = captions if isinstance(captions, list) else [captions]
-    split = (split or "").strip() or None
-    return _Row(where, prefix + name.strip(), captions, split, None if image_id == "" else image_id)
+        raise Malformed(f"the split is {reprlib.repr(split)}; it must be a name such as train")
+    if isinstance(captions, str):
+        captions = texts_of(captions)
+    return _Row(
+        where,
+        images.relative(name) if os.path.isabs(name) else prefix + name,
+        captions if isinstance(captions, list) else [captions],
+        _usual_split(split or ""),
+        None if image_id is None or image_id == "" else read_id(image_id),
+    )
 
 
-def _entries(
-    rows: Sequence[_Row], shares: Shares, split: str | None, own_ids: bool
-) -> Iterator[Entry]:
+def _usual_split(split: str) -> str | None:
+    """The usual name of a split; None without one."""
+    name = split.strip()
+    name = _SPLITS.get(name.lower(), name)
+    if name and not re.fullmatch(SPLIT_NAME, name):
+        raise Malformed(f"the split is {reprlib.repr(name)}; its name needs lower-case letters")
+    return name or None
+
+
+def _entries(rows: Sequence[_Row], shares: Shares, split: str | None) -> Iterator[Entry]:
     by_name: dict[str, list[_Row]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
-    homes: dict[int, str] = {}
-    made = {} if own_ids else image_ids_of(by_name)
-    number = 1
+    homes: dict[Id, str] = {}
     for name, those in by_name.items():
+        first = those[0]
         for row in those[1:]:
             for what in ("split", "image_id"):
-                if getattr(row, what) != getattr(those[0], what):
+                own, other = getattr(row, what), getattr(first, what)
+                if other is None:
+                    setattr(first, what, own)
+                elif own not in (None, other):
                     raise UserError(
-                        f"{row.where}: {what} of {name} is {getattr(row, what)!r}, but "
-                        f"{getattr(those[0], what)!r} in {those[0].where}"
+                        f"{row.where}: {what} of {name!r:.80} is {own!r:.80}, but {other!r:.80} in "
+                        f"{first.where}"
                     )
-        image_id = _own_id(those[0]) if own_ids else made[name]
-        if (other := homes.setdefault(image_id, name)) != name:
+        written = name if first.image_id is None else first.image_id
+        if (other := homes.setdefault(written, name)) != name:
             raise UserError(
-                f"{those[0].where}: {name} has the id {image_id} of {other}; ids must be unique"
+                f"{first.where}: {name!r:.80} has the id {shown_id(written)} of {other!r:.80}; ids "
+                "must be unique"
             )
-        captions = [caption for row in those for caption in row.captions]
-        own = split or _split_of(those[0], shares)
-        yield Entry(own, image_id, (name,), tuple(enumerate(captions, number)), filename=name)
-        number += len(captions)
-
-
-def _own_id(row: _Row) -> int:
-    try:
-        return int(str(row.image_id))
-    except ValueError:
-        raise UserError(
-            f"{row.where}: the id is {row.image_id!r}; it must be a whole number (or leave the "
-            "column out: ids are then made from the names)"
-        ) from None
+        captions = tuple((None, caption) for row in those for caption in row.captions)
+        own = split or _split_of(first, shares)
+        yield Entry(own, written, (name,), captions, filename=name)
 
 
 def _split_of(row: _Row, shares: Shares) -> str:
@@ -262,4 +258,4 @@ def _split_of(row: _Row, shares: Shares) -> str:
     if shares.given:
         what = f"{row.where} names the split {named!r}, but --val and --test draw splits"
         raise UserError(f"{what}; leave them out")
-    return _SPLITS.get(named.lower(), named)
+    return _SPLITS.get(named, named)

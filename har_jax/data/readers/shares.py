@@ -1,13 +1,12 @@
-"""What readers of plain files share: splits drawn by a hash, and stable ids."""
+"""What readers of plain files share: splits drawn by a hash of the name."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable
 
 from har_jax.data.dataset import PathLike
 from har_jax.errors import UserError
+from har_jax.ids import hashed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +35,10 @@ class Shares:
 
     def split_of(self, name: str) -> str:
         """The split of the image of this name."""
-        place = _hash("split", name, 53) / 2**53
+        place = hashed("split", name, 53) / 2**53
         if place < self.test:
             return "test"
         return "val" if place < self.test + self.val else "train"
-
-
-def image_ids_of(names: Iterable[str]) -> dict[str, int]:
-    """A number of 31 bits for each name, since devices hold image ids in 32.
-
-    It depends on the name alone, save where two names meet (a few of 100,000): the later one in the
-    alphabet then gets the next number of its own.
-    """
-    ids: dict[str, int] = {}
-    taken: set[int] = set()
-    for name in sorted(set(names)):
-        attempt = 0
-        while (number := _hash(f"id {attempt}", name, 31)) in taken:
-            attempt += 1
-        taken.add(number)
-        ids[name] = number
-    return ids
-
-
-def _hash(purpose: str, name: str, bits: int) -> int:
-    digest = hashlib.sha256(f"{purpose}:{name}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - bits)
 
 
 def check_whole(path: PathLike, text: str) -> tuple[str, ...]:
