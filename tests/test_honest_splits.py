@@ -17,6 +17,7 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.sessions.plan import plan_session
 from har_jax.text import ptb
 from tests.conftest import ROOT
+from tests.data.test_dataset import forget_sums
 from tests.training.commands import train_arguments
 
 
@@ -90,6 +91,7 @@ def test_validation_images_must_not_be_trained_on(run, workspace, tmp_path):
     other = json.loads((shared / "captions.train.json").read_text())
     index["images"][3]["sha256"] = other["images"][5]["sha256"]
     (shared / "captions.val.json").write_text(json.dumps(index))
+    forget_sums(shared)
     config = config_of(run, dir=str(shared), val_split="val", shots=0)
     with pytest.raises(
         UserError, match=r"1 image \(1 by content: .*'val' are also in what 'train' trains"

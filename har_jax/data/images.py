@@ -277,13 +277,11 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     HF rounds the margin down when cropping and up when padding.
     """
-    h, w = image.shape[:2]
-    if h < height or w < width:
-        padded = np.zeros((max(h, height), max(w, width), 3), image.dtype)
-        top, left = -(-(padded.shape[0] - h) // 2), -(-(padded.shape[1] - w) // 2)
-        padded[top : top + h, left : left + w] = image
-        # HF takes the margin of the image before padding, then shifts it by the padding.
-        top, left = (h - height) // 2 + top, (w - width) // 2 + left
-        return padded[max(0, top) : top + height, max(0, left) : left + width]
-    top, left = (h - height) // 2, (w - width) // 2
-    return image[top : top + height, left : left + width]
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    inside = image[max(0, top) : top + height, max(0, left) : left + width]
+    if inside.shape[:2] == (height, width):
+        return inside
+    padded = np.zeros((height, width, 3), image.dtype)
+    top, left = max(0, -top), max(0, -left)
+    padded[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return padded

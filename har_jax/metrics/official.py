@@ -5,7 +5,6 @@ Its tokenizer, METEOR and SPICE are Java programs. `Unavailable` says why someth
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import itertools
 import math
@@ -111,8 +110,8 @@ def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, 
         finally:
             if scorer.lock.locked():  # it failed: its destructor would wait for ever, and complain
                 scorer.lock.release()
-                with contextlib.suppress(OSError):
-                    scorer.meteor_p.stdin.close()
+                scorer.meteor_p.kill()
+                scorer.meteor_p.communicate()
     except Exception as error:  # see `_tokenized`
         raise Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
     return _by_image(truth, value, values)

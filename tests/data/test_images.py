@@ -242,6 +242,7 @@ def test_resizing_does_not_grow_what_the_crop_throws_away(size):
     tracked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pixels = Preprocessor().pixels(data)
     assert pixels.shape == (224, 224, 3) and (pixels == 130).all()
+    assert Preprocessor(do_resize=False).pixels(data).shape == (224, 224, 3)
     assert time.process_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - tracked < 300_000  # kB
 
@@ -264,7 +265,7 @@ def test_the_way_of_long_images_is_that_of_others(size, resample):
         if resample in (Image.Resampling.NEAREST, Image.Resampling.BOX):  # ties go either way
             assert (found == ours.pixels(image)).mean() > 0.9
         else:
-            assert np.abs(found - ours.pixels(image)).max() <= 1
+            assert np.abs(found - ours.pixels(image)).max() <= 2  # a byte in each pass
 
 
 def test_paths_bytes_and_images_are_the_same(tmp_path):

@@ -33,6 +33,7 @@ from har_jax.text.tokenizer import load_tokenizer, train_tokenizer
 from har_jax.training.guards import Guards
 from har_jax.training.loggers import RunLog
 from tests.conftest import ROOT
+from tests.data.test_dataset import forget_sums
 from tests.training.commands import train_arguments
 
 FAULTY = "tests.sessions.faulty_rewards:"
@@ -127,6 +128,7 @@ def test_wrong_document_frequencies(workspace, mle, tmp_path, capsys):
     table = DocumentFrequency.from_references(references * 3, name="train")
     assert table.n_images == len(open_split(data, "train"))
     table.save(document_frequency_path(data, "train"))
+    forget_sums(data)
     run = tmp_path / "run"
     line = refused(capsys, scst_arguments(workspace, mle, run, data__dir=data), run)
     assert (
