@@ -119,7 +119,7 @@ def test_overrides_keep_their_types():
         ({"scst.baseline": "both", "scst.samples": "1"}, "'both' needs config.scst.samples"),
         ({"steps.x": "1"}, "unknown key config.steps.x"),
         ({"guards.length": "roll_back"}, r"did you mean 'rollback'\?\); allowed: off, warn, stop"),
-        ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be above 0"),
+        ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be at least 1e-30"),
         ({"guards.rollback_lr_factor": "1.5"}, "must be above 0 and at most 1"),
         ({"guards.max_rollbacks": "-1"}, "must be at least 0"),
         ({"scst.doctor": "maybe"}, "allowed: on, warn, off"),
