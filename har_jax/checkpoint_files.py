@@ -215,8 +215,8 @@ def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
         for number, why in unread.items():
             log.warning("checkpoint %d of %s cannot be the best: %s", number, name, why)
         newest = sorted(steps, reverse=True)
-        order = dict.fromkeys([*(_by_score(steps) if step == "best" else []), *newest])
-        for number in order:
+        first = _by_score(steps) if step == "best" else []
+        for number in dict.fromkeys(first + newest):
             wrong = damage(directory / str(number), ("params",))
             if not wrong:
                 return number

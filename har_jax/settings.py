@@ -234,7 +234,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         kind = type(value).__name__
         raise UserError(f"{where} is {_shown(value)} ({kind}); it must be {hint.__name__}")
-    if hint is str and ("\0" in value or _broken(value)):
+    if isinstance(value, str) and ("\0" in value or _broken(value)):
         raise UserError(f"{where} is {_shown(value)}, which is no text that a file could hold")
     return value
 

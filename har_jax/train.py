@@ -99,7 +99,7 @@ def run(
         return 1
     if not outcome.finished:
         log.info("left in order at step %d; the same command continues this run", outcome.step)
-        return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
+        return 128 + outcome.signal if outcome.signal else 0  # as a shell reports it
     return 0
 
 

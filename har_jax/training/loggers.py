@@ -69,6 +69,9 @@ class Logger(Protocol):
     def truncate_after(self, step: int) -> None:
         """Forgets what was logged for later steps, which will be done again."""
 
+    def forget_validation(self, step: int) -> None:
+        """Forgets the validation of a step, which will be done again."""
+
     def flush(self) -> None:
         """Brings to disk what is held back."""
 
@@ -106,6 +109,23 @@ class JsonLines(Logger):
             after = b"".join(line + b"\n" for line, row in rows if row and row["step"] <= step)
             if after != before:
                 write_bytes(path, after)
+
+    def forget_validation(self, step: int) -> None:
+        """Drops what was logged of a step from its validation figures on, and its samples."""
+        self.close()
+        for name in (METRICS, SAMPLES):
+            path = self._run_dir / name
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            rows = [parse_line(line) for line in lines]
+            of_step = [row is not None and row["step"] == step for row in rows]
+            began = [
+                i
+                for i, row in enumerate(rows)
+                if of_step[i] and (name == SAMPLES or any(k.startswith("val/") for k in row or {}))
+            ]
+            if began:
+                kept = [x for i, x in enumerate(lines) if i < began[0] or not of_step[i]]
+                write_bytes(path, b"".join(kept))
 
     def close(self) -> None:
         for file in self._files.values():
@@ -211,6 +231,10 @@ class RunLog(Logger):
     def truncate_after(self, step: int) -> None:
         for logger in self.loggers:
             logger.truncate_after(step)
+
+    def forget_validation(self, step: int) -> None:
+        for logger in self.loggers:
+            logger.forget_validation(step)
 
     def flush(self) -> None:
         for logger in self.loggers:
