@@ -147,14 +147,10 @@ def fit(
                 try:
                     figures, trips = run.log(window, batch)
                 except (UserError, TrainingError) as error:
-                    if not preempted.number:
-                        raise
-                    run.done, finished = run.saved, False
-                    log.warning("what came after step %d was not saved: %s", run.saved, error)
+                    finished = run.give_up(error, preempted.number)
                     break
                 bar.set_postfix({k: f"{figures[k]:.3g}" for k in SHOWN if k in figures})
-            # 5. Validate (its time is not that of steps), do what the guards say (nothing, stop, or
-            # go back), and save, together with the place in the data and the guards' memory.
+            # 5. Validate, do what the guards say (nothing, stop, or go back), and save.
             if validating:
                 stopped_by = run.validate_and_save(trips)
                 window.restart()
@@ -167,9 +163,7 @@ def fit(
                 finished = False
                 break
     logger.flush()
-    return Result(
-        run.state, finished and stopped_by is None, stopped_by, run.done, preempted.number
-    )
+    return Result(run.state, finished and not stopped_by, stopped_by, run.done, preempted.number)
 
 
 @contextlib.contextmanager
@@ -300,6 +294,14 @@ class _Run:
         else:
             self.save(scored, anew=True)
         return stopped_by
+
+    def give_up(self, error: Exception, signal: int) -> bool:
+        """False, where a signal came while a step could not be finished; else raises the error."""
+        if not signal:
+            raise error
+        self.done = self.saved
+        log.warning("what came after step %d was not saved: %s", self.saved, error)
+        return False
 
     def tell(self, trips: Sequence[Trip]) -> None:
         """Logs what guards found."""
