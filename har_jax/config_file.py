@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -103,6 +104,7 @@ def _literal(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # "1if" is odd, and that is told below
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

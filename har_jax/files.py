@@ -61,10 +61,10 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a `.jsonl`; [] without the file. A line that a kill cut off is left out."""
+    """The objects of a `.jsonl`; [] without such a file. A line that a kill cut off is left out."""
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     rows = (parse_line(line) for line in text.splitlines())
     return [row for row in rows if row is not None]
@@ -74,11 +74,10 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
     """One line of a log of ours, or None if it is not one whole object with a step."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
-        return row
-    return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int and 0 <= step < 2**53 else None
 
 
 def lock(path: pathlib.Path, *, wait: bool = False) -> int:

@@ -22,6 +22,7 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
         raise UserError(f"{what} {path!r} is no path of a function; {fix}")
     try:
         module = importlib.import_module(module_name)
+        function = getattr(module, attribute, None)
     except ModuleNotFoundError as error:
         # A module that the user's own module lacks is named too.
         raise UserError(
@@ -31,7 +32,6 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         told = raised_by(error)
         raise UserError(f"{what} {path!r}: importing {module_name} raised {told}") from error
-    function = getattr(module, attribute, None)
     if not callable(function):
         kind = "no" if function is None else f"a {type(function).__name__} and no function"
         near = did_you_mean(attribute, vars(module))

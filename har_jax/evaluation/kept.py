@@ -15,11 +15,25 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import msgspec
+
 from har_jax.data.protocols import Images, Part, Writer, Written
 from har_jax.errors import UserError
 from har_jax.files import plain
+from har_jax.foreign import Finite, parse_json, typed
 
 NAME = "captions.jsonl"
+
+
+class _Head(msgspec.Struct):
+    key: dict[str, Any]
+
+
+class _Row(msgspec.Struct):
+    image_id: int
+    caption: str
+    ended: bool
+    seconds: Finite
 
 
 @dataclasses.dataclass
@@ -92,15 +106,18 @@ class KeptWriter:
             _append(file, {"key": self.key})
             return []
         try:
-            head, *rows = (json.loads(line) for line in whole)
-            key, ids = head["key"], [row["image_id"] for row in rows]
-            known = [Written(row["caption"], row["ended"]) for row in rows]
-            self.seconds = float(sum(row["seconds"] for row in rows))
-        except (ValueError, TypeError, KeyError) as error:
+            what = "captions as they were kept"
+            head, *found = (parse_json(line, f"a line of {self.path}", what) for line in whole)
+            key = typed(head, _Head, f"the first line of {self.path}").key
+            rows = [typed(row, _Row, f"a line of {self.path}") for row in found]
+        except UserError as error:
             raise UserError(
-                f"{self.path} is not a file of kept captions ({error!r}); remove it, or choose "
+                f"{self.path} is not a file of kept captions ({error}); remove it, or choose "
                 "another --out"
             ) from None
+        ids = [row.image_id for row in rows]
+        known = [Written(row.caption, row.ended) for row in rows]
+        self.seconds = sum(row.seconds for row in rows)
         if key != plain(self.key):
             raise UserError(
                 f"{self.path} holds captions that were written with other settings "

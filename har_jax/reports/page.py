@@ -50,7 +50,7 @@ def write_report(
     other = named.get("run") or named.get("path")
     if compare_with is not None:
         parent = read_view(compare_with)
-    elif other and pathlib.Path(other).is_dir():
+    elif other and os.path.isdir(other):
         parent = read_view(other)
     path = pathlib.Path(out) if out else run.path / "report.html"
     write_bytes(path, render(run, parent, n_images).encode())

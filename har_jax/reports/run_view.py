@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -18,6 +18,7 @@ from har_jax.data.images import decode
 from har_jax.errors import UserError
 from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
 from har_jax.files import read_json_lines
+from har_jax.foreign import Finite, Size, read_json, typed
 from har_jax.metrics.corpus import score_captions
 
 Series = dict[str, list[tuple[float, float]]]
@@ -25,6 +26,64 @@ Series = dict[str, list[tuple[float, float]]]
 _SIDE = 360  # pixels of an embedded image's longer side
 _AS_IT_IS = 48_000  # bytes up to which a small image is embedded without encoding it again
 _SIGNATURES = {"PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8\xff"}
+
+
+class _Source(msgspec.Struct):
+    data: str | None = None
+
+
+class _Scores(msgspec.Struct):
+    n_images: Size | None = None
+    warnings: list[str] = []
+    skipped: dict[str, Any] | None = None
+    source: _Source | None = None
+    control: dict[str, Any] | None = None
+
+
+class _Row(msgspec.Struct):
+    image_id: Size
+    caption: str = ""
+    references: list[str] | None = None
+    CIDEr: Finite | None = None
+
+
+class _Sample(msgspec.Struct):
+    step: Size
+    caption: str
+    references: list[str] = []
+    image_id: Size = 0
+    split: str = ""
+
+
+class _Data(msgspec.Struct):
+    dir: str = ""
+    val_split: str = ""
+
+
+class _Config(msgspec.Struct):
+    steps: Size | None = None
+    data: _Data | None = None
+
+
+class _Parent(msgspec.Struct):
+    run: str | None = None
+    path: str | None = None
+
+
+class _Counts(msgspec.Struct):
+    total: Size = 0
+    trained: Size = 0
+
+
+class _Weights(msgspec.Struct):
+    fingerprint: str | None = None
+
+
+class _Info(msgspec.Struct):
+    parent: _Parent | None = None
+    base: dict[str, _Weights | str | None] | None = None
+    parameters: _Counts | None = None
+    versions: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,36 +127,46 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         raise UserError(f"there is no run directory {str(path)!r} to report on")
     found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
     rows = read_json_lines(path / "metrics.jsonl")
+    samples = read_json_lines(path / "samples.jsonl")
     return RunView(
         path,
-        _object(path / "config.json"),
-        _object(path / "run.json"),
+        _fitting(_load(path / "config.json"), _Config) or {},
+        _fitting(_load(path / "run.json"), _Info) or {},
         series_of(rows),
-        [row for row in read_json_lines(path / "samples.jsonl") if "caption" in row],
+        [row for row in samples if _fitting(row, _Sample)],
         [{"step": r["step"], **r["event"]} for r in rows if isinstance(r.get("event"), dict)],
         {name: split for name, split in found.items() if split is not None},
     )
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
-    value = _load(path)
-    return value if isinstance(value, dict) else {}
+def _fitting(value: Any, kind: type) -> Any:
+    """A value whose parts are of the kinds that a page shows, else None."""
+    try:
+        typed(value, kind, "")
+    except UserError:
+        return None
+    return value
 
 
 def _load(path: pathlib.Path) -> Any:
     """A report of a broken run is what one needs then: a file that cannot be read is left out."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "a file of the run")
+    except UserError:
         return None
 
 
 def _scored(directory: pathlib.Path) -> ScoredSplit | None:
-    scores = _object(directory / SCORES)
-    listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS) or []
-    objects = (row for row in listed if isinstance(row, dict))
-    rows = {r["image_id"]: r for r in objects if isinstance(r.get("image_id"), int)}
+    scores = _fitting(_load(directory / SCORES), _Scores) or {}
+    listed = _load(directory / PER_IMAGE) or _load(directory / PREDICTIONS)
+    listed = listed if isinstance(listed, list) else []
+    rows = {row["image_id"]: row for row in listed if _fitting(row, _Row)}
     return ScoredSplit(scores, rows) if scores or rows else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether something read from a file is a finite number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def series_of(rows: Sequence[Mapping[str, Any]]) -> Series:
@@ -105,7 +174,7 @@ def series_of(rows: Sequence[Mapping[str, Any]]) -> Series:
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in ("step", "time") and isinstance(value, int | float):
+            if name not in ("step", "time") and is_number(value):
                 found.setdefault(name, {})[row["step"]] = float(value)
     return {name: sorted(points.items()) for name, points in found.items()}
 
@@ -199,7 +268,7 @@ class DatasetImages:
             from har_jax.data.dataset import open_split
 
             self._split = open_split(directory, split)
-        except (UserError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:
             self.reason = str(error)
         self._index = {} if self._split is None else {k: i for i, k in enumerate(self._split.ids)}
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from tensorboardX import SummaryWriter
 
+from har_jax.errors import UserError
 from har_jax.files import dumps, parse_line, write_bytes
 
 log = logging.getLogger(__name__)
@@ -102,9 +103,7 @@ class JsonLines(Logger):
         self.close()
         for name in (METRICS, SAMPLES):
             path = self._run_dir / name
-            if not path.exists():
-                continue
-            before = path.read_bytes()
+            before = _content(path)
             rows = [(line, parse_line(line)) for line in before.splitlines()]
             after = b"".join(line + b"\n" for line, row in rows if row and row["step"] <= step)
             if after != before:
@@ -115,7 +114,7 @@ class JsonLines(Logger):
         self.close()
         for name in (METRICS, SAMPLES):
             path = self._run_dir / name
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            lines = _content(path).splitlines(keepends=True)
             rows = [parse_line(line) for line in lines]
             of_step = [row is not None and row["step"] == step for row in rows]
             began = [
@@ -140,6 +139,24 @@ class JsonLines(Logger):
                 os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
             self._files[name] = open(path, "ab", buffering=0)  # noqa: SIM115
         self._files[name].write((dumps(row) + "\n").encode())
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """A log as it is; nothing where there is none.
+
+    Raises:
+      UserError: it is no file.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nowhere; remove it") from None
+        return b""
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a directory; move it away: the run's log stands there"
+        ) from None
 
 
 class TensorBoard(Logger):
