@@ -58,7 +58,8 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], *, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+        # Orbax narrates every save; what goes wrong in its threads it raises, too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = directory_of(run_dir)
         self._manager: Any = None
         if read_only:

@@ -67,18 +67,16 @@ def refused_by_machine(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno is not None:
             return _of_the_disk(cause.errno, cause.filename)
         if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause)[:2000]:
-            number = _number(str(cause))
-            if number is not None:
-                return _of_the_disk(number, None)
+            if told := _told_of_disk(str(cause)):
+                return told
             said = str(cause).partition("\n")[0][:200] or "no memory is left"
             return (
                 f"out of memory ({said}); lower the batch size (config.batch_size, "
                 "config.eval.batch_size, --batch-size), raise config.microbatches, or set "
                 "config.model.remat=full; `preflight` tells what fits"
             )
-        number = None if isinstance(cause, UserError) else _number(str(cause))
-        if number is not None:
-            return _of_the_disk(number, None)
+        if not isinstance(cause, UserError) and (told := _told_of_disk(str(cause))):
+            return told
     return None
 
 
@@ -91,9 +89,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _number(text: str) -> int | None:
-    found = _OS_ERROR.search(text)
-    return int(next(filter(None, found.groups()))) if found else None
+def _told_of_disk(text: str) -> str | None:
+    """`_of_the_disk`, of a text that holds the system's number, and perhaps the file's name."""
+    found, name = _OS_ERROR.search(text), re.search(r'"(/[^"]+)"', text)
+    if found is None:
+        return None
+    return _of_the_disk(int(next(filter(None, found.groups()))), name and name[1])
 
 
 def _of_the_disk(number: int, name: object) -> str:

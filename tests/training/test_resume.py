@@ -50,9 +50,9 @@ def final_params(run, steps=STEPS):
     return ocp.StandardCheckpointer().restore(path)
 
 
-def finish(argv):
+def finish(argv, seconds=300):
     process = start(argv)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err
     return err
 
@@ -92,7 +92,12 @@ def parent(workspace, tmp_path_factory):
 
 
 def scst_arguments(workspace, parent, run, **overrides):
-    settings = {"init_from": parent, "scst__samples": 2, "data__val_split": "val", "eval__every": 6}
+    settings = {
+        "init_from": parent,
+        "scst__samples": 2,
+        "data__val_split": "val",
+        "eval__every": 10,
+    }
     return train_arguments(
         workspace, run, "scst", **{"checkpoint_every": 4, "log_every": 1, **settings, **overrides}
     )
@@ -150,12 +155,12 @@ def test_kills_change_nothing(workspace, unbroken_of, tmp_path, kills, steps):
 @pytest.mark.kill
 def test_kills_change_nothing_of_scst(workspace, parent, tmp_path):
     """Validated on the way: the best checkpoint is the same one, too."""
-    steps = 400
+    steps = 320
     whole, run = tmp_path / "unbroken", tmp_path / "killed"
-    finish(scst_arguments(workspace, parent, whole, steps=steps))
+    finish(scst_arguments(workspace, parent, whole, steps=steps), 3600)
     argv = scst_arguments(workspace, parent, run, steps=steps)
     kill_at_random(argv, run, 50, random.Random(0))
-    finish(argv)
+    finish(argv, 3600)
     assert_same(whole, run, steps)
 
 
