@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from har_jax.errors import UserError
-from har_jax.settings import Beams, Path, Positive, Seed, word
+from har_jax.settings import Beams, CountOrZero, Path, Positive, Seed, word
 
 COMMANDS = {
     "prepare": "write a dataset, a feature cache, or miniature models",
@@ -87,6 +87,17 @@ def add_decoding(arguments: argparse._ActionsContainer) -> None:
 def add_seed(arguments: argparse._ActionsContainer, of: str = "--method=sample") -> None:
     """Declares `--seed`."""
     arguments.add_argument("--seed", type=word(Seed), default=0, help=f"of {of}")
+
+
+def add_scored(arguments: argparse._ActionsContainer, seed: str) -> None:
+    """Declares `--split`, `--limit`, `--against` and `--seed`: what is scored, beside what, and
+    what is drawn for it."""
+    add_seed(arguments, seed)
+    add = arguments.add_argument
+    add("--split", default="test", help="of the dataset (default: test)")
+    add("--limit", type=word(CountOrZero), default=0, metavar="N", help="first N images only")
+    other = "another system: COCO results JSON, or its --out"
+    add("--against", type=path, metavar="OTHER", help=other)
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:

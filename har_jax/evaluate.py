@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser, path
+from har_jax.command_line import add_decoding, add_run, add_scored, decoding, new_parser, path
 from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
-from har_jax.settings import Count, CountOrZero, word
+from har_jax.settings import Count, word
 
 DESCRIPTION = """\
 Scores captions against references: those of a trained run, on a split, or those of a file.
@@ -39,14 +39,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("evaluate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--out", type=path, metavar="DIR", required=True, help="where the results go")
-    add("--split", default="test", help="of the dataset (default: test)")
     scores = "CLIP that scores CLIPScore (default: the run's choice)"
     add("--clip", type=path, metavar="HF_DIR", help=scores)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
-    other = "another system: COCO results JSON, or its --out"
-    add("--against", type=path, metavar="OTHER", help=other)
-    add("--limit", type=word(CountOrZero), default=0, metavar="N", help="first N images only")
-    add_seed(parser, of="sampling, control and bootstrap")
+    add_scored(parser, "sampling, control and bootstrap")
     run = parser.add_argument_group("a trained run")
     add_run(run, required=False)
     add_decoding(run)

@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from har_jax.command_line import add_seed, new_parser, path
+from har_jax.command_line import add_scored, new_parser, path
 from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
-from har_jax.settings import Count, CountOrZero, word
+from har_jax.settings import Count, word
 from har_jax.zerocap.arguments import add_settings, guidance
 from har_jax.zerocap.settings import PRESETS
 
@@ -54,14 +54,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     size = "images at a time (default: 8)"
     add("--batch-size", type=word(Count), default=8, metavar="N", help=size)
     add("--json", action="store_true", help="print JSON")
-    add_seed(parser, of="--preset=approx, and of the bootstrap")
-    add = parser.add_argument_group("a split of a dataset, captioned and scored").add_argument
+    group = parser.add_argument_group("a split of a dataset, captioned and scored")
+    add_scored(group, "--preset=approx, and of the bootstrap")
+    add = group.add_argument
     add("--data", type=path, metavar="DIR", help="a prepared dataset")
-    add("--split", default="test", help="of the dataset (default: test)")
-    add("--limit", type=word(CountOrZero), default=0, metavar="N", help="first N images only")
     add("--score-clip", type=path, metavar="HF_DIR", help="another CLIP, for CLIPScore")
-    other = "another system: COCO results JSON, or its --out"
-    add("--against", type=path, metavar="OTHER", help=other)
     add("--out", type=path, metavar="DIR", help="where the results go")
     add_settings(parser)
     return parser.parse_args(argv)
