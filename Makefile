@@ -3,7 +3,7 @@
 # make test    the test suite, in WORKERS=2 processes
 # make fuzz    20,000 hostile inputs (make test draws one of forty)
 # make properties   the property tests with examples that are drawn afresh, 1,000 of each
-# make kill    training killed ten times, continued bit for bit (make test kills it twice)
+# make kill    MLE and SCST killed a hundred times, continued bit for bit (make test: twice; an hour)
 # make long    the benchmark for accelerators on tiny models (five minutes)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make lint    ruff and pyright

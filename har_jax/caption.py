@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser
+from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser, path
 from har_jax.errors import command
+from har_jax.settings import Tokens, word
 
 DESCRIPTION = """\
 Writes one caption per image, as PATH<TAB>CAPTION, or with --json as a JSON list of
@@ -23,12 +24,13 @@ examples:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("caption", DESCRIPTION, EXAMPLES)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    add = parser.add_argument
+    add("images", type=path, metavar="IMAGE", nargs="+", help="image files")
     add_run(parser)
     add_decoding(parser)
     add_seed(parser)
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="default: as in training")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add("--max-tokens", type=word(Tokens), metavar="N", help="default: as in training")
+    add("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 
 
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     files = Files(args.images)
     images = [files.read(i) for i in files.ids]
-    for path, image in zip(args.images, images, strict=True):
-        decode(image, name=path)
+    for name, image in zip(args.images, images, strict=True):
+        decode(image, name=name)
 
     from har_jax.files import dumps
     from har_jax.loading.captioner import load_captioner

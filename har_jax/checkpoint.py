@@ -3,15 +3,21 @@
     RUN/checkpoints/<step>/params      what was trained, by flat names ("lm.layers.0.attn.q.kernel")
                           /optimizer   the optimizer's state
                           /progress    JSON: the data pipeline's state, the seed
+                          /metrics     JSON: figures of a validation, where there was one
+                          /sums.json   size and CRC-32 of every file of arrays
+    RUN/checkpoints/damaged-<step>     one that was not as it was written when a run went on
 
 Saving is asynchronous and atomic: a step directory gets its final name only when it is whole, so a
 killed process leaves nothing that could be taken for a checkpoint. Two are kept, the latest and the
 best by validation CIDEr. Restoring goes straight into the shards of whatever mesh is in use.
+
+What is restored is compared with its sums first. A damaged step is in nobody's way: who asks for
+the best or the latest gets the next one that is whole, and a line that says so.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import operator
 import os
@@ -21,34 +27,56 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from har_jax.errors import UserError, did_you_mean
+from har_jax.checkpoint_files import (
+    METRIC,
+    best_whole,
+    directory_of,
+    finished_steps,
+    has_checkpoint,
+    resolve_step,
+    sealed,
+    set_aside,
+    steps_of,
+    sum_up,
+    unsealed,
+)
+from har_jax.errors import UserError, one_line
+from har_jax.files import write_json
 from har_jax.types import PyTree
 
-METRIC = "CIDEr"
-"""What "best" means: the higher `metrics[METRIC]` of a save."""
+__all__ = ["METRIC", "Checkpoints", "abstract", "finished_steps", "has_checkpoint", "resolve_step"]
 
 
 class Checkpoints:
-    """The checkpoints below a run directory. All processes of a job make the same calls."""
+    """The checkpoints below a run directory. All processes of a job make the same calls.
+
+    Raises:
+      UserError: there are none to be read; or, of a run that is to go on, none is whole.
+    """
 
     def __init__(self, run_dir: str | os.PathLike[str], *, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
-        self.directory = _directory(run_dir)
+        # Orbax narrates every save; what goes wrong in its threads it raises, too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.directory = directory_of(run_dir)
+        self._manager: Any = None
         if read_only:
             finished_steps(run_dir)
+            return
+        if jax.process_index() == 0:
+            set_aside(self.directory)
+        _together("checkpoints looked at")
+        self._saving = 0  # the step that is being written
         score = operator.itemgetter(METRIC)
         best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
-        keep = policies.AnyPreservationPolicy([policies.LatestN(n=1), best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else keep,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=1), best]),
             best_fn=score,
             save_decision_policy=policies.FixedIntervalPolicy(1),
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
         )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
@@ -66,63 +94,111 @@ class Checkpoints:
         optimizer: PyTree,
         progress: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        *,
+        anew: bool = False,
     ) -> None:
-        """Starts saving; returns once the arrays are copied. A step that is there is left alone."""
+        """Starts saving; returns once the arrays are copied.
+
+        Args:
+          anew: replace a step that is there; else it is left alone.
+        """
         if step in self._manager.all_steps():
-            return
+            if not anew:
+                return
+            self.wait()
+            self._manager.delete(step)
+        self.wait()
+        self._saving = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 optimizer=ocp.args.StandardSave(optimizer),
-                progress=ocp.args.JsonSave(dict(progress)),
+                progress=ocp.args.JsonSave(sealed(progress)),
             ),
-            metrics=None if metrics is None else dict(metrics),
+            metrics=None if metrics is None else sealed(metrics),
         )
+
+    def complete(
+        self, step: int, progress: Mapping[str, Any], metrics: Mapping[str, float] | None
+    ) -> None:
+        """Adds to a step what became known after it was saved: the figures of its validation, and
+        how the run goes on from there."""
+        self.wait()
+        path = self.directory / str(step)
+        if jax.process_index() == 0:
+            if metrics is not None:
+                write_json(path / "metrics" / "metrics", sealed(metrics), None)
+            write_json(path / "progress" / "metadata", sealed(progress), None)
+        _together("checkpoint completed")
+        self._manager.reload()
 
     def restore(
         self, step: int, params: PyTree, optimizer: PyTree
     ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-        """Everything of one step. The arguments are abstract: shapes, dtypes and shardings."""
+        """Everything of one step. The arguments are abstract: shapes, dtypes and shardings.
+
+        Raises:
+          UserError: the step does not fit, or cannot be read.
+        """
+        path = self.directory / str(step)
         self._check_shapes(step, params)
         self._check_optimizer(step, optimizer)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored["params"], restored["optimizer"], restored["progress"]
+        restored = self._read(step, "params", params), self._read(step, "optimizer", optimizer)
+        return *restored, unsealed(path / "progress" / "metadata")
 
     def restore_params(self, step: int, params: PyTree) -> PyTree:
-        """The parameters alone: how SCST starts from MLE, and how a captioner is loaded."""
+        """The parameters alone: how SCST starts from MLE, and how a captioner is loaded.
+
+        Raises:
+          UserError: as `restore`; whatever else of the step is damaged is in nobody's way.
+        """
         self._check_shapes(step, params)
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(params))
-        return self._manager.restore(step, args=args)["params"]
+        return self._read(step, "params", params)
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        return sorted(steps_of(self.directory))
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """The step whose validation was the best; None where none that is kept was validated."""
         self.wait()
-        return _best(dict(_scores(self.directory)))
+        return best_whole(self.directory)
+
+    @property
+    def saving(self) -> bool:
+        """Whether something that was started to be saved is not on disk yet."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Until all that was started to be saved is on disk."""
-        self._manager.wait_until_finished()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
+
+    def _sum_up(self) -> None:
+        """Called when all files of a step are written, before it gets its final name."""
+        for place in self.directory.glob(f"{self._saving}.*"):
+            sum_up(place)
+
+    def _read(self, step: int, item: str, wanted: PyTree) -> PyTree:
+        path = self.directory / str(step) / item
+        with _told(path), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            return reader.restore(path, args=ocp.args.StandardRestore(wanted))
+
+    def _metadata(self, step: int, item: str) -> PyTree:
+        path = self.directory / str(step) / item
+        with _told(path), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            return reader.metadata(path).item_metadata.tree
 
     def _check_shapes(self, step: int, params: Mapping[str, Any]) -> None:
         """Names every difference at once; Orbax's own message speaks of handlers."""
-        saved = self._manager.item_metadata(step)["params"]
+        saved = self._metadata(step, "params")
         saved = {name: tuple(leaf.shape) for name, leaf in dict(saved).items()}
         wanted = {name: tuple(leaf.shape) for name, leaf in params.items()}
         wrong = [f"{n} is not in the checkpoint" for n in wanted if n not in saved]
@@ -141,7 +217,7 @@ class Checkpoints:
             )
 
     def _check_optimizer(self, step: int, optimizer: PyTree) -> None:
-        saved, wanted = map(_leaves, (self._manager.item_metadata(step)["optimizer"], optimizer))
+        saved, wanted = map(_leaves, (self._metadata(step, "optimizer"), optimizer))
         if saved != wanted:
             other = sorted(name for name, _ in saved.items() ^ wanted.items())
             raise UserError(
@@ -157,66 +233,28 @@ def _leaves(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(k, simple=True, separator="."): x.shape for k, x in leaves}
 
 
-def _directory(run_dir: str | os.PathLike[str]) -> pathlib.Path:
-    return pathlib.Path(run_dir).absolute() / "checkpoints"
-
-
-def finished_steps(run_dir: str | os.PathLike[str]) -> dict[int, float | None]:
-    """The steps that were saved whole, each with its validation CIDEr if it was validated.
-
-    Reads file names and JSON only: Orbax's own manager would start JAX, which a check of a
-    configuration must not (in a job of several processes it would be too early).
-    """
-    directory = _directory(run_dir)
-    if not directory.is_dir():
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise of files that are not as they were written, in a line.
+    There are many kinds of it; only of memory they say the truth."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        said = one_line(str(error).strip().partition("\n")[0])[:200]
         raise UserError(
-            f"{os.fspath(run_dir)} holds no checkpoints (no directory {directory.name!r} in it); "
-            "give the --workdir of a run of har_jax.train"
-        )
-    return dict(_scores(directory))
+            f"the checkpoint {path} is damaged ({type(error).__name__}: {said}); give another "
+            "--step, or copy it again"
+        ) from error
 
 
-def _scores(directory: pathlib.Path) -> Iterator[tuple[int, float | None]]:
-    for path in directory.iterdir():
-        if path.name.isdigit():  # one that is being written has a longer name
-            file = path / "metrics" / "metrics"
-            metrics = json.loads(file.read_text()) if file.exists() else {}
-            yield int(path.name), metrics.get(METRIC)
-
-
-def _best(steps: Mapping[int, float | None]) -> int | None:
-    scored = [(value, step) for step, value in steps.items() if value is not None]
-    return max(scored)[1] if scored else None
-
-
-def has_checkpoint(run_dir: str | os.PathLike[str]) -> bool:
-    """Whether a run is there that has got as far as its first checkpoint."""
-    directory = _directory(run_dir)
-    return directory.is_dir() and any(_scores(directory))
-
-
-def resolve_step(run_dir: str | os.PathLike[str], step: str | int) -> int:
-    """`"best"` (by validation CIDEr, or the latest where none was validated), `"latest"` or a
-    number, to a step that is there; `UserError` otherwise."""
-    steps = finished_steps(run_dir)
-    name = os.fspath(run_dir)
-    there = ", ".join(map(str, sorted(steps)))
-    if not steps:
-        raise UserError(
-            f"{name} holds no finished checkpoint yet; let the run reach its first one "
-            "(config.checkpoint_every)"
-        )
-    if step in ("best", "latest"):
-        best = _best(steps) if step == "best" else None
-        return max(steps) if best is None else best
-    if not str(step).isdigit():
-        raise UserError(
-            f"step {step!r}{did_you_mean(str(step), ('best', 'latest'))}: allowed are best, "
-            f"latest, or one of {there}"
-        )
-    if int(step) not in steps:
-        raise UserError(f"{name} has no checkpoint of step {step}; it has {there}")
-    return int(step)
+def _together(name: str) -> None:
+    """Waits for all processes of a job."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from har_jax.errors import UserError
+from har_jax.settings import Beams, CountOrZero, Path, Positive, Seed, word
 
 COMMANDS = {
     "prepare": "write a dataset, a feature cache, or miniature models",
@@ -32,34 +34,70 @@ def run(name: str, argv: Sequence[str]) -> int:
     return module.main(list(argv))
 
 
+path = word(Path)
+"""`type=` of every argument that names a file or a directory; numbers are `word(Count)` and so on.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are `UserError`s: one line, as those of all else."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+          UserError: always.
+        """
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help explains")
+
+
 def new_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command, with texts that are printed as they are written."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m har_jax.{name}",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
+
+
+def counts(text: str, separator: str) -> tuple[int, int] | None:
+    """`100:105` as (100, 105); None where it is no such pair."""
+    found = re.fullmatch(rf"([0-9]{{1,9}}){separator}([0-9]{{1,9}})", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> None:
     """Declares `--checkpoint` and `--step`: a trained run."""
     add = arguments.add_argument
-    add("--checkpoint", metavar="RUN", required=required, help="run directory of har_jax.train")
+    add("--checkpoint", type=path, metavar="RUN", required=required, help="run directory of train")
     add("--step", default="best", help="best (default), latest, or a number")
 
 
 def add_decoding(arguments: argparse._ActionsContainer) -> None:
     """Declares `--method` and what belongs to one, for `decoding`."""
     arguments.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
-    arguments.add_argument("--beams", type=int, default=5, help="of --method=beam (default: 5)")
-    arguments.add_argument("--temperature", type=float, default=1.0, help="of --method=sample")
+    add = arguments.add_argument
+    add("--beams", type=word(Beams), default=5, help="of --method=beam (default: 5)")
+    add("--temperature", type=word(Positive), default=1.0, help="of --method=sample")
 
 
 def add_seed(arguments: argparse._ActionsContainer, of: str = "--method=sample") -> None:
     """Declares `--seed`."""
-    arguments.add_argument("--seed", type=int, default=0, help=f"of {of}")
+    arguments.add_argument("--seed", type=word(Seed), default=0, help=f"of {of}")
+
+
+def add_scored(arguments: argparse._ActionsContainer, seed: str) -> None:
+    """Declares `--split`, `--limit`, `--against` and `--seed`: what is scored, beside what, and
+    what is drawn for it."""
+    add_seed(arguments, seed)
+    add = arguments.add_argument
+    add("--split", default="test", help="of the dataset (default: test)")
+    add("--limit", type=word(CountOrZero), default=0, metavar="N", help="first N images only")
+    other = "another system: COCO results JSON, or its --out"
+    add("--against", type=path, metavar="OTHER", help=other)
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:

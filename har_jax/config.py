@@ -18,8 +18,10 @@ from har_jax.settings import (
     Count,
     CountOrZero,
     Decay,
+    Layer,
     MeshSize,
     NotNegative,
+    Path,
     Positive,
     Range,
     Seed,
@@ -33,7 +35,7 @@ WeightsForDecoding = Literal["auto", "gathered", "in_place"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    dir: str = ""  # a prepared dataset (python -m har_jax.prepare)
+    dir: Path = ""  # a prepared dataset (python -m har_jax.prepare)
     train_split: str = "train"
     val_split: str = "val"  # "" for none
     fraction: Share = 1.0  # of the training images: a fixed subset, inside every larger one
@@ -41,9 +43,9 @@ class DataConfig:
     subset_seed: Seed = 0  # draws other subsets
     captions_per_image: Count = 5  # R of MLE: more are drawn from, fewer are padded and masked
     # T: tokens of a caption, EOS included; 0: what the training captions need
-    max_tokens: Annotated[int, Range(at_least=2, also=(0,))] = 32
+    max_tokens: Annotated[int, Range(at_least=2, at_most=1 << 20, also=(0,))] = 32
     cache_images: bool = True  # keep decoded pixels in memory where they fit
-    features: str = ""  # a feature cache (python -m har_jax.prepare features); "": encode images
+    features: Path = ""  # a feature cache (python -m har_jax.prepare features); "": encode images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class CaptionerSettings:
     projector: Literal["patch", "pooled"] = "patch"
     prefix_tokens: Count = 10  # of a pooled projector
     projector_hidden: CountOrZero = 0  # 0: the decoder's width
-    vision_layer: Annotated[int, Range()] = -2  # layer whose patch tokens are read
+    vision_layer: Layer = -2  # layer whose patch tokens are read
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
     scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
@@ -72,8 +74,8 @@ class CaptionerSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CaptionerSettings):
-    clip: str = ""  # HF directory of the frozen encoder
-    lm: str = ""  # HF directory of the decoder, its tokenizer beside it
+    clip: Path = ""  # HF directory of the frozen encoder
+    lm: Path = ""  # HF directory of the decoder, its tokenizer beside it
     prompt: str = ""  # text after the image, before the caption
     train_lm: bool = True  # False: only the projector learns
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # trained parameters
@@ -118,7 +120,8 @@ class ScstConfig:
     objective: str = "policy_gradient"  # or package.module:function, see objectives/registry.py
     temperature: Positive = 1.0  # of the samples, in the rollout and in the update
     reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
-    reward_clip: str = ""  # HF directory of the CLIP behind the reward `clip_score`
+    reward_clip: Path = ""  # HF directory of the CLIP behind the reward `clip_score`
+    reward_timeout: Positive = 600.0  # seconds that the reward of a batch may take
     eos: bool = True  # CIDEr-D counts EOS as a word
     doctor: Literal["on", "warn", "off"] = "on"  # before the first step: har_jax/sessions/doctor.py
 
@@ -136,7 +139,7 @@ class EvalConfig:
     every: CountOrZero = 0  # steps between validations; 0: only at the end
     images: CountOrZero = 0  # of the validation split; 0: all
     batch_size: Count = 64  # rounded up to what the mesh divides
-    clip_score: str = ""  # HF directory of the independent CLIP that scores
+    clip_score: Path = ""  # HF directory of the independent CLIP that scores
 
 
 GuardAction = Literal["off", "warn", "stop", "rollback"]
@@ -173,7 +176,7 @@ class Config:
     steps: Count = 1000
     batch_size: Count = 32  # images, over all devices
     microbatches: Count = 1  # parts of a batch whose gradients are made one after the other
-    init_from: str = ""  # SCST: the MLE run to start from
+    init_from: Path = ""  # SCST: the MLE run to start from
     log_every: Count = 10
     checkpoint_every: Count = 500
     data: DataConfig = DataConfig()

@@ -8,16 +8,19 @@ configs/scst.py:tiny    a file with `get_config(preset)`, which returns a `Confi
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from har_jax import presets
 from har_jax.config import Config, check, place
-from har_jax.errors import UserError, did_you_mean
+from har_jax.errors import UserError, did_you_mean, raised_by
+from har_jax.settings import LocalPath
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool = False) -> Config:
@@ -29,10 +32,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool =
     """
     path, _, preset = spec.partition(":")
     module = _module(spec, path)
-    made = module.get_config(preset) if preset else module.get_config()
-    if not isinstance(made, Config):
-        made = Config.from_dict(made.to_dict() if hasattr(made, "to_dict") else made)
-    settings = made.to_dict()
+    settings = _config(spec, module, preset).to_dict()
     for key, text in (overrides or {}).items():
         section, leaf = place(settings, key)
         section[leaf] = text if isinstance(section[leaf], str) else _literal(text)
@@ -41,9 +41,36 @@ def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool =
     return config
 
 
+def _config(spec: str, module: ModuleType, preset: str) -> Config:
+    """What `get_config` makes."""
+    with _told(f"--config={spec}: get_config raised"):
+        made = module.get_config(preset) if preset else module.get_config()
+        if not isinstance(made, Config | dict) and hasattr(made, "to_dict"):
+            made = made.to_dict()
+    if isinstance(made, Config):
+        return made
+    if not isinstance(made, Mapping):
+        raise UserError(
+            f"--config={spec}: get_config returned a {type(made).__name__}; it must return a "
+            "Config, or a dict of settings"
+        )
+    return Config.from_dict(made)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever a user's own code raises, `sys.exit` too, as a line that names its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what} {raised_by(error)}") from error
+
+
 def _module(spec: str, path: str) -> ModuleType:
     """The config file, executed, or the package's module of presets."""
-    file = pathlib.Path(path)
+    file = pathlib.Path(LocalPath().checked(path, "--config"))
     if not file.is_file():
         if path in presets.FAMILIES:
             return importlib.import_module(f"{presets.__name__}.{path}")
@@ -57,16 +84,17 @@ def _module(spec: str, path: str) -> ModuleType:
     found = importlib.util.spec_from_file_location(f"har_jax_config_{file.stem}", file)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"--config={spec}: {file} is not valid Python: {error}") from error
-    except ImportError as error:
-        raise UserError(
-            f"--config={spec}: {file} cannot be imported: {error}; config files start from a "
-            "Config of har_jax.presets, as configs/mle.py does"
-        ) from error
-    if not hasattr(module, "get_config"):
+    with _told(f"--config={spec}: {file} raised"):
+        try:
+            found.loader.exec_module(module)
+        except SyntaxError as error:
+            raise UserError(f"--config={spec}: {file} is not valid Python: {error}") from error
+        except ImportError as error:
+            raise UserError(
+                f"--config={spec}: {file} cannot be imported: {error}; config files start from a "
+                "Config of har_jax.presets, as configs/mle.py does"
+            ) from error
+    if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config={spec}: {file} has no function get_config(preset)")
     return module
 
@@ -76,6 +104,7 @@ def _literal(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # "1if" is odd, and that is told below
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

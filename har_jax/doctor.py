@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Annotated
 
 from har_jax import config_file
 from har_jax.command_line import new_parser, read_overrides, setup_logging
 from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.files import dumps
+from har_jax.settings import Range, word
+
+Images = Annotated[int, Range(at_least=2, at_most=1_000_000)]
 
 DESCRIPTION = """\
 Finds out whether SCST has anything to learn from, before a day of a machine is spent on it: does
@@ -33,14 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("doctor", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--config", metavar="FILE[:PRESET]", required=True, help="configuration file of SCST")
-    add("--images", type=int, default=64, metavar="N", help="training images (default: 64)")
+    images = "training images (default: 64)"
+    add("--images", type=word(Images), default=64, metavar="N", help=images)
     add("--json", action="store_true", help="the findings as JSON")
     arguments, rest = parser.parse_known_args(argv)
     overrides = read_overrides(rest, parser.prog)
     setup_logging()
     logging.getLogger("har_jax").setLevel(logging.WARNING)
-    if arguments.images < 2:
-        raise UserError(f"--images={arguments.images}: give at least 2")
     config = config_file.load(arguments.config, overrides)
     if config.stage != "scst":
         raise UserError(

@@ -2,31 +2,112 @@
 
 `UserError` is for anything wrong with what was asked: one line that says what is wrong, what was
 given, what is allowed and how to fix it. Commands print that line and exit with code 2; a library
-caller catches a `ValueError`. Every other exception is a bug (or the machine) and keeps its
-traceback.
+caller catches a `ValueError`. What the machine refuses (a full disk, no rights, no memory) is told
+in a line too (`refused_by_machine`). Every other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+_LONGEST = 900  # characters of a line
 
 
 class UserError(ValueError):
-    """Bad input: `str(error)` is one clear line (what, got, allowed, fix)."""
+    """Bad input: `str(error)` is one clear line (what, got, allowed, fix).
+
+    Whatever texts of others went into it, it stays one line: what cannot be printed is escaped,
+    and of what is too long the middle is left out.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text as a line that a terminal can show whole, and that cannot steer the terminal."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[:600]} ... {text[-250:]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suffix such as `" (did you mean 'lr'?)"`, or `""` when nothing known is near `word`."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def raised_by(error: BaseException) -> str:
+    """What other code raised, and where: `ValueError: no such word (mine.py, line 12)`."""
+    told = f"{type(error).__name__}: {error}".rstrip(": ")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return told
+    name = os.path.basename(trace.tb_frame.f_code.co_filename)
+    return f"{told} ({name}, line {trace.tb_lineno})"
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OS_ERROR = re.compile(r"\[OS error (\d+)[:\]]|\[Errno (\d+)\]|\[os_error_code='?(\d+)'?\]")
+"""How TensorStore, below Orbax, tells of what the system refused."""
+
+
+def refused_by_machine(error: BaseException) -> str | None:
+    """What to say where the machine is the cause: a full or read-only disk, no rights, no memory.
+    None of anything else."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return _of_the_disk(cause.errno, cause.filename)
+        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause)[:2000]:
+            if told := _told_of_disk(str(cause)):
+                return told
+            said = str(cause).partition("\n")[0][:200] or "no memory is left"
+            return (
+                f"out of memory ({said}); lower the batch size (config.batch_size, "
+                "config.eval.batch_size, --batch-size), raise config.microbatches, or set "
+                "config.model.remat=full; `preflight` tells what fits"
+            )
+        if not isinstance(cause, UserError) and (told := _told_of_disk(str(cause))):
+            return told
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came from."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _told_of_disk(text: str) -> str | None:
+    """`_of_the_disk`, of a text that holds the system's number, and perhaps the file's name."""
+    found, name = _OS_ERROR.search(text), re.search(r'"(/[^"]+)"', text)
+    if found is None:
+        return None
+    return _of_the_disk(int(next(filter(None, found.groups()))), name and name[1])
+
+
+def _of_the_disk(number: int, name: object) -> str:
+    where = f"{os.fsdecode(name)!r}: " if isinstance(name, str | bytes) else ""
+    if number in _FULL:
+        return f"{where}{os.strerror(number)}; make room, and give the same command again"
+    fix = "check that path, its disk and your rights, and give the same command again"
+    return f"{where}{os.strerror(number)}; {fix}"
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Wraps a command's `main(argv)`: a `UserError` becomes one line on stderr and exit code 2."""
+    """Wraps a command's `main(argv)`: a `UserError`, and what the machine refuses, become one line
+    on stderr and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -41,5 +122,11 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except KeyboardInterrupt as error:
             print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
             return 130
+        except Exception as error:
+            told = refused_by_machine(error)
+            if told is None:
+                raise
+            print(f"error: {one_line(told)}", file=sys.stderr)
+            return 2
 
     return wrapped

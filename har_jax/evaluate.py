@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser
+from har_jax.command_line import add_decoding, add_run, add_scored, decoding, new_parser, path
 from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
+from har_jax.settings import Count, word
 
 DESCRIPTION = """\
 Scores captions against references: those of a trained run, on a split, or those of a file.
@@ -37,29 +38,29 @@ examples:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("evaluate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--out", metavar="DIR", required=True, help="where the results go")
-    add("--split", default="test", help="of the dataset (default: test)")
-    add("--clip", metavar="HF_DIR", help="CLIP that scores CLIPScore (default: the run's choice)")
+    add("--out", type=path, metavar="DIR", required=True, help="where the results go")
+    scores = "CLIP that scores CLIPScore (default: the run's choice)"
+    add("--clip", type=path, metavar="HF_DIR", help=scores)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
-    add("--against", metavar="OTHER", help="another system: COCO results JSON, or its --out")
-    add("--limit", type=int, default=0, metavar="N", help="first N images only")
-    add_seed(parser, of="sampling, control and bootstrap")
+    add_scored(parser, "sampling, control and bootstrap")
     run = parser.add_argument_group("a trained run")
     add_run(run, required=False)
     add_decoding(run)
     add = run.add_argument
-    add("--data", metavar="DIR", help="prepared dataset (default: the run's own)")
+    own = "prepared dataset (default: the run's own)"
+    add("--data", type=path, metavar="DIR", help=own)
     cache = "feature cache (default: the run's own, where it holds the split), or none"
-    add("--features", metavar="DIR", help=cache)
+    add("--features", type=path, metavar="DIR", help=cache)
     add("--allow-overlap", action="store_true", help="score training images too, with a warning")
-    add("--batch-size", type=int, metavar="N", help="images per device call")
+    add("--batch-size", type=word(Count), metavar="N", help="images per device call")
     add = parser.add_argument_group("captions that are there already").add_argument
-    add("--predictions", metavar="FILE", help="COCO results JSON")
-    add("--references", metavar="FILE", help="COCO captions JSON, or Karpathy's dataset_coco.json")
+    add("--predictions", type=path, metavar="FILE", help="COCO results JSON")
+    truth = "COCO captions JSON, or Karpathy's dataset_coco.json"
+    add("--references", type=path, metavar="FILE", help=truth)
     metrics = "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE (default: all that can run; the last two start "
     metrics += "Java); official (or official,CIDEr,Bleu): pycocoevalcap computes them, with Java"
     add("--metrics", metavar="A,B", help=metrics)
-    add("--images", metavar="DIR", help="the image files, for CLIPScore")
+    add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore")
     return parser.parse_args(argv)
 
 
@@ -71,8 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "give either --checkpoint=RUN, to caption and score, or --predictions=FILE with "
             "--references=FILE, to score captions that are there"
         )
-    if args.seed < 0 or args.limit < 0:
-        raise UserError(f"--seed={args.seed} --limit={args.limit}: both must be at least 0")
     if args.checkpoint:
         scores = score_run(args)
     else:

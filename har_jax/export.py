@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from har_jax.command_line import add_run, new_parser
+from har_jax.command_line import add_run, new_parser, path
 from har_jax.errors import command
 
 DESCRIPTION = """\
@@ -39,8 +39,9 @@ A run with a prompt takes another text, which the command prints.
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("export", DESCRIPTION, EXAMPLES)
     add_run(parser)
-    parser.add_argument("--out", metavar="DIR", required=True, help="a directory to make")
-    parser.add_argument("--format", choices=["llava", "mistral", "peft"], default="llava")
+    add = parser.add_argument
+    add("--out", type=path, metavar="DIR", required=True, help="a directory to make")
+    add("--format", choices=["llava", "mistral", "peft"], default="llava")
     args = parser.parse_args(argv)
 
     from har_jax.loading.export import export

@@ -1,10 +1,11 @@
-"""JSON on disk that is always valid and never half-written, and lines of our own logs.
+"""JSON on disk that is always valid and never half-written, lines of our own logs, and locks.
 
 `foreign.py` reads what others wrote.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -60,10 +61,10 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a `.jsonl`; [] without the file. A line that a kill cut off is left out."""
+    """The objects of a `.jsonl`; [] without such a file. A line that a kill cut off is left out."""
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     rows = (parse_line(line) for line in text.splitlines())
     return [row for row in rows if row is not None]
@@ -75,6 +76,32 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
-        return row
-    return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int and 0 <= step < 2**53 else None
+
+
+def lock(path: pathlib.Path, *, wait: bool = False) -> int:
+    """A locked handle of a file, which is made if need be. The system lets it go if the process
+    dies; `os.close` does before. Who holds it may remove the file.
+
+    Raises:
+      BlockingIOError: another process holds it, and not `wait`.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if is_open_as(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # of a file that its holder has just removed
+
+
+def is_open_as(handle: int, path: pathlib.Path) -> bool:
+    """Whether an open file is still the one under that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

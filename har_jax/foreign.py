@@ -75,7 +75,8 @@ def parse_json(text: str | bytes, where: str, what: str, *, halves: bool = False
       UserError: not JSON; nested too deeply or with numbers too long for Python to read; a text
         with half a character in it.
     """
-    try:
+    try:  # of bytes, `json.loads` would let halves of characters through
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(text)
     except json.JSONDecodeError as error:
         why = f"line {error.lineno}: {error.msg}"
@@ -86,7 +87,6 @@ def parse_json(text: str | bytes, where: str, what: str, *, halves: bool = False
         raise UserError(f"{where} is nested too deeply to be read; give {what}") from None
     except ValueError as error:  # of integers with thousands of digits
         raise UserError(f"{where} cannot be read ({error}); give {what}") from None
-    text = text if isinstance(text, str) else text.decode(errors="replace")
     if not halves and _HALF.search(text) and (half := _half_of(value)):
         raise UserError(
             f"{where} holds {half!r}, which ends in the middle of a character (an unpaired "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
-from har_jax.errors import UserError, did_you_mean
+from har_jax.errors import UserError, did_you_mean, raised_by
 
 
 def load_function(path: str, what: str) -> Callable[..., Any]:
@@ -16,15 +17,21 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
       UserError: no such module or function, or it is not callable.
     """
     module_name, _, attribute = path.partition(":")
+    fix = "write package.module:function"
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
+        raise UserError(f"{what} {path!r} is no path of a function; {fix}")
     try:
         module = importlib.import_module(module_name)
+        function = getattr(module, attribute, None)
     except ModuleNotFoundError as error:
         # A module that the user's own module lacks is named too.
         raise UserError(
             f"{what} {path!r}: there is no module {error.name!r}; put its directory on PYTHONPATH "
-            "and write package.module:function"
+            f"and {fix}"
         ) from error
-    function = getattr(module, attribute, None)
+    except (Exception, SystemExit) as error:
+        told = raised_by(error)
+        raise UserError(f"{what} {path!r}: importing {module_name} raised {told}") from error
     if not callable(function):
         kind = "no" if function is None else f"a {type(function).__name__} and no function"
         near = did_you_mean(attribute, vars(module))

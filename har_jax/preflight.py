@@ -14,6 +14,7 @@ from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.presets import published
 from har_jax.sessions import topologies
+from har_jax.settings import NotNegative, word
 
 log = logging.getLogger("har_jax")
 
@@ -50,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     )
     add(
         "--search",
-        type=float,
+        type=word(NotNegative),
         default=240.0,
         metavar="SECONDS",
         help="how long to try other settings where it does not fit (default: 240; 0: not at all)",

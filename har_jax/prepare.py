@@ -6,9 +6,9 @@ function to run.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from har_jax.command_line import new_parser
 from har_jax.errors import command
 from har_jax.preparation.features import add_features
 from har_jax.preparation.photographs import add_coco, add_flickr, add_folder, add_nocaps
@@ -53,12 +53,8 @@ tfds.builder_from_directory(DIR).as_data_source("train"), or give it to train as
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Runs one subcommand; see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m har_jax.prepare",
-        description="Write a dataset, or the miniature foundation models, under --out.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    what = "Write a dataset, or the miniature foundation models, under --out."
+    parser = new_parser("prepare", what, EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="|".join(SUBCOMMANDS))
     for add in SUBCOMMANDS.values():
         add(commands)

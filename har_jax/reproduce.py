@@ -10,8 +10,9 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from har_jax.command_line import new_parser
+from har_jax.command_line import new_parser, path
 from har_jax.errors import UserError, command
+from har_jax.settings import Count, Seed, word
 
 DESCRIPTION = """\
 Prepares the data, trains MLE and SCST for each seed, evaluates both on the test split, and prints
@@ -47,16 +48,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--scale", choices=("tiny", "full"), default="tiny")
     add("--table", choices=TABLES, default="comparison", help="see above (default: comparison)")
-    add("--seeds", type=int, default=5, metavar="N", help="seeds 0..N-1 (default 5)")
-    add("--first-seed", type=int, default=0, metavar="S", help="start at another seed")
-    add("--out", metavar="DIR", help="run directories (default: runs/reproduce, or runs/rewards)")
-    add("--mle-steps", type=int, metavar="N", help="default: the preset's")
-    add("--scst-steps", type=int, metavar="N", help="default: the preset's; 150 of rewards")
+    add("--seeds", type=word(Count), default=5, metavar="N", help="seeds 0..N-1 (default 5)")
+    add("--first-seed", type=word(Seed), default=0, metavar="S", help="start at another seed")
+    out = "run directories (default: runs/reproduce, or runs/rewards)"
+    add("--out", type=path, metavar="DIR", help=out)
+    add("--mle-steps", type=word(Count), metavar="N", help="default: the preset's")
+    steps = "default: the preset's; 150 of rewards"
+    add("--scst-steps", type=word(Count), metavar="N", help=steps)
     add("--dry-run", action="store_true", help="print the commands only")
     add = parser.add_argument_group("of some tables").add_argument
-    add("--limit", type=int, metavar="N", help="paper, ablations: first N test images (all)")
+    first = "paper, ablations: first N test images (all)"
+    add("--limit", type=word(Count), metavar="N", help=first)
     skewed = "rewards: seeds of the skewed variant, the first so many (default: all)"
-    add("--skewed-seeds", type=int, metavar="N", help=skewed)
+    add("--skewed-seeds", type=word(Count), metavar="N", help=skewed)
     add("--only", metavar="A,B", help="ablations: these rows, beside the first (default: all)")
     add("--list", action="store_true", default=None, help="ablations: print the known rows")
     return parser.parse_args(argv)
@@ -69,10 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) is not None and args.table not in tables:
             flag, allowed = f"--{name.replace('_', '-')}", " or ".join(tables)
             raise UserError(f"{flag} belongs to --table={allowed}, not to {args.table}")
-    if args.seeds < 1:
-        raise UserError(f"--seeds={args.seeds}: give at least one")
-    if args.first_seed < 0:
-        raise UserError(f"--first-seed={args.first_seed}: it must be at least 0")
     if args.table in ("rewards", "ablations") and args.scale != "tiny":
         what = f"--table={args.table} is of the scenes"
         raise UserError(f"{what}: --scale=tiny, not {args.scale!r}")

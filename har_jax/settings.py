@@ -1,15 +1,19 @@
-"""Settings as frozen dataclasses: numbers that say what they may be, and the way from plain values.
+"""Settings that say what they may be: numbers by their range, paths by what can name a file here.
 
-`build` makes a dataclass of settings from what a file, a command line or `config.json` gives, and
-refuses unknown keys, wrong types and numbers out of their range.
+`build` makes a frozen dataclass of settings from what a file, a command line or `config.json`
+gives, and refuses unknown keys, wrong types, and values that are not allowed. `word` does the same
+for one argument of a command line, from the same declarations.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
+import os
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from har_jax.errors import UserError, did_you_mean
@@ -28,7 +32,7 @@ class Range:
     def holds(self, value: float) -> bool:
         """Whether a value is allowed."""
         return value in self.also or (
-            math.isfinite(value)
+            abs(value) < _TOO_LARGE
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -41,15 +45,65 @@ class Range:
         text = " and ".join(f"{word} {n}" for word, n in bounds if n is not None)
         return " or ".join([*map(str, self.also), text or "finite"])
 
+    def checked(self, value: float, where: str) -> float:
+        """The value; `where` it stands is for errors.
 
-Count = Annotated[int, Range(at_least=1)]
-CountOrZero = Annotated[int, Range(at_least=0)]
+        Raises:
+          UserError: it is not allowed.
+        """
+        if not self.holds(value):
+            raise UserError(f"{where} is {_shown(value)}; it must be {self}")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPath:
+    """What can name a file or a directory of this machine, or a model of the hub."""
+
+    def checked(self, text: str, where: str) -> str:
+        """The path, with `~` as the home directory; `where` it stands is for errors.
+
+        Raises:
+          UserError: it names a place of another kind (`gs://bucket`), somebody who is not there, or
+            cannot be a name at all.
+        """
+        given = f"{where} is {_shown(text)}"
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+        if scheme:
+            raise UserError(
+                f"{given}, but {scheme[1]}:// is not read; copy it to a disk of this machine, or "
+                "mount it, and give that path"
+            )
+        path = os.path.expanduser(text)
+        if path == text and re.match(r"~[^/]*(/|$)", text) and not os.path.lexists(path):
+            raise UserError(f"{given}, but there is no such home directory; write it out")
+        if "\0" in path or _broken(path):
+            raise UserError(f"{given}, which can be no file's name in UTF-8; rename the file")
+        longest = max(len(part.encode()) for part in path.split("/"))
+        if len(path.encode()) > 4000 or longest > 255:
+            raise UserError(
+                f"{given}, which is too long: a path has at most 4000 bytes, a name in it 255"
+            )
+        return path
+
+
+_TOO_LARGE = 1e30
+"""Beyond it float32, as devices compute, has little left, and no setting means anything."""
+_INT32 = 2**31 - 1
+
+Count = Annotated[int, Range(at_least=1, at_most=_INT32)]
+CountOrZero = Annotated[int, Range(at_least=0, at_most=_INT32)]
+Tokens = Annotated[int, Range(at_least=1, at_most=1 << 20)]
+Beams = Annotated[int, Range(at_least=1, at_most=1000)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
-Positive = Annotated[float, Range(above=0)]
+Layer = Annotated[int, Range(at_least=-10_000, at_most=10_000)]  # negative: counted from the end
+Positive = Annotated[float, Range(at_least=1e-30)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(above=0, at_most=1)]
+Part = Annotated[float, Range(at_least=0, at_most=1)]  # of a whole
 Decay = Annotated[float, Range(at_least=0, below=1)]  # of a running average, each step
-MeshSize = Annotated[int, Range(at_least=1, also=(-1,))]  # -1: the devices that are left
+MeshSize = Annotated[int, Range(at_least=1, at_most=_INT32, also=(-1,))]  # -1: what is left
+Path = Annotated[str, LocalPath()]
 
 
 def place(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
@@ -79,6 +133,36 @@ def _all_keys(values: Mapping[str, Any], prefix: str = "config") -> list[str]:
     return keys
 
 
+def word(hint: Any) -> Callable[[str], Any]:
+    """`type=` of an argument: a word of the command line as `Count`, `Share`, `Path`, and so on."""
+    kind, allowed = typing.get_args(hint)
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = {int: "a whole number", float: "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"it is {_shown(text)}; it must be {what}") from None
+        if text == "":
+            raise argparse.ArgumentTypeError("it is empty; give a path, or leave it out")
+        try:
+            return allowed.checked(value, "it")
+        except UserError as error:  # argparse would replace the text of a ValueError
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    read.hint = hint  # type: ignore[attr-defined]
+    return read
+
+
+def _shown(value: Any) -> str:
+    """A value of somebody else's in an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= 120 else f"{text[:116]} ..."
+
+
 _ALIASES = {
     "learning_rate": "config.optim.lr",
     "bs": "config.batch_size",
@@ -94,6 +178,7 @@ def _unknown_key(key: str, known: Sequence[str]) -> UserError:
     elsewhere = {k.rpartition(".")[2]: k for k in known}  # the right name in the wrong section
     near = _ALIASES.get(leaf, elsewhere.get(leaf))
     hint = f" (did you mean {near!r}?)" if near else did_you_mean(key, known)
+    key = key if len(key) <= 120 else f"{key[:116]} ..."
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     return UserError(f"unknown key {key}{hint}; {parent} has {', '.join(siblings) or 'no keys'}")
 
@@ -109,8 +194,10 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
       where: what its keys are called in errors, such as "config.optim".
 
     Raises:
-      UserError: a key is unknown, a value not of its field's type or out of its range.
+      UserError: a key is unknown, a value not of its field's type or not allowed.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {_shown(values)}; it must be a section with keys of its own")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls, include_extras=True)
     made = {}
@@ -122,8 +209,8 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
             raise _unknown_key(key, [f"{where}.{name}" for name in fields])
         elif value != _GONE[key]:
             raise UserError(
-                f"{key} is {value!r}: this version has no such setting any more, it does as with "
-                f"{_GONE[key]!r}; use the version of har_jax that the run was made with"
+                f"{key} is {_shown(value)}: this version has no such setting any more, it does as "
+                f"with {_GONE[key]!r}; use the version of har_jax that the run was made with"
             )
     return cls(**made)
 
@@ -131,25 +218,27 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is Annotated:
         kind, allowed = typing.get_args(hint)
-        number = _convert(kind, value, where)
-        if not allowed.holds(number):
-            raise UserError(f"{where} is {number}; it must be {allowed}")
-        return number
+        return allowed.checked(_convert(kind, value, where), where)
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} is {value!r}; it must be a section with keys of its own")
         return build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
-            hint_text = did_you_mean(str(value), allowed)
-            raise UserError(f"{where} is {value!r}{hint_text}; allowed: {', '.join(allowed)}")
+            near = did_you_mean(value, allowed) if isinstance(value, str) else ""
+            raise UserError(f"{where} is {_shown(value)}{near}; allowed: {', '.join(allowed)}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _TOO_LARGE else math.inf
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if type(value) is not hint:
         kind = type(value).__name__
-        raise UserError(f"{where} is {value!r} ({kind}); it must be {hint.__name__}")
+        raise UserError(f"{where} is {_shown(value)} ({kind}); it must be {hint.__name__}")
+    if isinstance(value, str) and ("\0" in value or _broken(value)):
+        raise UserError(f"{where} is {_shown(value)}, which is no text that a file could hold")
     return value
+
+
+def _broken(text: str) -> bool:
+    """Whether a text holds half a character (an unpaired surrogate)."""
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)

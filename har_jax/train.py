@@ -8,10 +8,11 @@ import os
 from collections.abc import Sequence
 
 from har_jax import config_file
-from har_jax.command_line import new_parser, read_overrides, setup_logging
+from har_jax.command_line import counts, new_parser, path, read_overrides, setup_logging
 from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.progress import write
+from har_jax.settings import Count, word
 
 log = logging.getLogger("har_jax")
 
@@ -41,9 +42,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     parser = new_parser("train", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--config", metavar="FILE[:PRESET]", required=True, help="configuration file")
-    add("--workdir", metavar="DIR", help="the run directory to create or to resume")
+    add("--workdir", type=path, metavar="DIR", help="the run directory to create or to resume")
     add("--print-config", action="store_true", help="print the resolved configuration and stop")
-    add("--stop-after", type=int, metavar="N", help="leave in order after N steps of this process")
+    stop = "leave in order after N steps of this process"
+    add("--stop-after", type=word(Count), metavar="N", help=stop)
     add("--profile", metavar="START:STOP", help="trace these steps, both included, in DIR/profile")
     known, rest = parser.parse_known_args(argv)
     return known, read_overrides(rest, parser.prog)
@@ -53,10 +55,10 @@ def _steps(text: str | None) -> tuple[int, int] | None:
     """`100:105` as (100, 105)."""
     if text is None:
         return None
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    steps = counts(text, ":")
+    if steps is None or not 1 <= steps[0] <= steps[1]:
         raise UserError(f"--profile={text}: give the first and the last step, such as 100:105")
-    return int(first), int(last)
+    return steps
 
 
 @command
@@ -97,7 +99,7 @@ def run(
         return 1
     if not outcome.finished:
         log.info("left in order at step %d; the same command continues this run", outcome.step)
-        return 0 if stop_after else 143  # 128 + SIGTERM, as a shell reports it
+        return 128 + outcome.signal if outcome.signal else 0  # as a shell reports it
     return 0
 
 

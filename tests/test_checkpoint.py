@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from har_jax.checkpoint import Checkpoints, abstract, resolve_step
+from har_jax.checkpoint import Checkpoints, abstract, finished_steps, resolve_step
 from har_jax.errors import UserError
 from har_jax.models.functional import split
 from har_jax.sharding import make_mesh
@@ -82,3 +82,90 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="no finished checkpoint yet"):
         Checkpoints(tmp_path)
         resolve_step(tmp_path, "best")
+
+
+def two_steps(run):
+    """Step 1 is the best one, step 2 the latest."""
+    checkpoints = Checkpoints(run)
+    for step, cider in ((1, 0.9), (2, 0.5)):
+        params = {"a": jnp.arange(64.0) + step}
+        checkpoints.save(step, params, {"m": params["a"] * 2}, {"n": step}, {"CIDEr": cider})
+    checkpoints.close()
+
+
+WANTED = (
+    {"a": jax.ShapeDtypeStruct((64,), jnp.float32)},
+    {"m": jax.ShapeDtypeStruct((64,), jnp.float32)},
+)
+
+
+def damage_to(run, step, item):
+    """Flips a bit in the largest file of an item, or cuts off the JSON of `metrics`."""
+    files = [p for p in (run / "checkpoints" / str(step) / item).rglob("*") if p.is_file()]
+    files = [p for p in files if p.name != "commit_success.txt"]
+    file = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if item in ("params", "optimizer") else data[:9])
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "progress", "metrics"])
+def test_a_damaged_step_is_in_nobodys_way(tmp_path, caplog, item):
+    two_steps(tmp_path)
+    damage_to(tmp_path, 2, item)
+    # 1. Who wants the parameters alone is not held up by anything else.
+    whole = item != "params"
+    assert resolve_step(tmp_path, "best") == 1
+    assert resolve_step(tmp_path, "latest") == (2 if whole else 1)
+    if whole:
+        reader = Checkpoints(tmp_path, read_only=True)
+        assert reader.restore_params(2, WANTED[0])["a"][0] == 2
+        assert resolve_step(tmp_path, 2) == 2
+    else:
+        with pytest.raises(UserError, match=r"checkpoint 2 of .* is damaged .params/"):
+            resolve_step(tmp_path, 2)
+    # 2. A run goes on from the newest whole step, says so, and keeps what it set aside.
+    caplog.clear()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == 1 and checkpoints.best() == 1
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 1 and "checkpoint 2 is damaged (" in told[0] and "from step 1" in told[0]
+    params, optimizer, progress = checkpoints.restore(1, *WANTED)
+    assert params["a"][0] == 1 and optimizer["m"][0] == 2 and progress == {"n": 1}
+    assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
+    # 3. The step is done, and saved, again.
+    checkpoints.save(2, {"a": params["a"] + 1}, optimizer, {"n": 2}, {"CIDEr": 0.5})
+    checkpoints.close()
+    assert resolve_step(tmp_path, "latest") == 2
+
+
+def test_figures_that_cannot_be_read_are_given_up_last(tmp_path, caplog):
+    two_steps(tmp_path)
+    for step in (1, 2):
+        damage_to(tmp_path, step, "metrics")
+    assert resolve_step(tmp_path, "best") == 2
+    assert sum("cannot be the best" in r.getMessage() for r in caplog.records) == 2
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == 2 and checkpoints.best() is None
+    checkpoints.close()
+
+
+def test_no_step_is_whole(tmp_path):
+    two_steps(tmp_path)
+    for step in (1, 2):
+        damage_to(tmp_path, step, "params")
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole"):
+        resolve_step(tmp_path, "best")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole .2: params/"):
+        Checkpoints(tmp_path)
+
+
+def test_what_is_known_later_is_added_to_a_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    params = {"a": jnp.zeros(64)}
+    for step, cider in ((1, 0.9), (2, None), (3, 0.1)):
+        checkpoints.save(step, params, {"m": params["a"]}, {"validate": True})
+        checkpoints.complete(step, {"n": step}, None if cider is None else {"CIDEr": cider})
+    checkpoints.close()
+    assert finished_steps(tmp_path) == {1: 0.9, 3: 0.1}
+    assert Checkpoints(tmp_path, read_only=True).restore(3, *WANTED)[2] == {"n": 3}

@@ -119,7 +119,7 @@ def test_overrides_keep_their_types():
         ({"scst.baseline": "both", "scst.samples": "1"}, "'both' needs config.scst.samples"),
         ({"steps.x": "1"}, "unknown key config.steps.x"),
         ({"guards.length": "roll_back"}, r"did you mean 'rollback'\?\); allowed: off, warn, stop"),
-        ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be above 0"),
+        ({"guards.kl_limit": "0"}, "config.guards.kl_limit is 0.0; it must be at least 1e-30"),
         ({"guards.rollback_lr_factor": "1.5"}, "must be above 0 and at most 1"),
         ({"guards.max_rollbacks": "-1"}, "must be at least 0"),
         ({"scst.doctor": "maybe"}, "allowed: on, warn, off"),
@@ -160,18 +160,28 @@ def test_a_batch_that_the_mesh_cannot_divide():
     check_devices(load("mle:tiny", {"eval.batch_size": "50"}), 8)
 
 
+WORDS = {
+    *("data.train_split", "data.val_split", "model.prompt", "model.lora.targets"),
+    *("scst.objective", "scst.reward"),
+}
+"""Texts that name no file. A new text is one of these, or a `settings.Path`."""
+
+
 def numbers(cls=Config, prefix=""):
-    """(key, type, range) of every int and float of the configuration."""
+    """(key, type, range) of every int and float of the configuration, and of every path."""
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             yield from numbers(hint, f"{prefix}{name}.")
         elif typing.get_origin(hint) is typing.Annotated:
             yield f"{prefix}{name}", *typing.get_args(hint)
+        elif hint is str:
+            assert f"{prefix}{name}" in WORDS, "is it a path?"
         else:
             assert hint not in (int, float), f"{prefix}{name} does not say what it may be"
 
 
-NUMBERS = {key: (kind, allowed) for key, kind, allowed in numbers()}
+NUMBERS = {key: (kind, allowed) for key, kind, allowed in numbers() if kind is not str}
+PATHS = {key for key, kind, _ in numbers() if kind is str}
 
 
 @settings(deadline=None, max_examples=20)
@@ -183,7 +193,7 @@ def test_every_number_is_held_to_its_range(key, data):
     above = allowed.at_most if allowed.at_most is not None else allowed.below
     limits = {"allow_nan": False, "allow_infinity": False} if kind is float else {}
     drawn = {int: st.integers, float: st.floats}[kind]
-    wrong = [st.sampled_from([math.nan, math.inf, -math.inf])]
+    wrong = [st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, 10**400, 10**5000])]
     if below is not None:
         wrong.append(drawn(max_value=kind(below), **limits))
     if above is not None:
@@ -203,3 +213,24 @@ def test_the_defaults_are_in_range():
             value = value[part]
         assert allowed.holds(value), key
     assert len(NUMBERS) > 35 and Range().holds(-2) and not Range().holds(math.nan)
+
+
+@pytest.mark.parametrize("key", sorted(PATHS))
+def test_every_path_is_one_of_this_machine(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert (
+        scst.TINY.changed(**{key: "~/data"}).to_dict()
+        == scst.TINY.changed(**{key: "/home/me/data"}).to_dict()
+    )
+    for wrong, message in {
+        "gs://bucket/a": "gs:// is not read; copy it",
+        "hf://models/a": "hf:// is not read",
+        "~nobody-of-this-name/a": "no such home directory",
+        "a\0b": "which is no text",
+        "\ud800": "no",
+        "a" * 300: "too long",
+        "a/" * 3000: "too long",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            scst.TINY.changed(**{key: wrong})
+        assert "\n" not in str(caught.value) and f"config.{key} is" in str(caught.value)

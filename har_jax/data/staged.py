@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.files import plain, write_json
+from har_jax.files import is_open_as, lock, plain, write_json
 from har_jax.foreign import read_json
 
 _KEY, _FINISHING = "key.json", "lock-finish"
@@ -72,7 +71,7 @@ class Staged:
         """
         name = "lock-{}-of-{}".format(*part)
         try:
-            lock = self._lock(name)
+            held = self._lock(name)
         except BlockingIOError:
             raise UserError(
                 f"another process is writing {self.out} (it holds {self.path}); wait for it, or "
@@ -98,10 +97,10 @@ class Staged:
                 "command again"
             ) from error
         finally:
-            own = _same(lock, self.path / name)  # not one that was begun after this was published
+            own = is_open_as(held, self.path / name)  # not one begun after this was published
             if own and not (self.resumes and (self.path / _KEY).exists()):
                 self.forget()
-            os.close(lock)
+            os.close(held)
 
     def begin(self, key: Mapping[str, Any], *, anew: bool) -> str:
         """Keeps the shards that were begun with the same key.
@@ -216,32 +215,22 @@ class Staged:
     @contextlib.contextmanager
     def _finishing(self) -> Iterator[None]:
         """Held by one of the processes that write parts, while it begins or finishes."""
-        lock = self._lock(_FINISHING, wait=True)
+        held = self._lock(_FINISHING, wait=True)
         try:
             yield
         finally:
-            os.close(lock)
+            os.close(held)
 
     def _lock(self, name: str, *, wait: bool = False) -> int:
         """A locked handle; the system lets it go if the process dies."""
         while True:
             if not wait:
                 self.path.mkdir(parents=True, exist_ok=True)
-            file = self.path / name
             try:
-                handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+                return lock(self.path / name, wait=wait)
             except FileNotFoundError:  # the holder has just finished and removed the directory
                 if wait:
                     raise _Finished(f"another process has just finished {self.out}") from None
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if _same(handle, file):
-                    return handle
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)
 
 
 def check_free(out: str | os.PathLike[str], what: str, mark: str, *, overwrite: bool) -> None:
@@ -267,11 +256,3 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _same(handle: int, path: pathlib.Path) -> bool:
-    """Whether the file that was locked is still the one under that name."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False

@@ -16,8 +16,6 @@ in between, the same command is given again, and the part continues in its own d
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import pathlib
 import shlex
@@ -27,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from har_jax.errors import UserError
 from har_jax.experiments.parts import Part, content_of
 from har_jax.experiments.runs import run_command
-from har_jax.files import write_json
+from har_jax.files import lock, write_json
 from har_jax.foreign import read_json
 from har_jax.version import __version__
 
@@ -173,19 +171,13 @@ def open_sweep(out: str | os.PathLike[str], *, dry_run: bool = False) -> Iterato
 def _lock(file: pathlib.Path, out: str | os.PathLike[str]) -> int:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"--out={out}: cannot write there ({error.strerror}); give another directory"
-        ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
+        return lock(file)
+    except BlockingIOError:
         raise UserError(
             f"another reproduce works in {out} (it holds {file}); wait for it, or choose another "
             "--out"
         ) from None
-    return handle
+    except OSError as error:
+        raise UserError(
+            f"--out={out}: cannot write there ({error.strerror}); give another directory"
+        ) from None

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from har_jax.command_line import path
+
 Run = Callable[[argparse.Namespace], int | None]
 
 
@@ -14,8 +16,9 @@ def subcommand(commands: Any, name: str, run: Run, **texts: Any) -> argparse.Arg
     """Declares a subcommand that runs `run` and writes to --out."""
     parser = commands.add_parser(name, **texts)
     parser.set_defaults(run=run)
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the result is written")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    add = parser.add_argument
+    add("--out", type=path, required=True, metavar="DIR", help="where the result is written")
+    add("--overwrite", action="store_true", help="replace a dataset that is there")
     return parser
 
 

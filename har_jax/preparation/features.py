@@ -6,8 +6,10 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from har_jax.command_line import counts, path
 from har_jax.errors import UserError
 from har_jax.preparation.arguments import subcommand
+from har_jax.settings import Count, Layer, word
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
@@ -31,11 +33,11 @@ def add_features(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", metavar="DIR", help="dataset, e.g. data/coco")
+    add("--data", type=path, metavar="DIR", help="dataset, e.g. data/coco")
     add("--split", action="append", metavar="NAME", help="repeat it for several (default: all)")
-    add("--clip", metavar="HF_DIR", help="the encoder")
+    add("--clip", type=path, metavar="HF_DIR", help="the encoder")
     kind = parser.add_mutually_exclusive_group().add_argument
-    kind("--layer", type=int, default=-2, help="whose patch tokens are kept (default: -2)")
+    kind("--layer", type=word(Layer), default=-2, help="whose patch tokens are kept (default: -2)")
     kind("--pooled", action="store_true", help="one vector per image (model.projector=pooled)")
     stored = "of the stored features (default: float32; of --import: its own)"
     add("--dtype", choices=["float32", "bfloat16", "float16"], help=stored)
@@ -43,11 +45,11 @@ def add_features(commands: Any) -> None:
     computed += "features, to give them their own encoder's (default: float32)"
     choices = ["float32", "bfloat16"]
     add("--compute-dtype", choices=choices, default="float32", help=computed)
-    add("--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    add("--batch-size", type=word(Count), default=64, metavar="N", help="default: 64")
     part = "write the I-th of N parts, counted from 0"
     add("--part", default="0/1", metavar="I/N", help=part)
-    add("--import", dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
-    add("--ids", metavar="FILE", help="of --import: image ids, .npy, .json or text")
+    add("--import", type=path, dest="array", metavar="FILE", help="[N,Dv] or [N,S,Dv] .npy")
+    add("--ids", type=path, metavar="FILE", help="of --import: image ids, .npy, .json or text")
     add("--name", help="of --import: the encoder's (default: that of the file)")
     verify = "check every byte of the cache at --out, and stop (as `prepare verify`)"
     add("--verify", action="store_true", help=verify)
@@ -57,8 +59,6 @@ def features(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(arguments.out)
     part = _part(arguments.part)
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size={arguments.batch_size}; it must be at least 1")
     if not arguments.data:
         raise UserError("--data is missing; give the dataset whose images have the features")
     if bool(arguments.clip) == bool(arguments.array):
@@ -128,10 +128,10 @@ def _splits(data: str, names: list[str] | None) -> dict[str, Split]:
 
 
 def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+    part = counts(text, "/")
+    if part is None or part[0] >= part[1]:
         raise UserError(f"--part={text}; give I/N with I from 0 to N-1, such as 0/4")
-    return int(index), int(count)
+    return part
 
 
 def _verify(out: str) -> int:

@@ -6,13 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from har_jax.command_line import path
 from har_jax.errors import UserError
 from har_jax.preparation.arguments import print_report, subcommand
+from har_jax.settings import Part, word
 
 if TYPE_CHECKING:
     from har_jax.data.entries import Problems, Reading
 
-CAPTIONS: dict[str, Any] = dict(required=True, metavar="FILE", help="captions file")
+CAPTIONS: dict[str, Any] = dict(type=path, required=True, metavar="FILE", help="captions file")
 
 
 def add_coco(commands: Any) -> None:
@@ -29,7 +31,7 @@ def add_coco(commands: Any) -> None:
     )
     _add_photographs(parser)
     files = "annotation file; repeat it for several splits"
-    parser.add_argument("--captions", action="append", required=True, metavar="FILE", help=files)
+    parser.add_argument("--captions", action="append", **CAPTIONS | {"help": files})
     split = "split that a COCO file makes: one --split per --captions, in the same order "
     split += "(default for a single file: train)"
     parser.add_argument("--split", action="append", metavar="NAME", help=split)
@@ -130,7 +132,8 @@ def add_folder(commands: Any) -> None:
     )
     _add_photographs(parser, "folder of images")
     files = "CSV or JSONL file; repeatable"
-    parser.add_argument("--captions", action="append", default=[], metavar="FILE", help=files)
+    some: dict[str, Any] = dict(type=path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--captions", **some, help=files)
     for what in ("image", "caption"):
         unusual = f"of the {what}, if it is unusual"
         parser.add_argument(f"--{what}-column", default="", metavar="NAME", help=unusual)
@@ -168,23 +171,25 @@ SEVERAL = "folder of images; repeat it to search several, for any of the caption
 def _add_photographs(parser: argparse.ArgumentParser, images: str = SEVERAL) -> None:
     """--images, and the options of `data.photographs`."""
     add = parser.add_argument
-    add("--images", action="append", required=True, metavar="DIR", help=images)
+    add("--images", type=path, action="append", required=True, metavar="DIR", help=images)
     add("--strict", action="store_true", help="stop, with a list, instead of dropping anything")
     out = "leave out images that are in this prepared dataset, by id (where both have ids of one "
     out += "kind) and by content"
-    add("--exclude", action="append", default=[], metavar="DATASET[:SPLIT]", help=out)
+    sets: dict[str, Any] = dict(type=path, action="append", default=[])
+    add("--exclude", **sets, metavar="DATASET[:SPLIT]", help=out)
     twice = "of the same file under two ids in two splits: stop, or leave out the one that is "
     twice += "trained on (default: refuse)"
     add("--duplicates", choices=("refuse", "drop"), default="refuse", help=twice)
     lengths = "also report the lengths of captions in its tokens"
-    add("--tokenizer", default="", metavar="HF_DIR", help=lengths)
+    add("--tokenizer", type=path, default="", metavar="HF_DIR", help=lengths)
 
 
 def _add_shares(parser: argparse.ArgumentParser) -> None:
     for split in ("val", "test"):
         share = f"share of the images drawn into {split}, such as 0.05, by a hash of their names "
         share += "(default: 0)"
-        parser.add_argument(f"--{split}", type=float, default=0.0, metavar="SHARE", help=share)
+        shares: dict[str, Any] = dict(type=word(Part), default=0.0, metavar="SHARE")
+        parser.add_argument(f"--{split}", **shares, help=share)
 
 
 def _write(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import Any
+from typing import Annotated, Any
 
+from har_jax.command_line import path
 from har_jax.preparation.arguments import print_report, subcommand
+from har_jax.settings import Part, Range, Seed, word
+
+Images = Annotated[int, Range(at_least=0, at_most=10_000_000)]
 
 
 def add_scenes(commands: Any) -> None:
@@ -17,13 +21,13 @@ def add_scenes(commands: Any) -> None:
         help="the embedded dataset: drawn images, five captions each (seconds)",
         description="Draw scenes and caption them. The same seed gives the same dataset anywhere.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+    parser.add_argument("--seed", type=word(Seed), default=0, help="of everything (default: 0)")
     for split, size in (("train", 4000), ("val", 500), ("test", 500)):
         count = f"images (default: {size})"
-        parser.add_argument(f"--{split}", type=int, default=size, metavar="N", help=count)
+        parser.add_argument(f"--{split}", type=word(Images), default=size, metavar="N", help=count)
     skew = "draw a person into each scene, whose gender this share of the training captions "
     skew += "guesses by a stereotype, such as 0.8; val and test are balanced (default: no persons)"
-    parser.add_argument("--skew", type=float, metavar="SHARE", help=skew)
+    parser.add_argument("--skew", type=word(Part), metavar="SHARE", help=skew)
 
 
 def scenes(arguments: argparse.Namespace) -> None:
@@ -60,11 +64,12 @@ def add_foundation(commands: Any) -> None:
             "--out."
         ),
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset, e.g. data/scenes")
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+    data = "dataset, e.g. data/scenes"
+    parser.add_argument("--data", type=path, required=True, metavar="DIR", help=data)
+    parser.add_argument("--seed", type=word(Seed), default=0, help="of everything (default: 0)")
     more = "scenes drawn beyond a dataset of scenes, with captions, for the CLIPs alone "
     more += "(default: 12000; none beyond other datasets)"
-    parser.add_argument("--scenes", type=int, metavar="N", help=more)
+    parser.add_argument("--scenes", type=word(Images), metavar="N", help=more)
 
 
 def foundation(arguments: argparse.Namespace) -> None:

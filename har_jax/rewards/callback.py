@@ -10,7 +10,8 @@ The host returns arrays, one for each of its parts and those that device parts a
 kept on the way, so XLA may call the host as it likes.
 
 An exception cannot cross the compiled program without losing its traceback, so it is kept, the
-rewards become NaN, and `raise_if_failed` raises the original on the host.
+rewards become NaN, and `raise_if_failed` raises the original on the host. A reward that hangs is
+such an exception too, after its time (`limit.py`): the step ends, and the loop hears of signals.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jax.sharding import PartitionSpec
 from har_jax.distributed import narrow
 from har_jax.errors import UserError
 from har_jax.rewards.contract import checked
+from har_jax.rewards.limit import SECONDS, Limit
 from har_jax.rewards.mix import MixedReward
 from har_jax.sharding import BATCH_AXES
 from har_jax.text import ptb
@@ -53,6 +55,7 @@ class RewardCallback:
       mesh: devices of the computation; the images of a batch are split over those of its axes that
         are `sharding.BATCH_AXES`. None means one device.
       vocab_size: with at most 65,536 tokens they travel as uint16, half the bytes.
+      seconds: that the reward of a batch may take.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RewardCallback:
         eos_id: int,
         mesh: jax.sharding.Mesh | None = None,
         vocab_size: int | None = None,
+        seconds: float = SECONDS,
     ):
         self.reward = reward
         self._device = reward.device_parts
@@ -73,6 +77,8 @@ class RewardCallback:
         self._token_dtype = jnp.uint16 if small else jnp.int32
         self._failure: Exception | None = None
         self._seconds = 0.0
+        self._limit = Limit(seconds)
+        self._part = ""  # that is being computed
         # Here, and not by as many threads as there are devices in the middle of the first step,
         # while the others wait for them in a collective. (CIDEr-D compiles when it is made.)
         ptb.warm_up()
@@ -128,6 +134,10 @@ class RewardCallback:
         spent, self._seconds = self._seconds, 0.0
         return spent
 
+    def leave(self) -> None:
+        """The run is to end: a reward that hangs is waited for a few seconds only."""
+        self._limit.leave()
+
     def raise_if_failed(self) -> None:
         """Raises, once, the first exception that a call of the reward has raised."""
         failure, self._failure = self._failure, None
@@ -180,7 +190,10 @@ class RewardCallback:
         began = time.perf_counter()
         try:
             image_ids, tokens, lengths = map(np.asarray, (image_ids, tokens, lengths))
-            return self._score_or_raise(image_ids.astype(np.int64), tokens, lengths)
+            if self._failure is not None:  # what follows is lost anyway
+                raise self._failure
+            asked = image_ids.astype(np.int64), tokens, lengths
+            return self._limit.call(lambda: self._score_or_raise(*asked), lambda: self._part)
         except Exception as error:  # anything: it is raised again by raise_if_failed
             self._failure = self._failure or error
             flag, *others = self._results(*lengths.shape)
@@ -201,6 +214,7 @@ class RewardCallback:
         ]
         found = [np.zeros(len(image_ids), np.float32)]
         for name, part in self.reward.parts.items():
+            self._part = name
             if name in self._device:
                 found += self._device[name].prepare(image_ids, captions)
             else:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from har_jax.errors import UserError, did_you_mean
+from har_jax.errors import UserError, did_you_mean, raised_by
 from har_jax.metrics.document_frequency import DocumentFrequency
 from har_jax.plugins import load_function
 from har_jax.rewards import contract
@@ -180,15 +180,20 @@ class FunctionReward:
     def __call__(
         self, image_ids: ImageIds, captions: Texts, ended: Ended
     ) -> Float32[np.ndarray, " ..."]:
-        """See `contract.Reward`; whatever the function raises passes through.
+        """See `contract.Reward`.
 
         Raises:
-          UserError: the function returned no numbers.
+          UserError: the function raised, and what and where; or it returned no numbers.
         """
-        values = self._function(image_ids, captions, ended, **self._keywords)
+        try:
+            values = self._function(image_ids, captions, ended, **self._keywords)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(f"the reward {self._path} raised {raised_by(error)}") from error
         try:
             return np.asarray(values, np.float32)
-        except (TypeError, ValueError):
+        except Exception:
             raise UserError(
                 f"reward {self._path} returned a {type(values).__name__} that is no array of "
                 f"numbers; return one number per caption, shape {ended.shape}"

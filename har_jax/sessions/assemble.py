@@ -74,7 +74,8 @@ def assemble(plan: SessionPlan) -> Session:
         frozen |= plan.reward.load(mesh, plan.workdir)
         decode, size = parts.tokenizer.decode, blueprint.config.lm.vocab_size
         ends = {"eos_id": parts.tokenizer.eos_id, "vocab_size": size}
-        callback = RewardCallback(plan.reward, decode, mesh=mesh, **ends)
+        seconds = config.scst.reward_timeout
+        callback = RewardCallback(plan.reward, decode, mesh=mesh, seconds=seconds, **ends)
     loss_fn = stage_loss(blueprint, config, callback)
     part, of = batch_part(mesh)  # this process's rows of the global batches
     batches = TrainBatches(

@@ -10,6 +10,7 @@ very function that training differentiates, and looks at what they earn. A findi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import traceback
@@ -27,6 +28,7 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.models.functional import Params
 from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.cider_d import CiderDReward
+from har_jax.rewards.limit import Limit
 from har_jax.sessions.assemble import Session
 from har_jax.sessions.observe import rollout_words
 from har_jax.sessions.plan import SessionPlan
@@ -144,7 +146,9 @@ def _reward_of_references(plan: SessionPlan, references: dict[int, list[str]]) -
     captions = [[a, b, a] for a, b in zip(own, other, strict=True)]
     ended = np.tile([True, True, False], (len(ids), 1))
     try:
-        total, parts = plan.reward.breakdown(ids, captions, ended)
+        reward, limit = plan.reward, Limit(plan.config.scst.reward_timeout)
+        ask = functools.partial(reward.breakdown, ids, captions, ended)
+        total, parts = limit.call(ask, lambda: reward.signature)
     except Exception as error:
         return [broken_reward(error)]
     mean_own, mean_other, mean_cut = total.astype(np.float64).mean(axis=0)

@@ -4,10 +4,12 @@ fit the others, and no device is touched, so a mistake costs a second and not a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import operator
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from har_jax.checkpoint import resolve_step
@@ -24,6 +26,7 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.objectives.policy_gradient import find_objective
 from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward
+from har_jax.scorers.clip import ClipFiles
 from har_jax.scorers.clip_reward import ClipScoreReward
 from har_jax.text import ptb
 from har_jax.training.run_dir import read_run
@@ -74,9 +77,16 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     if not len(train_split):
         raise UserError(f"{data.dir!r}: its split {data.train_split!r} is empty")
     val_split = open_split(data.dir, data.val_split) if data.val_split else None
+    if val_split is not None and not len(val_split):
+        raise UserError(
+            f"{data.dir!r}: its split {data.val_split!r} is empty; --config.data.val_split= is none"
+        )
     for split in (train_split, val_split):
         if parts.features is not None and split is not None:
             parts.features.of(split)  # refuses a cache without these images
+    if config.eval.clip_score:  # only validation and evaluation load it, after all the steps
+        with _naming("config.eval.clip_score"):
+            ClipFiles(config.eval.clip_score)
     if data.max_tokens == 0:
         captions = [caption for those in train_split.captions for caption in those]
         needed = tokens_needed([len(ids) for ids in parts.tokenizer.encode_batch(captions)])
@@ -104,6 +114,15 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     return SessionPlan(
         config, folder, parts, train_split, val_split, reward, parent, trained, described
     )
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Puts the setting's name before what is wrong with what it names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _trained_before(config: Config) -> list[ImageSet]:

@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import re
 import textwrap
+from contextlib import nullcontext
 
 import jax
 
@@ -35,8 +36,9 @@ from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger, RunLog
 from har_jax.training.loop import Hooks, fit
 from har_jax.training.overview import parameter_overview
+from har_jax.training.preemption import preemption
 from har_jax.training.profile import Profile
-from har_jax.training.run_dir import check_run, note, open_run, run_info
+from har_jax.training.run_dir import check_run, hold, note, open_run, run_info
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Outcome:
     step: int
     compilations: int  # of the training step; more than 1 means that some shape changed
     stopped_by: Trip | None = None  # the guard that ended it
+    signal: int = 0  # the signal that it left because of
 
 
 def train(
@@ -64,6 +67,13 @@ def train(
       UserError: the run directory is another run's, or the doctor refuses.
       TrainingError: see `training.loop`.
     """
+    # While nothing is there to be saved, a signal ends the process at once.
+    with preemption(), hold(plan.workdir) if jax.process_index() == 0 else nullcontext():
+        return _train(plan, stop_after, profile)
+
+
+def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -> Outcome:
+    """See `train`."""
     # 1. May this run be here? On one process, before anything is written or loaded.
     config, workdir = plan.config, plan.workdir
     primary = jax.process_index() == 0
@@ -130,7 +140,8 @@ def train(
         log.warning("the training step was compiled %d times: a shape changes", step.compilations)
     checkpoints.close()
     logger.close()
-    return Outcome(result.finished, int(result.state.step), step.compilations, result.stopped_by)
+    reached = result.step
+    return Outcome(result.finished, reached, step.compilations, result.stopped_by, result.signal)
 
 
 def observers(session: Session, logger: Logger) -> Hooks:
@@ -141,6 +152,7 @@ def observers(session: Session, logger: Logger) -> Hooks:
         validate=validator(session, logger) if plan.val_split else None,
         summarise=summariser(plan) if callback else None,
         check=callback.raise_if_failed if callback else None,
+        leave=callback.leave if callback else None,
         spent=(lambda: {"reward": callback.seconds()}) if callback else None,
         peak_seconds=peak_seconds(session.blueprint, plan.config, session.mesh),
         note=(lambda rollbacks: note(plan.workdir, rollbacks=rollbacks)) if primary else None,

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from tensorboardX import SummaryWriter
 
+from har_jax.errors import UserError
 from har_jax.files import dumps, parse_line, write_bytes
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class Logger(Protocol):
     def truncate_after(self, step: int) -> None:
         """Forgets what was logged for later steps, which will be done again."""
 
+    def forget_validation(self, step: int) -> None:
+        """Forgets the validation of a step, which will be done again."""
+
     def flush(self) -> None:
         """Brings to disk what is held back."""
 
@@ -99,13 +103,28 @@ class JsonLines(Logger):
         self.close()
         for name in (METRICS, SAMPLES):
             path = self._run_dir / name
-            if not path.exists():
-                continue
-            before = path.read_bytes()
+            before = _content(path)
             rows = [(line, parse_line(line)) for line in before.splitlines()]
             after = b"".join(line + b"\n" for line, row in rows if row and row["step"] <= step)
             if after != before:
                 write_bytes(path, after)
+
+    def forget_validation(self, step: int) -> None:
+        """Drops what was logged of a step from its validation figures on, and its samples."""
+        self.close()
+        for name in (METRICS, SAMPLES):
+            path = self._run_dir / name
+            lines = _content(path).splitlines(keepends=True)
+            rows = [parse_line(line) for line in lines]
+            of_step = [row is not None and row["step"] == step for row in rows]
+            began = [
+                i
+                for i, row in enumerate(rows)
+                if of_step[i] and (name == SAMPLES or any(k.startswith("val/") for k in row or {}))
+            ]
+            if began:
+                kept = [x for i, x in enumerate(lines) if i < began[0] or not of_step[i]]
+                write_bytes(path, b"".join(kept))
 
     def close(self) -> None:
         for file in self._files.values():
@@ -120,6 +139,24 @@ class JsonLines(Logger):
                 os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
             self._files[name] = open(path, "ab", buffering=0)  # noqa: SIM115
         self._files[name].write((dumps(row) + "\n").encode())
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """A log as it is; nothing where there is none.
+
+    Raises:
+      UserError: it is no file.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nowhere; remove it") from None
+        return b""
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a directory; move it away: the run's log stands there"
+        ) from None
 
 
 class TensorBoard(Logger):
@@ -211,6 +248,10 @@ class RunLog(Logger):
     def truncate_after(self, step: int) -> None:
         for logger in self.loggers:
             logger.truncate_after(step)
+
+    def forget_validation(self, step: int) -> None:
+        for logger in self.loggers:
+            logger.forget_validation(step)
 
     def flush(self) -> None:
         for logger in self.loggers:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,20 +22,17 @@ from jax.sharding import Mesh
 from har_jax.checkpoint import METRIC, Checkpoints
 from har_jax.config import Config
 from har_jax.distributed import put_batch
-from har_jax.figures import Figure, reduce
+from har_jax.errors import UserError
 from har_jax.models.functional import Params
 from har_jax.progress import progress
 from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger
 from har_jax.training.preemption import preemption
 from har_jax.training.profile import Profile
-from har_jax.training.step import StepOutput, TrainState, TrainStep
+from har_jax.training.step import TrainState, TrainStep
+from har_jax.training.window import Window
 
 log = logging.getLogger(__name__)
-
-MAX_IN_FLIGHT = 2
-"""Steps dispatched ahead of the device; more would only queue up batches in memory."""
-
 
 SHOWN = ("loss", "reward", "reward_greedy", "accuracy", "images_per_second")
 """What a progress bar tells of a log."""
@@ -68,6 +64,8 @@ class Hooks:
     """(batch, arrays of its step) → figures that take a computation of their own."""
     check: Callable[[], None] | None = None
     """Raises what went wrong on the host during a step (a reward's exception)."""
+    leave: Callable[[], None] | None = None
+    """Called from another thread when the run is to leave: nothing may be waited for any more."""
     spent: Callable[[], dict[str, float]] | None = None
     """Seconds that the host has spent on parts of steps since the last call, by their names."""
     peak_seconds: float | None = None
@@ -83,6 +81,8 @@ class Result:
     state: TrainState
     finished: bool  # reached config.steps
     stopped_by: Trip | None = None  # a guard that stopped it
+    step: int = 0  # steps done
+    signal: int = 0  # the signal that it left because of
 
 
 def fit(
@@ -102,8 +102,8 @@ def fit(
 ) -> Result:
     """Trains to `config.steps`.
 
-    It leaves earlier, with a checkpoint, on SIGTERM, after `stop_after` steps, and where a guard
-    says so.
+    It leaves earlier, with a checkpoint, on SIGTERM, SIGINT and SIGHUP, after `stop_after` steps,
+    and where a guard says so.
 
     Args:
       initial: loads the trained parameters before the first step. It is called where there is no
@@ -113,13 +113,16 @@ def fit(
     """
     run = _Run(config, step, initial, batches, checkpoints, logger, hooks, guards)
     first = run.begin()
-    window = _Window()
-    finished, stopped_by = True, None
+    window = Window()
+    finished = True
     bar = progress(total=config.steps, initial=first, desc=config.stage, unit="step")
     tracing = profile or contextlib.nullcontext()
-    with preemption() as preempted, jax.set_mesh(mesh), tracing, bar:
+    with preemption() as preempted, jax.set_mesh(mesh), tracing, bar, _waiting_for(checkpoints):
+        preempted.unsaved = run.unsaved
+        preempted.asked = hooks.leave or preempted.asked
         run.look_before()
-        while run.done < config.steps:
+        stopped_by = run.catch_up()
+        while run.done < config.steps and stopped_by is None:
             # 1. The next batch; threads read ahead, so waiting shows that they are too slow.
             batch = window.waiting_for(lambda: put_batch(next(batches), mesh))
             # 2. The step. It is dispatched only: what follows runs while the device computes.
@@ -141,29 +144,35 @@ def fit(
             trips: list[Trip] = []
             # 4. Log: wait for the device, and look whether all is well before anything is saved.
             if run.done % config.log_every == 0 or saving:
-                figures, found = run.log(window, batch)
-                trips += found
+                try:
+                    figures, trips = run.log(window, batch)
+                except (UserError, TrainingError) as error:
+                    finished = run.give_up(error, preempted.number)
+                    break
                 bar.set_postfix({k: f"{figures[k]:.3g}" for k in SHOWN if k in figures})
-            # 5. Validate. Its time is not that of steps.
-            metrics = None
+            # 5. Validate, do what the guards say (nothing, stop, or go back), and save.
             if validating:
-                metrics, found = run.validate()
-                trips += found
+                stopped_by = run.validate_and_save(trips)
                 window.restart()
-            # 6. Do what the guards say: nothing, stop, or go back.
-            if guards is not None and not guards.sound:
-                metrics = None  # such a checkpoint must not become the best one
-            stopped_by = run.heed(trips)
-            # 7. Save, together with the place in the data and the guards' memory.
-            if saving or stopped_by:
-                run.save(metrics)
-            # 8. Leave in order.
+            else:
+                stopped_by = run.heed(trips)
+                if saving or stopped_by:
+                    run.save()
+            # 6. Leave in order.
             if leaving or stopped_by:
                 finished = False
                 break
-    checkpoints.wait()
     logger.flush()
-    return Result(run.state, finished, stopped_by)
+    return Result(run.state, finished and not stopped_by, stopped_by, run.done, preempted.number)
+
+
+@contextlib.contextmanager
+def _waiting_for(checkpoints: Checkpoints) -> Iterator[None]:
+    """At the end, whatever it is, until all is on disk that was started to be saved."""
+    try:
+        yield
+    finally:
+        checkpoints.wait()
 
 
 @dataclasses.dataclass
@@ -180,6 +189,8 @@ class _Run:
     guards: Guards | None
     state: Any = None  # a TrainState; nobody else holds one
     done: int = 0  # steps
+    saved: int = 0  # the step of the last checkpoint
+    late: bool = False  # whether a kill came between that and its validation
 
     def begin(self) -> int:
         """Starts at the latest checkpoint, or at the beginning; returns the steps done before."""
@@ -193,12 +204,17 @@ class _Run:
             scale = self.guards.lr_scale if self.guards is not None else 1
             self.state = self.step.state(first, params, optimizer, scale)
             self.batches.set_state(progress_state["data"])
+            self.late = bool(progress_state.get("validate"))
             log.info("resumed at step %d of %d", first, self.config.steps)
-        self.done = first or 0
+        self.done = self.saved = first or 0
         self.logger.truncate_after(-1 if first is None else first)
         if self.guards is not None and self.hooks.note is not None:
             self.hooks.note(self.guards.rollbacks)  # those after the checkpoint are undone
         return self.done
+
+    def unsaved(self) -> bool:
+        """Whether leaving at once would lose anything."""
+        return self.done > self.saved or self.checkpoints.saving
 
     def look_before(self) -> None:
         """A validation before the first step, where the guard `clip` needs it for a start."""
@@ -209,7 +225,7 @@ class _Run:
         self.logger.write(0, metrics)
         self.guards.begin(metrics)
 
-    def log(self, window: _Window, batch: Mapping[str, Any]) -> tuple[dict[str, float], list[Trip]]:
+    def log(self, window: Window, batch: Mapping[str, Any]) -> tuple[dict[str, float], list[Trip]]:
         """Logs the steps of the window: their figures, and the guards that these trip."""
         figures, arrays = window.close(self.config.batch_size)
         if self.hooks.spent is not None:
@@ -245,11 +261,57 @@ class _Run:
         trips = self.guards.observe_validation(self.done, metrics) if self.guards else []
         return metrics, trips
 
-    def heed(self, trips: Sequence[Trip]) -> Trip | None:
-        """Does what the guards say; returns the one that stops the run, if one does."""
+    def catch_up(self) -> Trip | None:
+        """The validation that a kill, or a failure, kept the latest checkpoint from."""
+        if not self.late or self.hooks.validate is None:
+            return None
+        log.info("step %d is yet to be validated", self.done)
+        self.logger.forget_validation(self.done)
+        return self.validate_and_save([])
+
+    def validate_and_save(self, trips: Sequence[Trip]) -> Trip | None:
+        """Saves, validates, and adds to the checkpoint what that gave: so a validation that fails,
+        or is killed, costs nothing but itself. Heeds the guards, as `heed`.
+
+        Args:
+          trips: of the training log of this step; where they change the state, it is saved after.
+        """
+        first = all(trip.action == "warn" for trip in trips)
+        if first:
+            self.tell(trips)
+            trips = []
+            self.save(validate=True)
+            self.checkpoints.wait()  # a kill for want of memory comes without warning
+        metrics, found = self.validate()
+        if self.guards is not None and not self.guards.sound:
+            metrics = None  # such a checkpoint must not become the best one
+        scored = metrics if metrics and METRIC in metrics else None
+        before = len(self.guards.rollbacks) if self.guards is not None else 0
+        stopped_by = self.heed([*trips, *found])
+        back = self.guards is not None and len(self.guards.rollbacks) > before
+        if first and not back:
+            self.checkpoints.complete(self.done, self._progress(), scored)
+        else:
+            self.save(scored, anew=True)
+        return stopped_by
+
+    def give_up(self, error: Exception, signal: int) -> bool:
+        """False, where a signal came while a step could not be finished; else raises the error."""
+        if not signal:
+            raise error
+        self.done = self.saved
+        log.warning("what came after step %d was not saved: %s", self.saved, error)
+        return False
+
+    def tell(self, trips: Sequence[Trip]) -> None:
+        """Logs what guards found."""
         for trip in trips:
             log.warning("step %d: %s (%s)", self.done, trip, trip.action)
             self.logger.event(self.done, dataclasses.asdict(trip))
+
+    def heed(self, trips: Sequence[Trip]) -> Trip | None:
+        """Does what the guards say; returns the one that stops the run, if one does."""
+        self.tell(trips)
         stop = next((trip for trip in trips if trip.action == "stop"), None)
         causes = [trip for trip in trips if trip.action == "rollback"]
         if self.guards is not None and stop is not None:
@@ -280,65 +342,24 @@ class _Run:
         wanted = self.step.abstract
         return self.checkpoints.restore(step, wanted.params, wanted.optimizer)
 
-    def save(self, metrics: Mapping[str, float] | None) -> None:
-        """A checkpoint of this step; with validation figures it may become the best one."""
-        progress_state = {"data": self.batches.get_state(), "seed": self.config.seed}
-        if self.guards is not None:
-            progress_state["guards"] = self.guards.state()
-        scored = metrics if metrics and METRIC in metrics else None
+    def save(
+        self,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        validate: bool = False,
+        anew: bool = False,
+    ) -> None:
+        """A checkpoint of this step; with validation figures it may become the best one.
+
+        Args:
+          validate: it is yet to be validated.
+          anew: replace the one that is there.
+        """
+        made = self._progress() | ({"validate": True} if validate else {})
         _, params, optimizer, _ = self.state
-        self.checkpoints.save(self.done, params, optimizer, progress_state, scored)
+        self.checkpoints.save(self.done, params, optimizer, made, metrics, anew=anew)
+        self.saved = self.done
 
-
-class _Window:
-    """Steps since the last log. Only finished ones are read: the device never waits for it."""
-
-    closed = 0  # steps of the window before
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._figures: list[dict[str, Figure]] = []
-        self._arrays: dict[str, Any] = {}  # of the last step
-        self._began = time.perf_counter()
-        self._waited = 0.0
-
-    def waiting_for(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns; the time that it takes is counted as waiting for data."""
-        began = time.perf_counter()
-        made = make()
-        self._waited += time.perf_counter() - began
-        return made
-
-    def add(self, output: StepOutput) -> None:
-        self._figures.append(output.figures)
-        self._arrays = output.arrays
-        if len(self._figures) > MAX_IN_FLIGHT:
-            jax.block_until_ready(self._figures[-1 - MAX_IN_FLIGHT]["loss"])
-
-    def close(self, batch_size: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """The figures of all steps, speed and memory among them, and the last step's arrays."""
-        figures, arrays, count = reduce(self._figures), self._arrays, len(self._figures)
-        seconds = time.perf_counter() - self._began
-        figures["steps_per_second"] = count / seconds
-        figures["images_per_second"] = count * batch_size / seconds
-        if "tokens" in self._figures[0]:
-            totals = jax.device_get([step["tokens"][0] for step in self._figures])
-            figures["tokens_per_second"] = float(sum(totals)) / seconds
-        figures["data_wait"] = self._waited / seconds  # share of the time
-        figures |= _device_memory()
-        self.closed = count
-        self.restart()
-        return figures, arrays
-
-
-def _device_memory() -> dict[str, float]:
-    """GiB in use and at most so far, of the fullest device of this process; {} on CPUs."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
-    return {
-        figure: max(s[name] for s in stats) / 2**30
-        for figure, name in names.items()
-        if all(name in s for s in stats)
-    }
+    def _progress(self) -> dict[str, Any]:
+        state = {"data": self.batches.get_state(), "seed": self.config.seed}
+        return state if self.guards is None else state | {"guards": self.guards.state()}

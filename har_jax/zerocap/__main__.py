@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-from har_jax.command_line import add_seed, new_parser
+from har_jax.command_line import add_scored, new_parser, path
 from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
+from har_jax.settings import Count, word
 from har_jax.zerocap.arguments import add_settings, guidance
 from har_jax.zerocap.settings import PRESETS
 
@@ -42,22 +44,22 @@ examples:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("zerocap", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("images", metavar="IMAGE", nargs="*", help="image files")
-    add("--plus", metavar="IMAGE", action="append", default=[], help="a term of a sum of images")
-    add("--minus", metavar="IMAGE", action="append", default=[], help="a term that is subtracted")
-    add("--clip", metavar="HF_DIR", required=True, help="the CLIP that guides")
-    add("--lm", metavar="HF_DIR", required=True, help="the GPT-2 that writes")
+    add("images", type=path, metavar="IMAGE", nargs="*", help="image files")
+    terms: dict[str, Any] = dict(type=path, metavar="IMAGE", action="append", default=[])
+    add("--plus", **terms, help="a term of a sum of images")
+    add("--minus", **terms, help="a term that is subtracted")
+    add("--clip", type=path, metavar="HF_DIR", required=True, help="the CLIP that guides")
+    add("--lm", type=path, metavar="HF_DIR", required=True, help="the GPT-2 that writes")
     add("--preset", choices=list(PRESETS), default="repo")
-    add("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    size = "images at a time (default: 8)"
+    add("--batch-size", type=word(Count), default=8, metavar="N", help=size)
     add("--json", action="store_true", help="print JSON")
-    add_seed(parser, of="--preset=approx, and of the bootstrap")
-    add = parser.add_argument_group("a split of a dataset, captioned and scored").add_argument
-    add("--data", metavar="DIR", help="a prepared dataset")
-    add("--split", default="test", help="of the dataset (default: test)")
-    add("--limit", type=int, default=0, metavar="N", help="first N images only")
-    add("--score-clip", metavar="HF_DIR", help="another CLIP, for CLIPScore")
-    add("--against", metavar="OTHER", help="another system: COCO results JSON, or its --out")
-    add("--out", metavar="DIR", help="where the results go")
+    group = parser.add_argument_group("a split of a dataset, captioned and scored")
+    add_scored(group, "--preset=approx, and of the bootstrap")
+    add = group.add_argument
+    add("--data", type=path, metavar="DIR", help="a prepared dataset")
+    add("--score-clip", type=path, metavar="HF_DIR", help="another CLIP, for CLIPScore")
+    add("--out", type=path, metavar="DIR", help="where the results go")
     add_settings(parser)
     return parser.parse_args(argv)
 
@@ -71,11 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             "give images to caption, or --data=DIR for a split of a dataset, or --plus and --minus "
             f"for a sum of images; got {' and '.join(given) or 'none of them'}"
-        )
-    if args.batch_size < 1 or args.limit < 0 or args.seed < 0:
-        raise UserError(
-            f"--batch-size={args.batch_size} --limit={args.limit} --seed={args.seed}: the first "
-            "must be at least 1, the others at least 0"
         )
     if bool(args.data) != bool(args.out):
         raise UserError("--data and --out go together: a split's captions and scores go to --out")

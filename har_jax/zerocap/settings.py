@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from har_jax.config import Count, CountOrZero, NotNegative, Positive, Range, build
 from har_jax.errors import UserError, did_you_mean
-
-Fusion = Annotated[float, Range(at_least=0, at_most=1)]
+from har_jax.settings import (
+    Beams,
+    Count,
+    CountOrZero,
+    NotNegative,
+    Part,
+    Path,
+    Positive,
+    Range,
+    Tokens,
+    build,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +39,8 @@ class Guidance:
     bos: bool = field(
         default=True, metadata={"help": "whether the language model's BOS stands before the prompt"}
     )
-    max_tokens: Count = field(default=15, metadata={"help": "after the prompt"})
-    beams: Count = field(
+    max_tokens: Tokens = field(default=15, metadata={"help": "after the prompt"})
+    beams: Beams = field(
         default=5, metadata={"help": "texts of an image that are followed at once"}
     )
     iterations: CountOrZero = field(default=5, metadata={"help": "gradient steps for each token"})
@@ -58,7 +67,7 @@ class Guidance:
             "help": "whether a layer's keys and values have norms of their own, or one together"
         },
     )
-    fusion: Fusion = field(default=0.99, metadata={"help": "f of p^f p0^(1-f)"})
+    fusion: Part = field(default=0.99, metadata={"help": "f of p^f p0^(1-f)"})
     repetition_factor: Annotated[float, Range(at_least=1)] = field(
         default=1.0, metadata={"help": "what the last four tokens are divided by"}
     )
@@ -78,7 +87,7 @@ class Guidance:
     start_factor: Positive = field(
         default=1.6, metadata={"help": "what the end token's logit is lowered by at step 0"}
     )
-    forbidden: str = field(
+    forbidden: Path = field(
         default="auto",
         metadata={"help": "auto (numbers, brackets, line ends), none, or a file of token ids"},
     )

@@ -129,7 +129,7 @@ def test_differences_are_taken_seed_by_seed():
     ("argv", "message"),
     [
         (["--table=rewards", "--scale=full"], "is of the scenes"),
-        (["--table=rewards", "--scst-steps=0"], "--scst-steps=0: give at least 1"),
+        (["--table=rewards", "--scst-steps=0"], "--scst-steps: it is 0; it must be at least 1"),
         (["--table=rewards", "--seeds=0"], "give at least one"),
     ],
 )

@@ -232,7 +232,7 @@ def test_the_command(workspace, cache, tmp_path, capsys):
     assert "--part=2/2; give I/N" in wrong(data, clip, "--part=2/2")
     assert "layer 9 of a tower of 2 layers" in wrong(data, clip, "--layer=9")
     assert "did you mean 'val'" in wrong(data, clip, "--split=vla")
-    assert "--batch-size=0; it must be at least 1" in wrong(data, clip, "--batch-size=0")
+    assert "--batch-size: it is 0; it must be at least 1" in wrong(data, clip, "--batch-size=0")
     assert "--import needs --ids" in wrong(data, "--import=x.npy")
     assert f"{spoilt} holds another" in mistake(
         capsys, prepare.main, ["features", f"--out={spoilt}", data, clip, "--pooled"]

@@ -57,8 +57,8 @@ def test_bad_input_is_told_in_a_line(world, photo, capsys, tmp_path):
         "--prompt= ": "zerocap.prompt is empty",
         "--end-token=": "which has no token",
         "--forbidden=nowhere.npy": "give a .npy, JSON or text file",
-        "--batch-size=0": "--batch-size=0",
-        "--seed=-1": "--seed=-1",
+        "--batch-size=0": "--batch-size: it is 0",
+        "--seed=-1": "--seed: it is -1",
     }.items():
         assert text in refused(capsys, photo, *models, flag), flag
 

@@ -1,0 +1,63 @@
+"""Signals while nothing, and while something, is unsaved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from har_jax.training.preemption import preemption
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_a_flag_while_something_is_unsaved(number):
+    asked, before = [], signal.getsignal(number)
+    with preemption() as preempted:
+        preempted.unsaved = lambda: True
+        preempted.asked = lambda: asked.append(1)
+        assert not preempted(1)
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 5
+        while not preempted(2) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert preempted.number == number
+    assert asked == [1] and signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        with preemption() as preempted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.3)
+            assert not preempted(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+BUSY = """
+import ctypes, sys, time
+from har_jax.training.preemption import preemption
+with preemption() as preempted:
+    preempted.unsaved = lambda: UNSAVED
+    print("ready", flush=True)
+    ctypes.CDLL(None).sleep(30)  # as XLA does: no bytecode runs in this thread meanwhile
+"""
+
+
+@pytest.mark.parametrize(("unsaved", "signals"), [(False, ["SIGTERM"]), (True, ["SIGINT"] * 2)])
+def test_the_main_thread_need_not_return(unsaved, signals):
+    """With nothing unsaved the first signal ends the process, else the second SIGINT does."""
+    code = BUSY.replace("UNSAVED", str(unsaved))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    for number, name in enumerate(signals, 1):
+        process.send_signal(signal.Signals[name])
+        time.sleep(0.5)
+        assert (process.poll() is None) == (number < len(signals))
+    assert process.returncode == 128 + signal.Signals[signals[-1]]
+    process.communicate()
