@@ -4,7 +4,8 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) reads what our captioner reads: patch 
 of a CLIP vision tower, through linear, gelu, linear, between the embeddings of the text. The input
 ids of a picture are `<bos>`, P times `<image>`, then the prompt's, if any; the caption follows.
 Weights carry the names of the models on the hub (`language_model.model...`,
-`vision_tower.vision_model...`).
+`vision_tower.vision_model...`); read are also those of transformers' modules since 4.52
+(`model.language_model...`, `lm_head`).
 
 The row of `<image>`: LLaVA marks the places of visual tokens by an id of its own, so one id joins
 the vocabulary, and one row the embeddings and the output layer. The row is the mean of all others.
@@ -30,18 +31,53 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from har_jax.distributed import gather
 from har_jax.errors import UserError
+from har_jax.foreign import Keys, shortened
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import vision_table
+from har_jax.interchange.families.clip import read_tower, vision_table
+from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.families.registry import DECODERS, family_of
 from har_jax.interchange.table import Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
 from har_jax.models.functional import Params, Structure
+from har_jax.models.sizes import Layer, TokenId
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import CaptionTokenizer
 
 IMAGE_TOKEN = "<image>"
+
+PLACES = {
+    "language_model.model.": ("model.language_model.", "language_model."),
+    "language_model.lm_head.": ("lm_head.",),
+    "vision_tower.vision_model.": (
+        "model.vision_tower.vision_model.",
+        "model.vision_tower.",
+        "vision_tower.",
+    ),
+    "multi_modal_projector.": ("model.multi_modal_projector.",),
+}
+"""How else transformers has begun the names of `llava_table`, see `table.located`."""
+
+KEYS = Keys(
+    used={
+        "image_token_index": TokenId | None,
+        "image_token_id": TokenId | None,
+        "vision_feature_layer": Layer | list[Layer] | None,
+        "text_config": dict[str, Any],
+        "vision_config": dict[str, Any],
+        "har_jax": dict[str, Any] | None,
+    },
+    fixed={
+        **FIXED,
+        "vision_feature_select_strategy": ("default",),
+        "projector_hidden_act": ("gelu",),
+        "multimodal_projector_bias": (True,),
+    },
+    # The text's own configuration says how many words there are, and whether embeddings are tied.
+    harmless=HARMLESS | {"image_seq_length", "vocab_size", "hidden_size"},
+    why=WHY,
+)
 
 
 def check_expressible(config: CaptionerConfig) -> VisionConfig:
@@ -71,7 +107,7 @@ def check_expressible(config: CaptionerConfig) -> VisionConfig:
 def llava_table(config: CaptionerConfig) -> list[Row]:
     """Of a whole `Captioner` with a patch projector."""
     projector, ours = "multi_modal_projector.linear", "projector.linear"
-    lm = family_of(config.lm).table(False)
+    lm = family_of(config.lm).table
     return [
         *vision_table("vision_tower.vision_model.", "vision."),
         *linear(f"{projector}_1", f"{ours}_1", bias="f -> f"),
@@ -154,38 +190,54 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     Raises:
       UserError: no LLaVA, or one whose decoder or projector is of another kind.
     """
+    where = str(path / "config.json")
     hf = hf_dir.read_config(path, ["llava"])
-    expected = {
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": True,
-    }
-    for key, value in expected.items():
-        if hf.get(key, value) != value:
-            raise UserError(
-                f"{path}: a LLaVA with {key}={hf[key]!r} is not supported; only {value!r} is"
-            )
-    text = hf.get("text_config") or {}
+    tied = hf.pop("tie_word_embeddings", False)
+    found = KEYS.read(hf, where)
+    lacking = [key for key in ("text_config", "vision_config") if key not in found]
+    if lacking:
+        raise UserError(
+            f"{where} lacks {' and '.join(lacking)}, so it is not of a LLaVA that transformers "
+            "reads; convert it with transformers' script, or give another directory"
+        )
+    text = found["text_config"]
     if text.get("model_type") not in DECODERS:
         raise UserError(
             f"{path}: a LLaVA whose decoder is a {text.get('model_type')!r}; only those with a "
             f"{' or '.join(map(repr, DECODERS))} are read"
         )
-    lm: Any = DECODERS[text["model_type"]].read(text)
-    if image_id(path) == lm.vocab_size - 1:
+    lm: Any = DECODERS[text["model_type"]].read(text, f"{where}: text_config")
+    if tied not in (None, False, lm.tie_word_embeddings):
+        raise UserError(
+            f"{where}: tie_word_embeddings={shortened(repr(tied))}, but its text_config says "
+            f"{lm.tie_word_embeddings}; make both alike, as the weights are"
+        )
+    if _image_id(found) == lm.vocab_size - 1:
         lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
+    layer = found.get("vision_feature_layer")
+    if isinstance(layer, list) and len(layer) != 1:
+        raise UserError(
+            f"{where}: vision_feature_layer={layer} reads several layers of the tower at once, "
+            "which is not supported; only one is, a number such as -2"
+        )
     config = CaptionerConfig(
-        vision=VisionConfig.from_hf(hf.get("vision_config") or {}),
+        vision=read_tower(VisionConfig, found["vision_config"], f"{where}: vision_config"),
         lm=lm,
-        vision_layer=hf.get("vision_feature_layer", -2),
+        vision_layer=-2 if layer is None else layer[0] if isinstance(layer, list) else layer,
     )
-    return config, hf.get("har_jax") or {}
+    config.vision.check_layer(config.vision_layer)
+    return config, found.get("har_jax") or {}
 
 
 def image_id(path: Path) -> int:
     """The id of `<image>` in a LLaVA directory."""
-    hf = hf_dir.read_config(path, ["llava"])
-    return hf.get("image_token_index", hf.get("image_token_id", 32_000))
+    found = KEYS.read(hf_dir.read_config(path, ["llava"]), str(path / "config.json"))
+    return _image_id(found)
+
+
+def _image_id(found: Mapping[str, Any]) -> int:
+    given = (found.get(key) for key in ("image_token_index", "image_token_id"))
+    return next((i for i in given if i is not None), 32_000)
 
 
 def load_llava(
@@ -208,7 +260,8 @@ def load_llava(
     if "lm.lm_head.kernel" not in shapes:
         ignore += r"|.*lm_head\.weight"
     axes, table = structure.logical_axes, llava_table(config)
-    params = load(shapes, axes, path, table, mesh=mesh, rules=rules, ignore=ignore)
+    how = dict(mesh=mesh, rules=rules, ignore=ignore, places=PLACES)
+    params = load(shapes, axes, path, table, **how)
     longer = {name: params.pop(name) for name in rows if name in params}
     wanted = structure.shapes
 

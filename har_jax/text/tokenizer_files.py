@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from har_jax import foreign
 from har_jax.errors import UserError
+from har_jax.foreign import Size, shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PathLike = str | os.PathLike[str]
+T = TypeVar("T")
 
 DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 """What decides a tokenizer's ids; where there is the first, the others do not matter."""
@@ -32,10 +37,26 @@ def from_json(directory: pathlib.Path) -> Tokenizer | None:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return None
-    try:
+    foreign.read_json(path, "a tokenizer.json as it was saved or downloaded")
+    with refusing(f"{path} is not a tokenizer"):
         return Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise UserError(f"{path} is not a tokenizer: {error}") from error
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turns whatever `tokenizers` and `transformers` raise into a `UserError` of one line, which
+    begins with `what`: bare `Exception`s, and panics of Rust, which are not even that."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{what}: {shortened(first, 300)}; give the tokenizer as it was saved or downloaded"
+        ) from error
 
 
 def from_transformers(directory: pathlib.Path) -> Tokenizer:
@@ -51,20 +72,18 @@ def from_transformers(directory: pathlib.Path) -> Tokenizer:
             f"{directory} has no tokenizer.json, and reading its other files needs `transformers`: "
             "pip install transformers, or save the tokenizer as tokenizer.json"
         ) from error
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(os.fspath(directory), local_files_only=True)
-    except Exception as error:  # whatever the many tokenizer classes raise
-        raise UserError(
-            f"transformers cannot read the tokenizer of {directory}: {error}"
-        ) from error
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; "
-            "save it as tokenizer.json"
+    with refusing(f"transformers cannot read the tokenizer of {directory}"):
+        loaded: Any = AutoTokenizer.from_pretrained(
+            os.fspath(directory), local_files_only=True, trust_remote_code=False
         )
-    model = directory / "tokenizer.model"
-    return _by_score(backend, model) if model.is_file() else backend
+        backend = getattr(loaded, "backend_tokenizer", None)
+        model = directory / "tokenizer.model"
+        if backend is not None:
+            return _by_score(backend, model) if model.is_file() else backend
+    raise UserError(
+        f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; save it as "
+        "tokenizer.json"
+    )
 
 
 def _by_score(tokenizer: Tokenizer, model: pathlib.Path) -> Tokenizer:
@@ -95,13 +114,32 @@ def fingerprint_of(directory: pathlib.Path, *more: object) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+def read_json(path: pathlib.Path, kind: type[T] = dict[str, Any]) -> T:
+    """The contents of a JSON file as `kind`; those of an empty one where there is none."""
+    if not path.exists():
+        return cast(T, {})
+    return foreign.read_typed(path, kind, "the files of a tokenizer as they were saved")
+
+
+def read_vocabulary(path: pathlib.Path) -> dict[str, int]:
+    """`vocab.json`: the id of each piece."""
+    return read_json(path, dict[str, Size])
+
+
+def read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
+    """`merges.txt`: two pieces a line."""
+    lines = foreign.read_text(path, "the merges of a tokenizer").split("\n")
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not (number == 1 and line.startswith("#version")):
+            pieces = line.split()
+            if len(pieces) != 2:
+                raise UserError(
+                    f"{path} line {number} is {shortened(repr(line))}, which is not two pieces "
+                    "with a space between them; copy or download it again"
+                )
+            pairs.append((pieces[0], pieces[1]))
+    return pairs
 
 
 def write_json(path: pathlib.Path, value: object) -> None:

@@ -252,7 +252,7 @@ def test_missing_files_are_named(tmp_path):
         Preprocessor.from_hf(tmp_path)
     for text in ("{", '{"size": {"longest_edge": 3}}', '{"do_pad": true}', '{"image_mean": [1]}'):
         (tmp_path / "preprocessor_config.json").write_text(text)
-        with pytest.raises(UserError, match=r"preprocessor_config\.json'? is not"):
+        with pytest.raises(UserError, match=r"preprocessor_config\.json"):
             Preprocessor.from_hf(tmp_path)
     with pytest.raises(UserError, match="neither crops nor resizes"):
         _ = Preprocessor(do_center_crop=False).output_size

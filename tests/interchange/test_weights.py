@@ -380,7 +380,7 @@ def test_fingerprints_follow_the_weights(saved, lm):
 
 def test_every_parameter_has_its_row():
     with pytest.raises(KeyError, match="nowhere"):
-        table.find(MISTRAL.table(False), "layers.3.nowhere")
-    row, name = table.find(MISTRAL.table(False), "layers.13.attn.q.kernel")
+        table.find(MISTRAL.table, "layers.3.nowhere")
+    row, name = table.find(MISTRAL.table, "layers.13.attn.q.kernel")
     assert name == "model.layers.13.self_attn.q_proj.weight"
     assert row.hf_shape((16, 4, 4)) == (16, 16)
