@@ -164,7 +164,9 @@ def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T:
 
 
 def shortened(text: str, most: int = 100) -> str:
-    """A text of somebody else's, short enough for a line of ours."""
+    """A text of somebody else's, short enough for a line of ours, and on one line."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 

@@ -11,16 +11,16 @@ The row of `<image>`: LLaVA marks the places of visual tokens by an id of its ow
 the vocabulary, and one row the embeddings and the output layer. The row is the mean of all others.
 Its logit is then the mean of their logits: whatever the hidden state, it is never the highest, and
 takes less than an even share of the probability. (A row of zeros would give the logit 0, which wins
-where all others are negative.) `suppress_tokens` in generation_config.json takes it out of sampling
-and beams altogether. Where the model has more rows than its tokenizer ids, `<image>` gets the first
-free one and nothing is added.
+where all others are negative.) `suppress_tokens` in generation_config.json takes it, and every
+other row that no token has, out of sampling and beams altogether. Where the model has more rows
+than its tokenizer ids, `<image>` gets the first free one and nothing is added.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,7 @@ def save_llava(
             "vision_feature_select_strategy": "default",
             "num_additional_image_tokens": 1,  # CLS, which the strategy then takes off
         },
-        "generation_config.json": generation_config(
-            config, max_tokens, [image_id] if image_id >= config.lm.vocab_size else []
-        ),
+        "generation_config.json": generation_config(config, max_tokens, image_id),
     }.items():
         hf_dir.write_json(directory / name, contents)
     return image_id
@@ -201,12 +199,13 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
             "reads; convert it with transformers' script, or give another directory"
         )
     text = found["text_config"]
-    if text.get("model_type") not in DECODERS:
+    model_type = text.get("model_type")
+    if not isinstance(model_type, str) or model_type not in DECODERS:
         raise UserError(
-            f"{path}: a LLaVA whose decoder is a {text.get('model_type')!r}; only those with a "
+            f"{path}: a LLaVA whose decoder is a {shortened(repr(model_type))}; only those with a "
             f"{' or '.join(map(repr, DECODERS))} are read"
         )
-    lm: Any = DECODERS[text["model_type"]].read(text, f"{where}: text_config")
+    lm: Any = DECODERS[model_type].read(text, f"{where}: text_config")
     if tied not in (None, False, lm.tie_word_embeddings):
         raise UserError(
             f"{where}: tie_word_embeddings={shortened(repr(tied))}, but its text_config says "
@@ -274,16 +273,19 @@ def load_llava(
 
 
 def generation_config(
-    config: CaptionerConfig, max_tokens: int, suppressed: Sequence[int] = ()
+    config: CaptionerConfig, max_tokens: int, image_id: int | None = None
 ) -> dict[str, Any]:
-    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS."""
+    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
+    row of the vocabulary that no token has."""
+    suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
+    suppressed |= {image_id} - {None}
     return {
         "bos_token_id": config.bos_id,
         "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
         "pad_token_id": config.eos_ids[0],
         "do_sample": False,
         "max_new_tokens": max_tokens,
-        **({"suppress_tokens": list(suppressed)} if suppressed else {}),
+        **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
     }
 
 

@@ -119,7 +119,6 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
     read, ours = llava.read_llava_config(path)
     image_id = llava.image_id(path)
     tokenizer = load_tokenizer(path)
-    known = tokenizer.vocab_size - (tokenizer.vocab_size == image_id + 1)
     if prompt is None:
         where = f"{path / 'config.json'}: har_jax: prompt"
         prompt = typed(ours.get("prompt", ""), str, where)
@@ -130,8 +129,7 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
         ModelConfig(clip=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
         _stored_dtype(path),
     )
-    # A row that only <image> stands for is no word: the tokenizer may count it.
-    blueprint = of_parts(model, read, path, path).with_text(tokenizer, known)
+    blueprint = of_parts(model, read, path, path).with_text(tokenizer, image_id)
     params = llava.load_llava(blueprint.structure, blueprint.config, path, place.mesh, place.rules)
     parts = Parts(blueprint, tokenizer, Preprocessor.from_hf(path))
     return Loaded(_config(model, max_tokens), parts, params)

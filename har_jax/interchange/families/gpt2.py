@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.foreign import Keys
+from har_jax.foreign import Keys, shortened
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
@@ -39,7 +39,9 @@ def read(config: Mapping[str, Any], where: str = "GPT-2 config") -> GPT2Config:
     """
     model_type = config.get("model_type")
     if model_type != "gpt2":
-        raise UserError(f"{where} is of type {model_type!r} where a 'gpt2' one is needed")
+        raise UserError(
+            f"{where} is of type {shortened(repr(model_type))} where a 'gpt2' one is needed"
+        )
     return GPT2Config(**KEYS.read(config, where))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.foreign import Keys, listed
+from har_jax.foreign import Keys, listed, shortened
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
@@ -49,7 +49,9 @@ def read(config: Mapping[str, Any], where: str = "mistral config") -> Transforme
     """
     model_type = config.get("model_type")
     if model_type != "mistral":
-        raise UserError(f"{where} is of type {model_type!r} where a 'mistral' one is needed")
+        raise UserError(
+            f"{where} is of type {shortened(repr(model_type))} where a 'mistral' one is needed"
+        )
     values = {**_DEFAULTS, **KEYS.read(config, where)}
     for key in ("rope_parameters", "rope_scaling"):  # the second is the older name, and wins
         values |= ROPE.read(values.pop(key, None) or {}, f"{where}: {key}")
