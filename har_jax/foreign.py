@@ -82,6 +82,8 @@ def parse_json(
         with half a character in it.
     """
     try:
+        # Strictly, where `json` would let half a character of its own bytes through.
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_once if once else None)
     except json.JSONDecodeError as error:
         why = f"line {error.lineno}: {error.msg}"
@@ -92,7 +94,6 @@ def parse_json(
         raise UserError(f"{where} is nested too deeply to be read; give {what}") from None
     except ValueError as error:  # of integers with thousands of digits; of `_once`
         raise UserError(f"{where} cannot be read ({error}); give {what}") from None
-    text = text if isinstance(text, str) else text.decode(errors="replace")
     if not halves and _HALF.search(text) and (half := _half_of(value)):
         raise UserError(
             f"{where} holds {half!r}, which ends in the middle of a character (an unpaired "

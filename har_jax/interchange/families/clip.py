@@ -30,13 +30,16 @@ _BUFFERS = r"(.*\.)?position_ids"
 Tower = typing.TypeVar("Tower", VisionConfig, TextConfig)
 
 
+_HARMLESS = HARMLESS | {"tie_word_embeddings"}  # a CLIP has no output layer
+
+
 def _keys(tower: type, *more: str) -> Keys:
     return Keys(
         used=typing.get_type_hints(tower, include_extras=True),
         fixed={**FIXED, "model_type": ("clip", *more)},
-        # The width of a projection is that of the whole CLIP; LLaVA's vision towers have a
+        # The width of a projection is that of the whole CLIP. LLaVA's vision towers have a
         # vocabulary too, which nothing reads.
-        harmless=(HARMLESS | {"projection_dim", "vocab_size"}) - {"model_type"},
+        harmless=(_HARMLESS | {"projection_dim", "vocab_size"}) - {"model_type"},
         why=WHY,
     )
 
@@ -53,7 +56,7 @@ _WHOLE = Keys(
         **dict.fromkeys(("vision_config", "vision_config_dict"), dict[str, Any] | None),
     },
     fixed=FIXED,
-    harmless=HARMLESS,
+    harmless=_HARMLESS,
     why=WHY,
 )
 
