@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -133,7 +133,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def typed(value: Any, kind: type[T], where: str, fix: str = "copy or download it again") -> T:
+@overload
+def typed(value: Any, kind: type[T], where: str, fix: str = ...) -> T: ...
+@overload
+def typed(value: Any, kind: Any, where: str, fix: str = ...) -> Any: ...
+def typed(value: Any, kind: Any, where: str, fix: str = "copy or download it again") -> Any:
     """A value of JSON as `kind`: a msgspec.Struct, a dataclass, or a type such as
     `list[dict[str, int]]`. Keys that a struct does not name are passed over.
 
@@ -173,7 +177,7 @@ def shortened(text: str, most: int = 100) -> str:
 
 def listed(parts: Iterable[str], between: str = ", ", most: int = 3) -> str:
     """The first few of what may be thousands, each shortened, and how many more there are."""
-    told = [shortened(part, 200) for part in parts]
+    told = [shortened(part, 150) for part in parts]
     more = f"{between}and {len(told) - most:,} more" if len(told) > most else ""
     return between.join(told[:most]) + more
 

@@ -278,7 +278,8 @@ def generation_config(
     """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
     row of the vocabulary that no token has."""
     suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
-    suppressed |= {image_id} - {None}
+    if image_id is not None:
+        suppressed.add(image_id)
     return {
         "bos_token_id": config.bos_id,
         "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),

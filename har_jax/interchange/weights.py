@@ -120,7 +120,7 @@ def _check(
     if problems:
         raise UserError(
             f"the weights in {directory} do not fit its config.json, {len(problems):,} problem(s): "
-            f"{listed(problems, '; ')}. Give the config.json that belongs to these weights"
+            f"{listed(problems, '; ', 4)}. Give the config.json that belongs to these weights"
         )
 
 

@@ -83,6 +83,7 @@ def _muon(
     kernels = muon(  # optax turns the sign round; `make_optimizer` does so after the decay
         -1.0, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
     )
+    rules: dict[Any, optax.GradientTransformation]
     rules = {"muon": kernels, "adam": optax.scale_by_adam(b1=config.b1, b2=config.b2)}
     return optax.partition(rules, {name: "muon" if d else "adam" for name, d in found.items()})
 

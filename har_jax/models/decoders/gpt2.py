@@ -57,7 +57,7 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
     bos_token_id: TokenId | None = 50_256
-    eos_token_id: TokenId | tuple[TokenId, ...] | None = 50_256
+    eos_token_id: TokenId | None = 50_256
 
     def __post_init__(self) -> None:
         check_sizes("GPT-2", self, "n_embd", "n_head", "activation_function")
