@@ -247,7 +247,8 @@ def load_llava(
     Args:
       structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
     """
-    stored = hf_dir.read_config(path, ["llava"])["text_config"]["vocab_size"]
+    text = hf_dir.read_config(path, ["llava"])["text_config"]
+    stored = family_of(config.lm).read(text, str(path / "config.json")).vocab_size
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
     shapes = dict(structure.shapes)
     for name, axis in rows.items():

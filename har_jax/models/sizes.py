@@ -13,8 +13,8 @@ from msgspec import Meta
 Width = Annotated[int, Meta(ge=1, le=2**20)]
 Pixels = Annotated[int, Meta(ge=1, le=2**13)]
 Rows = Annotated[int, Meta(ge=1, le=2**24)]  # of a vocabulary, of positions
-Layers = Annotated[int, Meta(ge=1, le=1000)]
-Layer = Annotated[int, Meta(ge=-1001, le=1000)]  # one of them, from either end
+Layers = Annotated[int, Meta(ge=1, le=300)]
+Layer = Annotated[int, Meta(ge=-301, le=300)]  # one of them, from either end
 Room = Annotated[int, Meta(ge=1, le=2**20)]  # for a text, in tokens
 Epsilon = Annotated[float, Meta(ge=0, le=1)]
 Base = Annotated[float, Meta(gt=0, le=1e30)]  # of rotary angles

@@ -26,9 +26,11 @@ DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 def existing(directory: PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"no directory {directory}; give a Hugging Face directory with a tokenizer")
-    return directory
+    with contextlib.suppress(OSError, ValueError):  # an over-long name, or one with NUL in it
+        if directory.is_dir():
+            return directory
+    told = shortened(os.fspath(directory), 200)
+    raise UserError(f"no directory {told}; give a Hugging Face directory with a tokenizer")
 
 
 def from_json(directory: pathlib.Path) -> Tokenizer | None:
