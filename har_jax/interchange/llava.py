@@ -66,6 +66,7 @@ KEYS = Keys(
         "vision_feature_layer": Layer | list[Layer] | None,
         "text_config": dict[str, Any],
         "vision_config": dict[str, Any],
+        "tie_word_embeddings": bool | None,
         "har_jax": dict[str, Any] | None,
     },
     fixed={
@@ -190,8 +191,8 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     """
     where = str(path / "config.json")
     hf = hf_dir.read_config(path, ["llava"])
-    tied = hf.pop("tie_word_embeddings", False)
     found = KEYS.read(hf, where)
+    tied = found.get("tie_word_embeddings")
     lacking = [key for key in ("text_config", "vision_config") if key not in found]
     if lacking:
         raise UserError(
@@ -208,7 +209,7 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     lm: Any = DECODERS[model_type].read(text, f"{where}: text_config")
     if tied not in (None, False, lm.tie_word_embeddings):
         raise UserError(
-            f"{where}: tie_word_embeddings={shortened(repr(tied))}, but its text_config says "
+            f"{where}: tie_word_embeddings={tied}, but its text_config says "
             f"{lm.tie_word_embeddings}; make both alike, as the weights are"
         )
     if _image_id(found) == lm.vocab_size - 1:
@@ -260,8 +261,8 @@ def load_llava(
     if "lm.lm_head.kernel" not in shapes:
         ignore += r"|.*lm_head\.weight"
     axes, table = structure.logical_axes, llava_table(config)
-    how = dict(mesh=mesh, rules=rules, ignore=ignore, places=PLACES)
-    params = load(shapes, axes, path, table, **how)
+    places: dict[str, Any] = {"mesh": mesh, "rules": rules, "places": PLACES}
+    params = load(shapes, axes, path, table, ignore=ignore, **places)
     longer = {name: params.pop(name) for name in rows if name in params}
     wanted = structure.shapes
 

@@ -10,17 +10,16 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32
-from msgspec import Meta
 
 from har_jax.errors import UserError
-from har_jax.foreign import Size, shortened, typed
+from har_jax.foreign import shortened
 from har_jax.text import tokenizer_files as files
-from har_jax.text.tokenizer_files import PathLike, fingerprint_of, read_json
+from har_jax.text.tokenizer_files import PathLike, fingerprint_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -113,38 +112,9 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     """
     directory = files.existing(directory)
     tokenizer = files.from_json(directory) or files.from_transformers(directory)
-    configs = [read_json(directory / name) for name in _NAMING]
-    model = read_json(directory / "config.json")
-    ids = {}
-    for name in ("bos", "eos"):
-        found = (_spelling(config, f"{name}_token", directory) for config in configs)
-        token = next((token for token in found if token), None)
-        where = f"{directory / 'config.json'}: {name}_token_id"
-        number = typed(model.get(f"{name}_token_id"), Size | list[Size] | None, where)
-        number = tokenizer.token_to_id(token) if token else number
-        if isinstance(
-            number, list
-        ):  # Llama 3 lists several that end a turn; the first is the plain
-            number = number[0] if number else None
-        if number is None or tokenizer.id_to_token(min(number, 2**32 - 1)) is None:
-            raise UserError(
-                f"tokenizer {directory} has no {name} token: give {name}_token in "
-                f"tokenizer_config.json (got {shortened(repr(token))}) or {name}_token_id in "
-                f"config.json (got {number!r}) that it knows"
-            )
-        ids[f"{name}_id"] = number
+    ids = {f"{name}_id": files.special_id(directory, tokenizer, name) for name in ("bos", "eos")}
     fingerprint = fingerprint_of(directory, ids["bos_id"], ids["eos_id"])
     return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
-
-
-_NAMING = ("tokenizer_config.json", "special_tokens_map.json")
-"""The files that spell special tokens; the first that has one is right."""
-
-
-def _spelling(config: Mapping[str, Any], key: str, directory: pathlib.Path) -> str | None:
-    token = config.get(key)
-    token = token.get("content") if isinstance(token, dict) else token
-    return typed(token, str | None, f"{key} of the tokenizer in {directory}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:
@@ -299,25 +269,14 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
             tokenizer = _clip_pipeline(pieces, pairs)
     if None in (tokenizer.token_to_id(CLIP_BOS), tokenizer.token_to_id(CLIP_EOS)):
         raise UserError(f"the tokenizer of {directory} is not a CLIP's: it lacks {CLIP_EOS}")
-    text = read_json(directory / "config.json").get("text_config")
-    text = typed(text, dict[str, Any] | None, f"{directory / 'config.json'}: text_config") or {}
-    configs = [read_json(directory / name) for name in _NAMING]
-    lengths = (text.get("max_position_embeddings"), configs[0].get("model_max_length"))
-    where = f"the length of a text, of {directory}"
-    given = (typed(length, _Length | None, where) for length in lengths)
-    context_length = next((length for length in given if length), 77)
-    pads = (_spelling(config, "pad_token", directory) for config in configs)
-    pad = next((token for token in pads if token), None)
+    context_length = files.context_length(directory)
+    pad = files.spelling(directory, "pad_token")
     return ClipTokenizer(
         tokenizer,
         context_length=min(int(context_length), 4096),
         pad_id=tokenizer.token_to_id(pad) if pad else None,
         fingerprint=fingerprint_of(directory, context_length),
     )
-
-
-_Length = Annotated[int, Meta(ge=3)] | Annotated[float, Meta(ge=3, le=1e300)]
-"""Of a text with its start and end; "as long as you like" is written as 1e30."""
 
 
 def train_clip_tokenizer(

@@ -8,11 +8,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+from msgspec import Meta
 
 from har_jax import foreign
 from har_jax.errors import UserError
-from har_jax.foreign import Size, shortened
+from har_jax.foreign import Size, shortened, typed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -121,6 +123,54 @@ def read_json(path: pathlib.Path, kind: type[T] = dict[str, Any]) -> T:
     if not path.exists():
         return cast(T, {})
     return foreign.read_typed(path, kind, "the files of a tokenizer as they were saved")
+
+
+def spelling(directory: pathlib.Path, key: str) -> str | None:
+    """How a special token is written: as `tokenizer_config.json` says, or else the map beside it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(directory / name).get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if found := typed(token, str | None, f"{directory / name}: {key}"):
+            return found
+    return None
+
+
+def special_id(directory: pathlib.Path, tokenizer: Tokenizer, name: str) -> int:
+    """The id of "bos" or "eos": of the token that is spelt out, or else as `config.json` says.
+
+    Raises:
+      UserError: neither says one that the tokenizer knows.
+    """
+    token = spelling(directory, f"{name}_token")
+    file, key = directory / "config.json", f"{name}_token_id"
+    number = typed(read_json(file).get(key), Size | list[Size] | None, f"{file}: {key}")
+    number = tokenizer.token_to_id(token) if token else number
+    if isinstance(number, list):  # Llama 3 lists several that end a turn; the first is the plain
+        number = number[0] if number else None
+    if number is None or tokenizer.id_to_token(min(number, 2**32 - 1)) is None:
+        raise UserError(
+            f"tokenizer {directory} has no {name} token: give {name}_token in "
+            f"tokenizer_config.json (got {shortened(repr(token))}) or {key} in config.json (got "
+            f"{number!r}) that it knows"
+        )
+    return number
+
+
+_Length = Annotated[int, Meta(ge=3)] | Annotated[float, Meta(ge=3, le=1e300)]
+"""Of a text with its start and end; "as long as you like" is written as 1e30."""
+
+
+def context_length(directory: pathlib.Path) -> int | float:
+    """How many tokens a CLIP's texts have."""
+    file, other = directory / "config.json", directory / "tokenizer_config.json"
+    text = typed(read_json(file).get("text_config"), dict[str, Any] | None, f"{file}: text_config")
+    for length in (
+        (text or {}).get("max_position_embeddings"),
+        read_json(other).get("model_max_length"),
+    ):
+        if found := typed(length, _Length | None, f"the length of a text, of {directory}"):
+            return found
+    return 77
 
 
 def read_vocabulary(path: pathlib.Path) -> dict[str, int]:
