@@ -96,7 +96,7 @@ def settings_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         edge = size.get("shortest_edge", 0)
         made |= {"shortest_edge": edge, "size": (edge, edge) if edge else _pair(size)}
     if "crop_size" in found:
-        crop = found["crop_size"]
+        crop: Any = found["crop_size"]
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         made["crop_size"] = _pair(_sides(crop, where, "crop_size"))
     rescales, normalises = found.get("do_rescale", True), found.get("do_normalize", True)

@@ -220,12 +220,13 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
             f"{where}: vision_feature_layer={layer} reads several layers of the tower at once, "
             "which is not supported; only one is, a number such as -2"
         )
+    tower = read_tower(VisionConfig, found["vision_config"], f"{where}: vision_config")
     config = CaptionerConfig(
-        vision=read_tower(VisionConfig, found["vision_config"], f"{where}: vision_config"),
+        vision=tower,
         lm=lm,
         vision_layer=-2 if layer is None else layer[0] if isinstance(layer, list) else layer,
     )
-    config.vision.check_layer(config.vision_layer)
+    tower.check_layer(config.vision_layer)
     return config, found.get("har_jax") or {}
 
 

@@ -126,7 +126,7 @@ def read_json(path: pathlib.Path, kind: type[T] = dict[str, Any]) -> T:
 
 
 def spelling(directory: pathlib.Path, key: str) -> str | None:
-    """How a special token is written: as `tokenizer_config.json` says, or else the map beside it."""
+    """How a special token is written: as `tokenizer_config.json` says, else the map beside it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = read_json(directory / name).get(key)
         token = token.get("content") if isinstance(token, dict) else token

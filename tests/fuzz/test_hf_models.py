@@ -12,9 +12,11 @@ from har_jax.config import ModelConfig
 from har_jax.data.images import Preprocessor
 from har_jax.interchange import llava, peft
 from har_jax.interchange.families.registry import read_decoder
+from har_jax.loading.blueprint import Blueprint, of_parts
 from har_jax.loading.blueprint import draw as draw_blueprint
 from har_jax.loading.parts import read_parts
 from har_jax.loading.weights import load_base
+from har_jax.models.captioner import CaptionerConfig
 from har_jax.sharding import RULES, make_mesh
 from har_jax.text.tokenizer import load_tokenizer
 from tests.fuzz.harness import Case, attempt
@@ -62,9 +64,7 @@ def draw_directory(root: pathlib.Path, rng: random.Random, folder: pathlib.Path)
     return Case(call)
 
 
-def draw_blueprint_of(config, model, made):
-    from har_jax.loading.blueprint import of_parts
-
+def draw_blueprint_of(config: CaptionerConfig, model: ModelConfig, made: pathlib.Path) -> Blueprint:
     image_id = llava.image_id(made)
     return of_parts(model, config, made, made).with_text(load_tokenizer(made), image_id)
 
@@ -84,3 +84,8 @@ def test_whole_ones_load(models, tmp_path):
     parts = read_parts(ModelConfig(clip=str(models / "clip"), lm=str(models / "mistral")))
     assert load_base(parts.blueprint, make_mesh(), RULES)
     assert draw_blueprint(parts.blueprint.model).config.lm == lm
+    config, _ = llava.read_llava_config(models / "llava")
+    model = ModelConfig(clip="a", lm="b", vision_layer=config.vision_layer)
+    found = draw_blueprint_of(config, model, models / "llava")
+    n = config.lm.vocab_size
+    assert found.config.wordless == () and llava.image_id(models / "llava") == n
