@@ -101,6 +101,7 @@ class ModelConfig(CaptionerSettings):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    # muon: of the kernels of hidden layers; all the rest learns and decays as with adamw.
     name: Literal["adamw", "muon", "adafactor", "sgd"] = "adamw"
     lr: NotNegative = 1e-4
     projector_lr_factor: NotNegative = 1.0  # a projector starts from nothing; decoders do not

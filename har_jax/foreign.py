@@ -7,11 +7,14 @@ what a value consists, once, where it is read; what comes back needs no further 
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -64,20 +67,24 @@ def read_json(path: str | PathLike[str], what: str, *, halves: bool = False) -> 
     return parse_json(read_text(path, what), repr(str(path)), what, halves=halves)
 
 
-def parse_json(text: str | bytes, where: str, what: str, *, halves: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, where: str, what: str, *, halves: bool = False, once: bool = False
+) -> Any:
     """The value of a JSON text; `where` it stands and `what` it should be are for errors.
 
     Args:
       halves: let texts through that hold half a character (an unpaired surrogate, which no file
         can hold): for readers that drop such a row and count it.
+      once: refuse an object that has a key twice, of which Python keeps the last.
 
     Raises:
       UserError: not JSON; nested too deeply or with numbers too long for Python to read; a text
         with half a character in it.
     """
-    try:  # of bytes, `json.loads` would let halves of characters through
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(text)
+    try:
+        # Strictly, where `json` would let half a character of its own bytes through.
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_once if once else None)
     except json.JSONDecodeError as error:
         why = f"line {error.lineno}: {error.msg}"
         raise UserError(f"{where} is not valid JSON ({why}); give {what}") from None
@@ -85,7 +92,7 @@ def parse_json(text: str | bytes, where: str, what: str, *, halves: bool = False
         raise UserError(f"{where} is not text in UTF-8 (byte {error.start}); give {what}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read; give {what}") from None
-    except ValueError as error:  # of integers with thousands of digits
+    except ValueError as error:  # of integers with thousands of digits; of `_once`
         raise UserError(f"{where} cannot be read ({error}); give {what}") from None
     if not halves and _HALF.search(text) and (half := _half_of(value)):
         raise UserError(
@@ -93,6 +100,14 @@ def parse_json(text: str | bytes, where: str, what: str, *, halves: bool = False
             f"surrogate); write it again as UTF-8, or give {what}"
         )
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {shortened(repr(twice))} occurs twice")
+    return made
 
 
 def _half_of(value: Any) -> str:
@@ -118,7 +133,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def typed(value: Any, kind: type[T], where: str, fix: str = "copy or download it again") -> T:
+@overload
+def typed(value: Any, kind: type[T], where: str, fix: str = ...) -> T: ...
+@overload
+def typed(value: Any, kind: Any, where: str, fix: str = ...) -> Any: ...
+def typed(value: Any, kind: Any, where: str, fix: str = "copy or download it again") -> Any:
     """A value of JSON as `kind`: a msgspec.Struct, a dataclass, or a type such as
     `list[dict[str, int]]`. Keys that a struct does not name are passed over.
 
@@ -150,5 +169,68 @@ def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T:
 
 
 def shortened(text: str, most: int = 100) -> str:
-    """A text of somebody else's, short enough for a line of ours."""
+    """A text of somebody else's, short enough for a line of ours, and on one line."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
     return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def listed(parts: Iterable[str], between: str = ", ", most: int = 3) -> str:
+    """The first few of what may be thousands, each shortened, and how many more there are."""
+    told = [shortened(part, 150) for part in parts]
+    more = f"{between}and {len(told) - most:,} more" if len(told) > most else ""
+    return between.join(told[:most]) + more
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """What the keys of a configuration that others wrote mean here, each of them.
+
+    A key that nobody knows may change what is computed, so it is refused, unless it says nothing:
+    null, or an empty list, object or text. Keys that begin with an underscore are notes that
+    programs leave for themselves.
+
+    Attributes:
+      used: the keys that are read, and of what type each is (as for `typed`).
+      fixed: keys that would change what is computed, and the values with which they do not.
+      harmless: keys that change nothing of what is computed here, whatever they say.
+      why: of keys that are refused, what they mean.
+    """
+
+    used: Mapping[str, Any]
+    fixed: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+    why: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def read(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The keys that are used, those that are there, as their types.
+
+        Raises:
+          UserError: one is not of its type, or another key may change what is computed.
+        """
+        if odd := [
+            self._told(key, value) for key, value in values.items() if self._is_odd(key, value)
+        ]:
+            raise UserError(
+                f"{where}: {listed(odd)}: not supported, for it may change what is computed; give "
+                "a configuration without it, and what belongs to that"
+            )
+        fix = "give a configuration as it was saved or downloaded"
+        read = {}
+        for key, kind in self.used.items():
+            if key in values:
+                what = f"{where}: {key} is {shortened(repr(values[key]), 60)}"
+                read[key] = typed(values[key], kind, what, fix)
+        return read
+
+    def _is_odd(self, key: str, value: Any) -> bool:
+        if key in self.used or key in self.harmless or key.startswith("_"):
+            return False
+        return value not in (None, "", [], {}) and value not in self.fixed.get(key, ())
+
+    def _told(self, key: str, value: Any) -> str:
+        told = f"{shortened(key, 40)}={shortened(repr(value), 60)}"
+        if why := self.why.get(key):
+            return f"{told} ({why})"
+        plain = " or ".join(map(repr, self.fixed.get(key, ())))
+        return f"{told} (only {plain} is)" if plain else f"{told} (a key without a meaning here)"

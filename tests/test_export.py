@@ -159,7 +159,7 @@ def test_a_tied_decoder(workspace, tmp_path, free):
     np.testing.assert_array_equal(rows[: n + free], table)
     assert len(rows) == n + max(free, 1)
     assert theirs.get_input_embeddings().weight is theirs.lm_head.weight
-    assert theirs.generation_config.suppress_tokens == (None if free else [n])
+    assert theirs.generation_config.suppress_tokens == [n]
     assert theirs.generation_config.max_new_tokens == 9
 
 

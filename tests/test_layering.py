@@ -22,7 +22,7 @@ def floors():
     block = re.search(r"^    floor .*?\n\n", text, re.S | re.M)[0]
     found = {}
     for line in block.splitlines()[1:]:
-        match = re.match(r"    +(\d+)  (.*?)(?:  +.*)?$", line)
+        match = re.match(r"    +(-?\d+)  (.*?)(?:  +.*)?$", line)
         if match:
             for place in match[2].split():
                 found[place] = int(match[1])

@@ -18,8 +18,6 @@ import hashlib
 import json
 import math
 import os
-import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +25,9 @@ from jaxtyping import Float32
 from PIL import Image
 
 from har_jax.data.decode import ImageLike, decode
+from har_jax.data.preprocessor_config import read_settings
 from har_jax.errors import UserError
-from har_jax.foreign import read_json
 
-CONFIG_NAME = "preprocessor_config.json"
 VERSION = 1
 """Of what this module makes of the same settings; raise it when any pixel changes."""
 
@@ -99,47 +96,12 @@ class Preprocessor:
 
     @classmethod
     def from_hf(cls, directory: str | os.PathLike[str]) -> Preprocessor:
-        """Reads `preprocessor_config.json` of a Hugging Face model directory.
+        """Of a Hugging Face model directory (`preprocessor_config`).
 
         Raises:
           UserError: no such file, not JSON, or a step that this class does not have.
         """
-        path = pathlib.Path(directory) / CONFIG_NAME
-        config = read_json(path, "a Hugging Face directory of a CLIP")
-        try:
-            return cls._from_config(config)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not the configuration of a CLIP processor: {error}"
-            ) from error
-
-    @classmethod
-    def _from_config(cls, config: Mapping[str, Any]) -> Preprocessor:
-        if config.get("do_pad"):
-            raise ValueError("do_pad is not supported")
-        size = config.get("size", 224)
-        if isinstance(size, int):
-            size = {"shortest_edge": size}
-        if not size.keys() <= {"shortest_edge", "height", "width"}:
-            raise ValueError(f"size is {size}; allowed are shortest_edge, or height and width")
-        crop = config.get("crop_size", 224)
-        if isinstance(crop, int):
-            crop = {"height": crop, "width": crop}
-        edge = int(size.get("shortest_edge") or 0)
-        target = (edge, edge) if edge else (int(size["height"]), int(size["width"]))
-        normalise = config.get("do_normalize", True)
-        rescale = config.get("do_rescale", True)
-        return cls(
-            shortest_edge=edge,
-            size=target,
-            crop_size=(int(crop["height"]), int(crop["width"])),
-            do_resize=bool(config.get("do_resize", True)),
-            do_center_crop=bool(config.get("do_center_crop", True)),
-            rescale_factor=float(config.get("rescale_factor", 1 / 255)) if rescale else 1.0,
-            image_mean=_triple(config.get("image_mean", CLIP_MEAN) if normalise else (0, 0, 0)),
-            image_std=_triple(config.get("image_std", CLIP_STD) if normalise else (1, 1, 1)),
-            resample=int(config.get("resample", Image.Resampling.BICUBIC)),
-        )
+        return cls(**read_settings(directory))
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `preprocessor_config.json` that means the same."""
@@ -265,11 +227,6 @@ class Preprocessor:
         if width <= height:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
 
 
 def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:

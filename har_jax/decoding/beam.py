@@ -54,7 +54,7 @@ def beam_search(
         # 1. What every token would make of every beam. A finished beam goes on in one way only: EOS
         #    again, at no cost.
         hidden, written = captioner.lm.step(state.x_brd, cache.kv, state.written, state.t)
-        logits = constrain(captioner.lm.logits(hidden), "batch", None, "vocab")
+        logits = constrain(captioner.next_logits(hidden), "batch", None, "vocab")
         # Where the vocabulary is split, its logits come together for the choice, and no weight.
         logp_brv = constrain(jax.nn.log_softmax(logits, axis=-1), "batch")
         frozen = jnp.where(jnp.arange(v) == eos_ids[0], 0.0, -jnp.inf)

@@ -111,7 +111,7 @@ def decode(
     def step(state: DecodeState) -> DecodeState:
         # 1. One token of every row through the decoder.
         hidden, written = captioner.lm.step(state.x_brd, cache.kv, state.written, state.t)
-        logits = constrain(captioner.lm.logits(hidden), "batch", None, "vocab")
+        logits = constrain(captioner.next_logits(hidden), "batch", None, "vocab")
         # 2. The next token, by argmax or by a draw; a row that is done goes on with EOS.
         token, logp = choose(logits, plan, jax.random.fold_in(key, state.t))
         token = jnp.where(state.done_br, eos_ids[0], token)

@@ -20,6 +20,7 @@ from typing import Any
 
 from har_jax import foreign
 from har_jax.errors import UserError
+from har_jax.foreign import listed, shortened
 from har_jax.interchange.safetensors_file import Tensor, read_header
 
 WEIGHTS = "model.safetensors"
@@ -38,16 +39,24 @@ def resolve(name: str | os.PathLike[str]) -> Path:
 
     Ask once and hand on the path: a name without a revision may mean another snapshot later.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # over-long; NUL; `~` of nobody
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{shortened(repr(os.fspath(name)))} can be no directory's name ({why}); give an "
+            "existing Hugging Face model directory, or a hub name"
+        ) from None
+    if is_file:
         raise UserError(f"{path} is a file; give the directory that holds its config.json")
     on_hub = _HUB_NAME.fullmatch(str(name))
     if not on_hub:
         raise UserError(
-            f"no directory {path}; give an existing Hugging Face model directory, or a hub name "
-            "such as openai/clip-vit-large-patch14"
+            f"no directory {shortened(str(path), 200)}; give an existing Hugging Face model "
+            "directory, or a hub name such as openai/clip-vit-large-patch14"
         )
     return _from_hub(*on_hub.groups())
 
@@ -106,9 +115,9 @@ def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]
         )
     config = read_json(file)
     model_type = config.get("model_type")
-    if model_type not in model_types:
+    if not isinstance(model_type, str) or model_type not in model_types:
         raise UserError(
-            f"{file} describes a model of type {model_type!r} where "
+            f"{file} describes a model of type {shortened(repr(model_type))} where "
             f"{' or '.join(map(repr, model_types))} is needed; give another directory"
         )
     return config
@@ -118,14 +127,17 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of the weights: `model.safetensors`, or the shards of its index."""
     index = directory / INDEX
     if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index} has no weight_map; copy or download it again")
-        files = [directory / name for name in sorted(set(map(str, weight_map.values())))]
+        names = sorted(set(_weight_map(index).values()))
+        if odd := [name for name in names if not _is_plain(name)]:
+            raise UserError(
+                f"{index} names {listed(map(repr, odd))}, which is no file in the directory; copy "
+                "or download it again"
+            )
+        files = [directory / name for name in names]
         missing = [f.name for f in files if not f.exists()]
         if missing:
             raise UserError(
-                f"{index} names {', '.join(missing)}, which is not in the directory; copy or "
+                f"{index} names {listed(missing)}, which is not in the directory; copy or "
                 "download the missing file(s)"
             )
         return files
@@ -142,11 +154,25 @@ def weight_files(directory: Path) -> list[Path]:
     patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
     if pickled := sorted(f.name for p in patterns for f in directory.glob(p)):
         raise UserError(
-            f"{directory} holds its weights as {', '.join(pickled)} only; such files are refused "
+            f"{directory} holds its weights as {listed(pickled)} only; such files are refused "
             "because unpickling runs code from them. Convert once where you trust them: "
             "transformers' AutoModel.from_pretrained(dir).save_pretrained(new_dir)"
         )
     raise UserError(f"{directory} has no {WEIGHTS}; give the directory that a model was saved to")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index."""
+    found = read_json(index).get("weight_map")
+    weight_map = foreign.typed(found, dict[str, str], f"{index}: weight_map")
+    if not weight_map:
+        raise UserError(f"{index} has an empty weight_map; copy or download it again")
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it can be a file's name in a directory, and in no other."""
+    return bool(name) and Path(name).name == name and "\0" not in name and len(name) < 256
 
 
 def open_weights(directory: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -162,7 +188,7 @@ def open_weights(directory: Path) -> tuple[dict[str, Tensor], list[str]]:
             tensors[name] = tensor
     index = directory / INDEX
     if index.exists():
-        for name, file_name in read_json(index)["weight_map"].items():
+        for name, file_name in _weight_map(index).items():
             if name not in tensors:
                 problems.append(f"{name} is missing from {file_name}, where the index places it")
     return tensors, problems
@@ -180,7 +206,7 @@ def weights_fingerprint(directory: Path) -> str:
     stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in stats]
     note = directory / FINGERPRINT
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(note.read_text())
+        kept = foreign.read_json(note, "a note of ours")
         if kept["files"] == stamps:
             return str(kept["fingerprint"])
     began = time.time()

@@ -4,22 +4,23 @@ LLaVA (Liu et al. 2023, arXiv:2304.08485) reads what our captioner reads: patch 
 of a CLIP vision tower, through linear, gelu, linear, between the embeddings of the text. The input
 ids of a picture are `<bos>`, P times `<image>`, then the prompt's, if any; the caption follows.
 Weights carry the names of the models on the hub (`language_model.model...`,
-`vision_tower.vision_model...`).
+`vision_tower.vision_model...`); read are also those of transformers' modules since 4.52
+(`model.language_model...`, `lm_head`).
 
 The row of `<image>`: LLaVA marks the places of visual tokens by an id of its own, so one id joins
 the vocabulary, and one row the embeddings and the output layer. The row is the mean of all others.
 Its logit is then the mean of their logits: whatever the hidden state, it is never the highest, and
 takes less than an even share of the probability. (A row of zeros would give the logit 0, which wins
-where all others are negative.) `suppress_tokens` in generation_config.json takes it out of sampling
-and beams altogether. Where the model has more rows than its tokenizer ids, `<image>` gets the first
-free one and nothing is added.
+where all others are negative.) `suppress_tokens` in generation_config.json takes it, and every
+other row that no token has, out of sampling and beams altogether. Where the model has more rows
+than its tokenizer ids, `<image>` gets the first free one and nothing is added.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,54 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from har_jax.distributed import gather
 from har_jax.errors import UserError
+from har_jax.foreign import Keys, shortened
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import vision_table
+from har_jax.interchange.families.clip import read_tower, vision_table
+from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.families.registry import DECODERS, family_of
 from har_jax.interchange.table import Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
 from har_jax.models.functional import Params, Structure
+from har_jax.models.sizes import Layer, TokenId
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import CaptionTokenizer
 
 IMAGE_TOKEN = "<image>"
+
+PLACES = {
+    "language_model.model.": ("model.language_model.", "language_model."),
+    "language_model.lm_head.": ("lm_head.",),
+    "vision_tower.vision_model.": (
+        "model.vision_tower.vision_model.",
+        "model.vision_tower.",
+        "vision_tower.",
+    ),
+    "multi_modal_projector.": ("model.multi_modal_projector.",),
+}
+"""How else transformers has begun the names of `llava_table`, see `table.located`."""
+
+KEYS = Keys(
+    used={
+        "image_token_index": TokenId | None,
+        "image_token_id": TokenId | None,
+        "vision_feature_layer": Layer | list[Layer] | None,
+        "text_config": dict[str, Any],
+        "vision_config": dict[str, Any],
+        "tie_word_embeddings": bool | None,
+        "har_jax": dict[str, Any] | None,
+    },
+    fixed={
+        **FIXED,
+        "vision_feature_select_strategy": ("default",),
+        "projector_hidden_act": ("gelu",),
+        "multimodal_projector_bias": (True,),
+    },
+    # The text's own configuration says how many words there are, and whether embeddings are tied.
+    harmless=HARMLESS | {"image_seq_length", "vocab_size", "hidden_size"},
+    why=WHY,
+)
 
 
 def check_expressible(config: CaptionerConfig) -> VisionConfig:
@@ -71,7 +108,7 @@ def check_expressible(config: CaptionerConfig) -> VisionConfig:
 def llava_table(config: CaptionerConfig) -> list[Row]:
     """Of a whole `Captioner` with a patch projector."""
     projector, ours = "multi_modal_projector.linear", "projector.linear"
-    lm = family_of(config.lm).table(False)
+    lm = family_of(config.lm).table
     return [
         *vision_table("vision_tower.vision_model.", "vision."),
         *linear(f"{projector}_1", f"{ours}_1", bias="f -> f"),
@@ -138,9 +175,7 @@ def save_llava(
             "vision_feature_select_strategy": "default",
             "num_additional_image_tokens": 1,  # CLS, which the strategy then takes off
         },
-        "generation_config.json": generation_config(
-            config, max_tokens, [image_id] if image_id >= config.lm.vocab_size else []
-        ),
+        "generation_config.json": generation_config(config, max_tokens, image_id),
     }.items():
         hf_dir.write_json(directory / name, contents)
     return image_id
@@ -154,38 +189,56 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     Raises:
       UserError: no LLaVA, or one whose decoder or projector is of another kind.
     """
+    where = str(path / "config.json")
     hf = hf_dir.read_config(path, ["llava"])
-    expected = {
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": True,
-    }
-    for key, value in expected.items():
-        if hf.get(key, value) != value:
-            raise UserError(
-                f"{path}: a LLaVA with {key}={hf[key]!r} is not supported; only {value!r} is"
-            )
-    text = hf.get("text_config") or {}
-    if text.get("model_type") not in DECODERS:
+    found = KEYS.read(hf, where)
+    tied = found.get("tie_word_embeddings")
+    lacking = [key for key in ("text_config", "vision_config") if key not in found]
+    if lacking:
         raise UserError(
-            f"{path}: a LLaVA whose decoder is a {text.get('model_type')!r}; only those with a "
+            f"{where} lacks {' and '.join(lacking)}, so it is not of a LLaVA that transformers "
+            "reads; convert it with transformers' script, or give another directory"
+        )
+    text = found["text_config"]
+    model_type = text.get("model_type")
+    if not isinstance(model_type, str) or model_type not in DECODERS:
+        raise UserError(
+            f"{path}: a LLaVA whose decoder is a {shortened(repr(model_type))}; only those with a "
             f"{' or '.join(map(repr, DECODERS))} are read"
         )
-    lm: Any = DECODERS[text["model_type"]].read(text)
-    if image_id(path) == lm.vocab_size - 1:
+    lm: Any = DECODERS[model_type].read(text, f"{where}: text_config")
+    if tied not in (None, False, lm.tie_word_embeddings):
+        raise UserError(
+            f"{where}: tie_word_embeddings={tied}, but its text_config says "
+            f"{lm.tie_word_embeddings}; make both alike, as the weights are"
+        )
+    if _image_id(found) == lm.vocab_size - 1:
         lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
+    layer = found.get("vision_feature_layer")
+    if isinstance(layer, list) and len(layer) != 1:
+        raise UserError(
+            f"{where}: vision_feature_layer={layer} reads several layers of the tower at once, "
+            "which is not supported; only one is, a number such as -2"
+        )
+    tower = read_tower(VisionConfig, found["vision_config"], f"{where}: vision_config")
     config = CaptionerConfig(
-        vision=VisionConfig.from_hf(hf.get("vision_config") or {}),
+        vision=tower,
         lm=lm,
-        vision_layer=hf.get("vision_feature_layer", -2),
+        vision_layer=-2 if layer is None else layer[0] if isinstance(layer, list) else layer,
     )
-    return config, hf.get("har_jax") or {}
+    tower.check_layer(config.vision_layer)
+    return config, found.get("har_jax") or {}
 
 
 def image_id(path: Path) -> int:
     """The id of `<image>` in a LLaVA directory."""
-    hf = hf_dir.read_config(path, ["llava"])
-    return hf.get("image_token_index", hf.get("image_token_id", 32_000))
+    found = KEYS.read(hf_dir.read_config(path, ["llava"]), str(path / "config.json"))
+    return _image_id(found)
+
+
+def _image_id(found: Mapping[str, Any]) -> int:
+    given = (found.get(key) for key in ("image_token_index", "image_token_id"))
+    return next((i for i in given if i is not None), 32_000)
 
 
 def load_llava(
@@ -196,7 +249,8 @@ def load_llava(
     Args:
       structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
     """
-    stored = hf_dir.read_config(path, ["llava"])["text_config"]["vocab_size"]
+    text = hf_dir.read_config(path, ["llava"])["text_config"]
+    stored = family_of(config.lm).read(text, str(path / "config.json")).vocab_size
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
     shapes = dict(structure.shapes)
     for name, axis in rows.items():
@@ -208,7 +262,8 @@ def load_llava(
     if "lm.lm_head.kernel" not in shapes:
         ignore += r"|.*lm_head\.weight"
     axes, table = structure.logical_axes, llava_table(config)
-    params = load(shapes, axes, path, table, mesh=mesh, rules=rules, ignore=ignore)
+    places: dict[str, Any] = {"mesh": mesh, "rules": rules, "places": PLACES}
+    params = load(shapes, axes, path, table, ignore=ignore, **places)
     longer = {name: params.pop(name) for name in rows if name in params}
     wanted = structure.shapes
 
@@ -221,16 +276,20 @@ def load_llava(
 
 
 def generation_config(
-    config: CaptionerConfig, max_tokens: int, suppressed: Sequence[int] = ()
+    config: CaptionerConfig, max_tokens: int, image_id: int | None = None
 ) -> dict[str, Any]:
-    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS."""
+    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
+    row of the vocabulary that no token has."""
+    suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
+    if image_id is not None:
+        suppressed.add(image_id)
     return {
         "bos_token_id": config.bos_id,
         "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
         "pad_token_id": config.eos_ids[0],
         "do_sample": False,
         "max_new_tokens": max_tokens,
-        **({"suppress_tokens": list(suppressed)} if suppressed else {}),
+        **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
     }
 
 

@@ -21,12 +21,14 @@ import numpy as np
 from har_jax.config import LoraConfig
 from har_jax.distributed import gather
 from har_jax.errors import UserError
+from har_jax.foreign import Finite, Keys, listed, shortened
 from har_jax.interchange import hf_dir, safetensors_file
 from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.interchange.table import Row, find, linear, sources
+from har_jax.interchange.table import Row, find, linear, located, sources
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.lora import FACTORS, is_factor
+from har_jax.models.sizes import Width
 from har_jax.types import Array
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -43,13 +45,52 @@ PROJECTOR_TABLE = [
 _PREFIX = "base_model.model."
 _PLAIN = {"use_dora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none"}
 """Settings of PEFT that change what an adapter computes, at the values that we can follow."""
-_EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+_PLACES = {
+    f"{_PREFIX}model.": (
+        _PREFIX,  # upon a `MistralModel`; the others upon the decoder within a LLaVA
+        f"{_PREFIX}model.language_model.",
+        f"{_PREFIX}language_model.model.",
+    ),
+    f"{_PREFIX}lm_head": (f"{_PREFIX}language_model.lm_head",),
+}
+"""How else the names of `adapter_table` begin, see `table.located`."""
+
+KEYS = Keys(
+    used={
+        "peft_type": str,
+        "r": Width,
+        "lora_alpha": Finite,
+        "use_rslora": bool | None,
+        "base_model_name_or_path": str | None,
+    },
+    fixed={
+        **{key: (value,) for key, value in _PLAIN.items()},
+        "init_lora_weights": (True, False, "gaussian"),
+        "use_qalora": (False,),
+        "use_bdlora": (False,),
+        "ensure_weight_tying": (False,),
+    },
+    # Which linears have adapters is what the tensors say.
+    harmless=frozenset({
+        "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "megatron_core", "qalora_group_size", "runtime_config", "unsloth_fixed",
+    }),
+    why={
+        "init_lora_weights": "it may have changed the base's weights before training: save with "
+        "path_initial_model_for_weight_conversion, or merge",
+        "modules_to_save": "weights that were trained whole",
+        "trainable_token_indices": "embeddings that were trained",
+    },
+)  # fmt: skip
+_NAMED = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")
+"""A tensor that names its adapter too, as PEFT's modules do and its files do not."""
 
 
 def adapter_table(lm: DecoderConfig) -> list[Row]:
     """Of the factors of every linear in a decoder: as its kernels, with the rank for one side."""
     rows = []
-    for row in family_of(lm).table(False):
+    for row in family_of(lm).table:
         if not row.path.endswith(".kernel"):
             continue
         hf, path = _PREFIX + row.hf.removesuffix(".weight"), row.path.removesuffix(".kernel")
@@ -152,55 +193,77 @@ def read_adapters(
     """
     directory = Path(directory)
     config = adapter_settings(directory)
-    if config.get("peft_type") != "LORA":
+    if lacking := [key for key in ("r", "lora_alpha") if key not in config]:
         raise UserError(
-            f"{directory} holds a PEFT adapter of type {config.get('peft_type')!r}; only LORA is "
-            "read"
+            f"{directory / ADAPTER_CONFIG} lacks {' and '.join(lacking)}, without which nobody "
+            "knows what the adapters amount to; give the file that PEFT saved"
         )
-    odd = [key for key, plain in _PLAIN.items() if config.get(key, plain) != plain]
-    odd += [key for key in _EMPTY if config.get(key)]
-    if odd:
-        raise UserError(
-            f"{directory / ADAPTER_CONFIG}: {', '.join(f'{k}={config[k]!r}' for k in odd)} cannot "
-            "be followed; merge such an adapter into its base with PEFT and load the result"
-        )
-    rank, table, n_layers = int(config["r"]), adapter_table(lm), lm.num_hidden_layers
+    rank, n_layers = config["r"], lm.num_hidden_layers
+    tensors, problems = _tensors(directory / ADAPTER)
+    table = located(adapter_table(lm), tensors, _PLACES)
     rows = {_name(row.hf, i): (row, i) for row in table for i in range(n_layers)}
     found: dict[str, tuple[Row, Tensor]] = {}
-    unknown = []
-    for name, tensor in safetensors_file.read_header(directory / ADAPTER).items():
-        if name.endswith(".base_layer.weight"):
-            continue  # PEFT saves a copy of an output layer that it adapts
+    for name, tensor in tensors.items():
         if name not in rows:
-            unknown.append(name)
+            problems.append(f"{name}, {_why_unknown(name, lm)}")
             continue
         row, i = rows[name]
         found[_name(row.path, i)] = row, tensor
-        if rank not in tensor.shape:
-            raise UserError(
-                f"{directory}: {name} is {list(tensor.shape)}, but {ADAPTER_CONFIG} says r={rank}"
-            )
-    if unknown or not found:
-        what = ", ".join(unknown[:3]) + (" ..." if len(unknown) > 3 else "")
+        side = 0 if row.path.endswith(FACTORS[0]) else -1
+        if len(tensor.shape) != 2 or tensor.shape[side] != rank:
+            problems.append(f"{name} of shape {list(tensor.shape)}, where r={rank}")
+    linears = sorted({name.rpartition(".")[0] for name in found})
+    for name in linears:
+        if lone := [factor for factor in FACTORS if name + factor not in found]:
+            problems.append(f"{name} without its lora_{lone[0][-1].upper()}")
+    if problems or not found:
+        what = listed(problems, "; ") if problems else "no adapters"
         raise UserError(
-            f"{directory / ADAPTER} has adapters for {what or 'nothing'}, which a "
-            f"{lm.model_type} of {n_layers} layers does not have; give the adapters of this base "
-            "model"
+            f"{directory / ADAPTER} has {what}; give adapters of this base model as PEFT saves "
+            "them, or merge them into it with PEFT and load the result"
         )
-    linears = {name.rpartition(".")[0] for name in found}
     targets = "|".join(re.escape(name) for name in _short(linears, n_layers))
-    alpha = float(config["lora_alpha"]) * (rank**0.5 if config.get("use_rslora") else 1)
+    alpha = config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1)
     return LoraConfig(rank, alpha, targets), found
 
 
+def _tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of adapters under the names that PEFT's files have, and what is wrong with
+    them."""
+    tensors: dict[str, Tensor] = {}
+    problems = []
+    for name, tensor in safetensors_file.read_header(file).items():
+        if name.endswith(".base_layer.weight"):
+            continue  # PEFT saves a copy of an output layer that it adapts
+        plain = _NAMED.sub(r"\1.weight", name)
+        if plain in tensors:
+            problems.append(f"more than one adapter of {plain}")
+        tensors[plain] = tensor
+    return tensors, problems
+
+
+def _why_unknown(name: str, lm: DecoderConfig) -> str:
+    if "lora_embedding" in name or "lora_" not in name:
+        what = "an adapter of embeddings" if "lora_" in name else "saved whole"
+        return f"{what}, which would replace or change the base's own"
+    return f"which a {lm.model_type} of {lm.num_hidden_layers} layers does not have"
+
+
 def adapter_settings(directory: Path) -> dict[str, Any]:
-    """`adapter_config.json`."""
+    """What is used of `adapter_config.json`, checked to be of adapters that we have."""
     if not (directory / ADAPTER).exists() and (directory / "adapter_model.bin").exists():
         raise UserError(
             f"{directory} holds pickled adapters (adapter_model.bin); save them again with PEFT, "
             "which writes safetensors"
         )
-    return hf_dir.read_json(directory / ADAPTER_CONFIG)
+    file = directory / ADAPTER_CONFIG
+    config = hf_dir.read_json(file)
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"{directory} holds a PEFT adapter of type {shortened(repr(config.get('peft_type')))}; "
+            "only LORA is read"
+        )
+    return KEYS.read(config, str(file))
 
 
 def _name(template: str, number: int) -> str:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from har_jax.errors import UserError
+from har_jax.foreign import Size, parse_json, shortened, typed
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("f8"),
@@ -69,8 +71,23 @@ class Tensor:
         return raw.view(self.dtype).reshape(shape)
 
 
+class _Entry(msgspec.Struct):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: list[Size]
+    data_offsets: tuple[Size, Size]
+
+
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file. `UserError` if it is no whole safetensors file."""
+    """The tensors of a file, in its order.
+
+    As the reference implementation has it, they lie one after the other, from the end of the header
+    to the end of the file: none shares a byte with another, and no byte belongs to none.
+
+    Raises:
+      UserError: it is no whole safetensors file.
+    """
 
     def broken(why: str) -> UserError:
         return UserError(
@@ -83,36 +100,42 @@ def read_header(file: Path) -> dict[str, Tensor]:
             n = int.from_bytes(f.read(8), "little")
             if size < 8 or n > min(_MAX_HEADER, size - 8):
                 raise broken(f"its header would take {n} bytes, but the file has {size}")
-            header = json.loads(f.read(n))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; check path and rights") from error
-    except ValueError as error:
+            text = f.read(n)
+    except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise broken("its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise broken("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        try:
-            shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-            tensor = Tensor(file, name, entry["dtype"], shape, 8 + n + begin)
-            known = tensor.dtype_name in DTYPES
-            whole = not known or end - begin == tensor.nbytes
-        except (KeyError, TypeError, ValueError) as error:
-            raise broken(f"the entry of {name!r} in its header is malformed") from error
-        if not known:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {file}: {why}; check path and rights") from error
+    where, fix = f"the header of {file}", "copy or download it again"
+    header = parse_json(text, where, "a safetensors file as it was saved or downloaded", once=True)
+    header = typed(header, dict[str, Any], where, fix)
+    typed(header.pop("__metadata__", None), dict[str, str] | None, f"{where}: __metadata__", fix)
+    entries = [
+        (name, typed(entry, _Entry, f"{where}: tensor {shortened(repr(name))}", fix))
+        for name, entry in header.items()
+    ]
+    tensors, at = {}, 0
+    for name, entry in sorted(entries, key=lambda pair: pair[1].data_offsets):
+        told, (begin, end) = shortened(repr(name)), entry.data_offsets
+        if entry.dtype not in DTYPES:
             raise UserError(
-                f"{file}: tensor {name!r} has the dtype {tensor.dtype_name!r}, which is not among "
-                f"{', '.join(DTYPES)}; convert it first"
+                f"{file}: tensor {told} has the dtype {shortened(repr(entry.dtype))}, which is not "
+                f"among {', '.join(DTYPES)}; convert it first"
             )
-        if not whole or not 0 <= begin <= end:
-            raise broken(f"tensor {name!r} spans {end - begin} bytes and needs {tensor.nbytes}")
+        tensor = Tensor(file, name, entry.dtype, tuple(entry.shape), 8 + n + begin)
+        if end - begin != tensor.nbytes:
+            raise broken(f"tensor {told} spans {end - begin} bytes and needs {tensor.nbytes}")
+        if begin != at:
+            what = (
+                "shares bytes with another" if begin < at else f"leaves out {begin - at} before it"
+            )
+            raise broken(f"tensor {told} {what}")
         if 8 + n + end > size:
-            raise broken(f"it ends at byte {size}, but tensor {name!r} reaches to {8 + n + end}")
-        tensors[name] = tensor
-    return tensors
+            raise broken(f"it ends at byte {size}, but tensor {told} reaches to {8 + n + end}")
+        tensors[name], at = tensor, end
+    if 8 + n + at != size:
+        raise broken(f"its last {size - 8 - n - at} bytes belong to no tensor")
+    return {name: tensors[name] for name, _ in entries}
 
 
 def write(

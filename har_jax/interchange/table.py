@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +89,39 @@ def find(table: Table, path: str) -> tuple[Row, str]:
         if row.path == template:
             return row, row.hf if number is None else row.hf.replace("{}", number)
     raise KeyError(f"no row of the table leads to the parameter {path}")
+
+
+Places = Mapping[str, Sequence[str]]
+"""How the names of a table begin, and how else they may begin in files, for each beginning."""
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def located(table: Table, names: Collection[str], places: Places) -> list[Row]:
+    """The table as a file has its names.
+
+    Each of the beginnings in `places` is settled by itself, for all rows that have it: it becomes
+    the one under which the file has most of them, or stays where none has more.
+
+    Args:
+      names: of the tensors of the file.
+    """
+    rows, there = [], {_NUMBER.sub("{}", name) for name in names}
+    beginnings = sorted(places, key=len, reverse=True)  # the longest that a row has is its own
+    own = {row: next((b for b in beginnings if row.hf.startswith(b)), "") for row in table}
+    best = {"": ""}
+    for beginning in beginnings:
+        rests = [row.hf.removeprefix(beginning) for row in table if own[row] == beginning]
+
+        def found(begun: str, rests: Sequence[str] = rests) -> int:
+            return sum(begun + rest in there for rest in rests)
+
+        best[beginning] = max((beginning, *places[beginning]), key=found)
+    for row in table:
+        hf = best[own[row]] + row.hf.removeprefix(own[row])
+        rows.append(dataclasses.replace(row, hf=hf))
+    return rows
 
 
 class Source(NamedTuple):

@@ -25,9 +25,10 @@ from jax.sharding import Mesh
 
 from har_jax.distributed import gather
 from har_jax.errors import UserError
+from har_jax.foreign import listed
 from har_jax.interchange import hf_dir, safetensors_file
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.interchange.table import Source, Table, sources
+from har_jax.interchange.table import Places, Source, Table, located, sources
 from har_jax.models import quantised
 from har_jax.models.functional import Params
 from har_jax.sharding import RULES, LogicalAxes, Rules, sharding_of
@@ -47,6 +48,7 @@ def load(
     rules: Rules = RULES,
     as_stored: bool = False,
     ignore: str = "",
+    places: Places | None = None,
     allow_nan: bool = False,
 ) -> Params:
     """The parameters of these names, with the weights of `directory`.
@@ -57,17 +59,19 @@ def load(
         device.
       as_stored: keep the dtype of the file instead.
       ignore: regex of tensors in the file that are passed over.
+      places: how else the table's names may begin in the file (`table.located`).
       allow_nan: take tensors with NaNs as they are.
 
     Raises:
-      UserError: one that lists every missing, unexpected, duplicate and misshapen tensor, with both
-        shapes, before anything is read; or the first tensor that holds a NaN.
+      UserError: one that counts all missing, unexpected, duplicate and misshapen tensors and names
+        the first, with both shapes, before anything is read; or the first that holds a NaN.
     """
     tensors, problems = hf_dir.open_weights(directory)
     layouts = quantised.layouts(shapes)
     dense = {name: like for name, like in shapes.items() if not quantised.is_part(name)}
     f32 = jnp.float32
     dense |= {name: jax.ShapeDtypeStruct(x.shape, f32) for name, x in layouts.items()}
+    table = located(table, tensors, places or {})
     wanted = {name: sources(table, name, like.shape) for name, like in dense.items()}
     _check(directory, tensors, problems, dense, wanted, ignore)
     params: Params = {}
@@ -115,8 +119,8 @@ def _check(
             problems.append(f"{name} {list(tensor.shape)} is unexpected")
     if problems:
         raise UserError(
-            f"the weights in {directory} do not fit its config.json, {len(problems)} problem(s): "
-            f"{'; '.join(problems)}. Give the config.json that belongs to these weights"
+            f"the weights in {directory} do not fit its config.json, {len(problems):,} problem(s): "
+            f"{listed(problems, '; ', 4)}. Give the config.json that belongs to these weights"
         )
 
 

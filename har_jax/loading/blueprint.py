@@ -45,23 +45,33 @@ class Blueprint:
     encoder_dir: Path | None
     decoder_dir: Path
 
-    def with_text(self, tokenizer: CaptionTokenizer, known: int | None = None) -> Blueprint:
-        """With the ids that the tokenizer gives to the ends of a text and to the prompt.
+    def with_text(self, tokenizer: CaptionTokenizer, image_id: int | None = None) -> Blueprint:
+        """With the ids that the tokenizer gives to the ends of a text and to the prompt, and those
+        that it gives to no word.
 
         Args:
-          known: how many ids stand for words; all of the tokenizer's by default.
+          image_id: of `<image>` in a LLaVA, which is no word though the tokenizer may count it.
 
         Raises:
           UserError: there are more than the decoder has rows.
         """
-        known = tokenizer.vocab_size if known is None else known
-        if known > self.config.lm.vocab_size:
+        rows, known = self.config.lm.vocab_size, tokenizer.vocab_size
+        known -= image_id == known - 1
+        if known > rows:
             raise UserError(
-                f"{self.model.lm}: its tokenizer has {known} ids but the model only "
-                f"{self.config.lm.vocab_size}; the two do not belong together"
+                f"{self.model.lm}: its tokenizer has {known} ids but the model only {rows}; the "
+                "two do not belong together"
             )
+        wordless = [*tokenizer.wordless, (known, rows)]
+        if image_id is not None and image_id < known:
+            wordless.append((image_id, image_id + 1))
         prompt = tokenizer.encode(self.model.prompt)[:-1] if self.model.prompt else []
-        ids = dict(bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,), prompt_ids=tuple(prompt))
+        ids = dict(
+            bos_id=tokenizer.bos_id,
+            eos_ids=(tokenizer.eos_id,),
+            prompt_ids=tuple(prompt),
+            wordless=tuple((first, stop) for first, stop in wordless if first < stop <= rows),
+        )
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **ids))
 
     def changed(self, model: ModelConfig) -> Blueprint:
@@ -195,11 +205,9 @@ def of_parts(
 
     The ends of a text are those of the decoder's `config.json`, until a tokenizer says better.
     """
-    eos = getattr(config.lm, "eos_token_id", 2)
-    ids = {
-        "bos_id": getattr(config.lm, "bos_token_id", None),
-        "eos_ids": tuple(eos) if isinstance(eos, list | tuple) else (eos,),
-    }
+    eos = getattr(config.lm, "eos_token_id", None)
+    eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (2 if eos is None else eos,)
+    ids = {"bos_id": getattr(config.lm, "bos_token_id", None), "eos_ids": eos_ids or (2,)}
     config = dataclasses.replace(config, **_settings(model), **ids)
     return Blueprint(model, config, encoder_dir, decoder_dir)
 

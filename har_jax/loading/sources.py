@@ -25,6 +25,7 @@ from har_jax.checkpoint import resolve_step
 from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError, did_you_mean
+from har_jax.foreign import listed, shortened, typed
 from har_jax.interchange import hf_dir, llava, peft
 from har_jax.interchange.families.registry import read_decoder
 from har_jax.interchange.safetensors_file import Tensor
@@ -34,6 +35,8 @@ from har_jax.loading.identity import check_base
 from har_jax.loading.parts import Parts, read_parts, read_run_parts
 from har_jax.loading.weights import load_base, load_frozen, restore_trained
 from har_jax.models.functional import Params, prefixed
+from har_jax.models.sizes import Room
+from har_jax.settings import build
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import load_tokenizer
 from har_jax.training.run_dir import read_run
@@ -116,17 +119,17 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
     read, ours = llava.read_llava_config(path)
     image_id = llava.image_id(path)
     tokenizer = load_tokenizer(path)
-    known = tokenizer.vocab_size - (tokenizer.vocab_size == image_id + 1)
     if prompt is None:
-        prompt = str(ours.get("prompt", ""))
+        where = f"{path / 'config.json'}: har_jax: prompt"
+        prompt = typed(ours.get("prompt", ""), str, where)
     generation = path / "generation_config.json"
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
+    max_tokens = _max_tokens(max_tokens, generation)
     model = place.model(
         ModelConfig(clip=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
         _stored_dtype(path),
     )
-    # A row that only <image> stands for is no word: the tokenizer may count it.
-    blueprint = of_parts(model, read, path, path).with_text(tokenizer, known)
+    blueprint = of_parts(model, read, path, path).with_text(tokenizer, image_id)
     params = llava.load_llava(blueprint.structure, blueprint.config, path, place.mesh, place.rules)
     parts = Parts(blueprint, tokenizer, Preprocessor.from_hf(path))
     return Loaded(_config(model, max_tokens), parts, params)
@@ -151,7 +154,9 @@ def from_directories(
     else:
         settings, tensors = peft.read_projector(projector)
     used = {key: settings[key] for key in peft.PROJECTOR_SETTINGS}
-    model = ModelConfig(clip=os.fspath(clip), lm=os.fspath(lm), **used)
+    where = os.fspath(pathlib.Path(projector) / peft.PROJECTOR_CONFIG)
+    model = build(ModelConfig, {"clip": os.fspath(clip), "lm": os.fspath(lm), **used}, where)
+    max_tokens = _max_tokens(settings.get("max_tokens"), where)
     if prompt is not None:
         model = dataclasses.replace(model, prompt=prompt)
     adapters: Mapping[str, tuple[Row, Tensor]] = {}
@@ -168,7 +173,7 @@ def from_directories(
     found = {f"projector.{row.path}": (row, tensor) for row, tensor in ours}
     found |= prefixed(adapters, "lm")
     params |= _placed(found, parts.blueprint, place, adapter or projector)
-    return Loaded(_config(model, settings.get("max_tokens")), parts, params)
+    return Loaded(_config(model, max_tokens), parts, params)
 
 
 def from_peft(
@@ -201,9 +206,13 @@ def kind_of(source: PathLike) -> str:
     if model_type in (None, "llava"):
         return model_type or "run"
     raise UserError(
-        f"{path} holds a model of type {model_type!r}, which alone is no captioner; give a run of "
-        "har_jax.train, a LLaVA directory, or clip=DIR, lm=DIR and projector=DIR"
+        f"{path} holds a model of type {shortened(repr(model_type))}, which alone is no captioner; "
+        "give a run of har_jax.train, a LLaVA directory, or clip=DIR, lm=DIR and projector=DIR"
     )
+
+
+def _max_tokens(value: Any, where: object) -> int | None:
+    return typed(value, Room | None, f"{where}: the length of captions")
 
 
 def _config(model: ModelConfig, max_tokens: int | None) -> Config:
@@ -214,6 +223,8 @@ def _config(model: ModelConfig, max_tokens: int | None) -> Config:
 def _stored_dtype(directory: pathlib.Path) -> str:
     """What to compute in by default: bfloat16 if most of the file is in it, else float32."""
     tensors, _ = hf_dir.open_weights(directory)
+    if not tensors:
+        raise UserError(f"the weights in {directory} hold no tensor; copy or download them again")
     largest = max(tensors.values(), key=lambda tensor: tensor.nbytes)
     return "bfloat16" if largest.dtype_name == "BF16" else "float32"
 
@@ -241,6 +252,11 @@ def _placed(
     shapes, shardings = blueprint.shapes, blueprint.shardings(place.mesh, place.rules)
     wrong = [name for name in found if name not in shapes]
     wrong += [
+        f"{name} has the dtype {tensor.dtype_name}, which is no float"
+        for name, (_, tensor) in found.items()
+        if not jnp.issubdtype(tensor.dtype, jnp.floating)
+    ]
+    wrong += [
         f"{name} is {list(tensor.shape)} in the file and {list(row.hf_shape(shapes[name].shape))} "
         "in the model"
         for name, (row, tensor) in found.items()
@@ -248,13 +264,18 @@ def _placed(
     ]
     if wrong:
         raise UserError(
-            f"{os.fspath(source)} does not fit these models: {'; '.join(wrong[:5])}; give the "
+            f"{os.fspath(source)} does not fit these models: {listed(wrong, '; ')}; give the "
             "directories that it was trained upon"
         )
     placed = {}
     for name, (row, tensor) in found.items():
         shape, dtype = shapes[name].shape, shapes[name].dtype
         value = np.asarray(row.read(tensor.map(), shape), dtype)
+        if np.isnan(value).any():
+            raise UserError(
+                f"{tensor.file}: tensor {shortened(repr(tensor.name))} holds NaNs, so the model "
+                "would answer nothing else; copy or download it again"
+            )
         placed[name] = jax.make_array_from_callback(
             shape, shardings[name], lambda index, value=value: value[index]
         )

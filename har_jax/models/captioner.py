@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from har_jax.config import CaptionerSettings
@@ -27,6 +28,9 @@ from har_jax.models.encoders.protocol import Encoder, EncoderConfig
 from har_jax.models.logprobs import TokenScores, score_tokens
 from har_jax.models.projector import Projector, ProjectorKind
 from har_jax.types import Array, DTypeLike, Float, Int
+
+NEVER = -1e9
+"""A logit that is never drawn; finite, for an entropy multiplies it by its probability, 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class CaptionerConfig(CaptionerSettings):
     bos_id: int | None = 1  # None: the decoder's texts begin without one
     eos_ids: tuple[int, ...] = (2,)  # any of them ends a caption; the first fills what follows
     prompt_ids: tuple[int, ...] = ()  # after the image, without BOS
+    # Rows of the vocabulary that no token has, as ranges of ids: they are never written.
+    wordless: tuple[tuple[int, int], ...] = ()
 
     @property
     def visual_tokens(self) -> int:
@@ -159,7 +165,22 @@ class Captioner(nnx.Module):
 
         All of them at once; `token_scores` never holds more than a block.
         """
-        return self.lm.logits(self._predicting(cache, tokens))
+        return self.next_logits(self._predicting(cache, tokens))
+
+    def next_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """The decoder's logits of the next token; a row without a word gets one so low that its
+        probability is 0.
+
+        What writes, what scores and what trains all ask here, so that a policy is scored as the
+        distribution that it was drawn from.
+        """
+        logits = self.lm.logits(hidden)
+        if not self.config.wordless:
+            return logits
+        none = np.zeros(logits.shape[-1], bool)
+        for first, stop in self.config.wordless:
+            none[first:stop] = True
+        return jnp.where(none, NEVER, logits)
 
     def _predicting(self, cache: PrefixCache, tokens: Int[Array, "B R T"]) -> Array:
         """The hidden state `[B,R,T,D]` that each token is predicted from."""
@@ -180,7 +201,7 @@ class Captioner(nnx.Module):
         (`logprobs.length_mask`), never by id, for Mistral has no pad token.
         """
         hidden = self._predicting(cache, tokens)
-        return score_tokens(self.lm.logits, hidden, tokens, temperature)
+        return score_tokens(self.next_logits, hidden, tokens, temperature)
 
     def score(
         self, cache: PrefixCache, tokens: Int[Array, "B R T"], *, temperature: float = 1.0

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
-from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, clip_table
+from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, clip_table, read_clip
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
@@ -47,10 +47,10 @@ Vectors = Float[np.ndarray, "n e"]
 # The text tower and the width of its projection, as `VISION_FAMILY` has the other one.
 _TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
     ("clip",),
-    lambda hf: (CLIPConfig.from_hf(hf).text, CLIPConfig.from_hf(hf).projection_dim),
+    lambda hf, where: ((whole := read_clip(hf, where)).text, whole.projection_dim),
     lambda config: CLIPConfig(text=config[0], projection_dim=config[1]).to_hf(),
     lambda config, rngs, dtype: TextTower(*config, rngs=rngs, dtype=dtype),
-    lambda bare: [
+    [
         dataclasses.replace(row, path=row.path.removeprefix("text."))
         for row in clip_table()
         if row.path.startswith("text.")

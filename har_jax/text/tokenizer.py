@@ -6,18 +6,20 @@ asked only where a directory has no `tokenizer.json`, such as Mistral-7B's `toke
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32
 
 from har_jax.errors import UserError
+from har_jax.foreign import shortened
 from har_jax.text import tokenizer_files as files
-from har_jax.text.tokenizer_files import PathLike, fingerprint_of, read_json
+from har_jax.text.tokenizer_files import PathLike, fingerprint_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,6 +39,7 @@ class CaptionTokenizer:
       bos_id, eos_id: of the sentence. There is no padding id: lengths say where a caption ends.
       vocab_size: one more than the largest id.
       fingerprint: sha256 of the files that define it, and of bos and eos.
+      wordless: the ids below `vocab_size` that no token has, as ranges.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, bos_id: int, eos_id: int, fingerprint: str):
@@ -46,17 +49,26 @@ class CaptionTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.bos_id, self.eos_id, self.fingerprint = bos_id, eos_id, fingerprint
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        known = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()))
+        self.vocab_size = known[-1] + 1
+        pairs = itertools.pairwise([-1, *known])
+        self.wordless = tuple((a + 1, b) for a, b in pairs if b - a > 1)
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of the caption, then EOS; no BOS. Outer white space is dropped, all else kept."""
-        ids = self._tokenizer.encode(caption.strip(), add_special_tokens=False).ids
+        """Ids of the caption, then EOS; no BOS. Outer white space is dropped, all else kept.
+
+        Raises:
+          UserError: the tokenizer has no way to write it.
+        """
+        with files.refusing(f"the tokenizer cannot write {shortened(repr(caption))}"):
+            ids = self._tokenizer.encode(caption.strip(), add_special_tokens=False).ids
         return [*ids, self.eos_id]
 
     def encode_batch(self, captions: Sequence[str]) -> list[list[int]]:
         """`encode` of each, faster."""
         stripped = [caption.strip() for caption in captions]
-        encodings = self._tokenizer.encode_batch_fast(stripped, add_special_tokens=False)
+        with files.refusing("the tokenizer cannot write one of the captions"):
+            encodings = self._tokenizer.encode_batch_fast(stripped, add_special_tokens=False)
         return [[*encoding.ids, self.eos_id] for encoding in encodings]
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
@@ -92,34 +104,17 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     """The tokenizer of a Hugging Face model directory.
 
     Reads `tokenizer.json`; without one, what `transformers.AutoTokenizer` makes of the directory.
-    bos and eos are those of `tokenizer_config.json`, else of `config.json`.
+    bos and eos are those of `tokenizer_config.json`, else of `special_tokens_map.json`, else of
+    `config.json`.
 
     Raises:
       UserError: no tokenizer there, or bos or eos is not to be found.
     """
     directory = files.existing(directory)
     tokenizer = files.from_json(directory) or files.from_transformers(directory)
-    config = read_json(directory / "tokenizer_config.json")
-    model = read_json(directory / "config.json")
-    ids = {}
-    for name in ("bos", "eos"):
-        token = _spelling(config, f"{name}_token")
-        found = tokenizer.token_to_id(token) if token else model.get(f"{name}_token_id")
-        if isinstance(found, list):  # Llama 3 lists several that end a turn; the first is the plain
-            found = found[0] if found else None
-        if found is None:
-            raise UserError(
-                f"tokenizer {directory} has no {name} token: give {name}_token in "
-                f"tokenizer_config.json (got {token!r}) or {name}_token_id in config.json"
-            )
-        ids[f"{name}_id"] = int(found)
+    ids = {f"{name}_id": files.special_id(directory, tokenizer, name) for name in ("bos", "eos")}
     fingerprint = fingerprint_of(directory, ids["bos_id"], ids["eos_id"])
     return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
-
-
-def _spelling(config: Mapping[str, Any], key: str) -> Any:
-    token = config.get(key)
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:
@@ -239,7 +234,8 @@ class ClipTokenizer:
 
     def words(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text alone: no start, no end, nothing cut off."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with files.refusing("the tokenizer cannot write one of the texts"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]:
@@ -265,16 +261,16 @@ def load_clip_tokenizer(directory: PathLike) -> ClipTokenizer:
         if not (vocab.is_file() and merges.is_file()):
             lacking = "neither tokenizer.json nor vocab.json with merges.txt"
             raise UserError(f"no CLIP tokenizer in {directory}: {lacking}")
-        lines = merges.read_text(encoding="utf-8").splitlines()
-        rows = [line.split() for line in lines if line and not line.startswith("#version")]
-        pairs = [(left, right) for left, right in rows]
-        tokenizer = _clip_pipeline(read_json(vocab), pairs)
+        pieces = files.read_vocabulary(vocab)
+        if lacking := [token for token in (CLIP_BOS, CLIP_EOS) if token not in pieces]:
+            raise UserError(f"{vocab} is not a CLIP's: it lacks {' and '.join(lacking)}")
+        pairs = files.read_merges(merges)
+        with files.refusing(f"{vocab} and {merges.name} are no tokenizer"):
+            tokenizer = _clip_pipeline(pieces, pairs)
     if None in (tokenizer.token_to_id(CLIP_BOS), tokenizer.token_to_id(CLIP_EOS)):
         raise UserError(f"the tokenizer of {directory} is not a CLIP's: it lacks {CLIP_EOS}")
-    config = read_json(directory / "tokenizer_config.json")
-    text = read_json(directory / "config.json").get("text_config") or {}
-    context_length = text.get("max_position_embeddings") or config.get("model_max_length") or 77
-    pad = _spelling(config, "pad_token")
+    context_length = files.context_length(directory)
+    pad = files.spelling(directory, "pad_token")
     return ClipTokenizer(
         tokenizer,
         context_length=min(int(context_length), 4096),

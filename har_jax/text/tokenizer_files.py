@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
+from msgspec import Meta
+
+from har_jax import foreign
 from har_jax.errors import UserError
+from har_jax.foreign import Size, shortened, typed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PathLike = str | os.PathLike[str]
+T = TypeVar("T")
 
 DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 """What decides a tokenizer's ids; where there is the first, the others do not matter."""
@@ -21,9 +28,11 @@ DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 def existing(directory: PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"no directory {directory}; give a Hugging Face directory with a tokenizer")
-    return directory
+    with contextlib.suppress(OSError, ValueError):  # an over-long name, or one with NUL in it
+        if directory.is_dir():
+            return directory
+    told = shortened(os.fspath(directory), 200)
+    raise UserError(f"no directory {told}; give a Hugging Face directory with a tokenizer")
 
 
 def from_json(directory: pathlib.Path) -> Tokenizer | None:
@@ -32,10 +41,26 @@ def from_json(directory: pathlib.Path) -> Tokenizer | None:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return None
-    try:
+    foreign.read_json(path, "a tokenizer.json as it was saved or downloaded")
+    with refusing(f"{path} is not a tokenizer"):
         return Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise UserError(f"{path} is not a tokenizer: {error}") from error
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turns whatever `tokenizers` and `transformers` raise into a `UserError` of one line, which
+    begins with `what`: bare `Exception`s, and panics of Rust, which are not even that."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{what}: {shortened(first, 300)}; give the tokenizer as it was saved or downloaded"
+        ) from error
 
 
 def from_transformers(directory: pathlib.Path) -> Tokenizer:
@@ -51,20 +76,18 @@ def from_transformers(directory: pathlib.Path) -> Tokenizer:
             f"{directory} has no tokenizer.json, and reading its other files needs `transformers`: "
             "pip install transformers, or save the tokenizer as tokenizer.json"
         ) from error
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(os.fspath(directory), local_files_only=True)
-    except Exception as error:  # whatever the many tokenizer classes raise
-        raise UserError(
-            f"transformers cannot read the tokenizer of {directory}: {error}"
-        ) from error
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; "
-            "save it as tokenizer.json"
+    with refusing(f"transformers cannot read the tokenizer of {directory}"):
+        loaded: Any = AutoTokenizer.from_pretrained(
+            os.fspath(directory), local_files_only=True, trust_remote_code=False
         )
-    model = directory / "tokenizer.model"
-    return _by_score(backend, model) if model.is_file() else backend
+        backend = getattr(loaded, "backend_tokenizer", None)
+        model = directory / "tokenizer.model"
+        if backend is not None:
+            return _by_score(backend, model) if model.is_file() else backend
+    raise UserError(
+        f"the tokenizer of {directory} ({type(loaded).__name__}) has no fast version; save it as "
+        "tokenizer.json"
+    )
 
 
 def _by_score(tokenizer: Tokenizer, model: pathlib.Path) -> Tokenizer:
@@ -95,13 +118,80 @@ def fingerprint_of(directory: pathlib.Path, *more: object) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+def read_json(path: pathlib.Path, kind: type[T] = dict[str, Any]) -> T:
+    """The contents of a JSON file as `kind`; those of an empty one where there is none."""
+    if not path.exists():
+        return cast(T, {})
+    return foreign.read_typed(path, kind, "the files of a tokenizer as they were saved")
+
+
+def spelling(directory: pathlib.Path, key: str) -> str | None:
+    """How a special token is written: as `tokenizer_config.json` says, else the map beside it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(directory / name).get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if found := typed(token, str | None, f"{directory / name}: {key}"):
+            return found
+    return None
+
+
+def special_id(directory: pathlib.Path, tokenizer: Tokenizer, name: str) -> int:
+    """The id of "bos" or "eos": of the token that is spelt out, or else as `config.json` says.
+
+    Raises:
+      UserError: neither says one that the tokenizer knows.
+    """
+    token = spelling(directory, f"{name}_token")
+    file, key = directory / "config.json", f"{name}_token_id"
+    number = typed(read_json(file).get(key), Size | list[Size] | None, f"{file}: {key}")
+    number = tokenizer.token_to_id(token) if token else number
+    if isinstance(number, list):  # Llama 3 lists several that end a turn; the first is the plain
+        number = number[0] if number else None
+    if number is None or tokenizer.id_to_token(min(number, 2**32 - 1)) is None:
+        raise UserError(
+            f"tokenizer {directory} has no {name} token: give {name}_token in "
+            f"tokenizer_config.json (got {shortened(repr(token))}) or {key} in config.json (got "
+            f"{number!r}) that it knows"
+        )
+    return number
+
+
+_Length = Annotated[int, Meta(ge=3)] | Annotated[float, Meta(ge=3, le=1e300)]
+"""Of a text with its start and end; "as long as you like" is written as 1e30."""
+
+
+def context_length(directory: pathlib.Path) -> int | float:
+    """How many tokens a CLIP's texts have."""
+    file, other = directory / "config.json", directory / "tokenizer_config.json"
+    text = typed(read_json(file).get("text_config"), dict[str, Any] | None, f"{file}: text_config")
+    for length in (
+        (text or {}).get("max_position_embeddings"),
+        read_json(other).get("model_max_length"),
+    ):
+        if found := typed(length, _Length | None, f"the length of a text, of {directory}"):
+            return found
+    return 77
+
+
+def read_vocabulary(path: pathlib.Path) -> dict[str, int]:
+    """`vocab.json`: the id of each piece."""
+    return read_json(path, dict[str, Size])
+
+
+def read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
+    """`merges.txt`: two pieces a line."""
+    lines = foreign.read_text(path, "the merges of a tokenizer").split("\n")
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not (number == 1 and line.startswith("#version")):
+            pieces = line.split()
+            if len(pieces) != 2:
+                raise UserError(
+                    f"{path} line {number} is {shortened(repr(line))}, which is not two pieces "
+                    "with a space between them; copy or download it again"
+                )
+            pairs.append((pieces[0], pieces[1]))
+    return pairs
 
 
 def write_json(path: pathlib.Path, value: object) -> None:

@@ -71,32 +71,44 @@ def make_optimizer(
 def _muon(
     config: OptimConfig, logical_axes: Mapping[str, LogicalAxes]
 ) -> optax.GradientTransformation:
-    """Muon for the kernels of hidden layers and Adam for the rest, up to learning rate and decay.
+    """Muon for the kernels of hidden layers and, for all the rest, the rule of `adamw`, up to
+    learning rate and decay, which both groups share with it: matrices decay, embeddings and the
+    output layer among them, vectors and biases do not.
 
     Muon's updates are made as large as Adam's (Liu et al. 2025, "Muon is scalable for LLM
-    training"), so that both groups share one learning rate.
+    training"), so that one learning rate does for both.
     """
-    dimensions: Any = {name: muon_dimensions(axes) for name, axes in logical_axes.items()}
-    return muon(
-        -1.0,  # optax turns the sign round; `make_optimizer` does so after the decay
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=dimensions,
+    found = {name: muon_dimensions(axes) for name, axes in logical_axes.items()}
+    dimensions: Any = {name: d or optax.MaskedNode() for name, d in found.items()}
+    kernels = muon(  # optax turns the sign round; `make_optimizer` does so after the decay
+        -1.0, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
     )
+    rules: dict[Any, optax.GradientTransformation]
+    rules = {"muon": kernels, "adam": optax.scale_by_adam(b1=config.b1, b2=config.b2)}
+    return optax.partition(rules, {name: "muon" if d else "adam" for name, d in found.items()})
 
 
 def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
     """Which axes of a kernel are its inputs and which its outputs; None where Adam is to be used.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises updates of hidden
-    layers; embeddings, output layers and vectors are left to Adam, as its authors advise.
+    layers; embeddings, output layers, vectors and biases are left to Adam, as its authors advise.
     """
-    layers, n_in = _split_axes(axes)
-    if len(axes) - layers < 2 or {"vocab", "position"} & set(axes):
+    if not _is_matrix(axes) or {"vocab", "position"} & set(axes):
         return None
+    layers, n_in = _split_axes(axes)
     inputs = tuple(range(layers, layers + n_in))
     return MuonDimensionNumbers(inputs, tuple(range(layers + n_in, len(axes))))
+
+
+_OF_HEADS = {"heads", "kv_heads", "head_dim", None}
+
+
+def _is_matrix(axes: LogicalAxes) -> bool:
+    """Whether it maps one side to another. A vector does not, and no more does a bias of heads,
+    `[heads, head_dim]`, which is a vector in two axes."""
+    own = axes[_split_axes(axes)[0] :]
+    return len(own) > 1 and not set(own) <= _OF_HEADS
 
 
 def _split_axes(axes: LogicalAxes) -> tuple[int, int]:
@@ -113,9 +125,11 @@ def _split_axes(axes: LogicalAxes) -> tuple[int, int]:
 def _matrices(
     params: Mapping[str, AnyArray], logical_axes: Mapping[str, LogicalAxes]
 ) -> dict[str, bool]:
-    """What is no vector: norms and biases do not decay, stacked over layers or not."""
-    layers = {name: _split_axes(axes)[0] for name, axes in logical_axes.items()}
-    return {name: value.ndim - layers.get(name, 0) > 1 for name, value in params.items()}
+    """What decays: neither norms nor biases, stacked over layers or not."""
+    return {
+        name: _is_matrix(logical_axes[name]) if name in logical_axes else value.ndim > 1
+        for name, value in params.items()
+    }
 
 
 def _adafactor(logical_axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from har_jax.errors import UserError
-from har_jax.foreign import read_text
+from har_jax.foreign import parse_json, read_text, typed
 from har_jax.text.tokenizer import CaptionTokenizer
 
 _FORBIDDEN = re.compile(r"[0-9]+|[(),!:\n]")
@@ -103,14 +102,20 @@ def _read_ids(path: pathlib.Path) -> Sequence[int]:
     lacking = "give a .npy, JSON or text file of token ids, or auto, or none"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            # Mapped, so that a header that promises more than the file has takes no memory.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(values, np.ndarray):
+                raise ValueError("it is an archive (.npz), not an array")
         else:
             text = read_text(path, "a file of token ids")
-            values = np.array(json.loads(text) if text.lstrip().startswith("[") else text.split())
+            given = text.split()
+            if text.lstrip().startswith("["):
+                given = typed(parse_json(text, str(path), "token ids"), list[float], str(path))
+            values = np.array(given, np.float64)
         ids = values.astype(np.int64)
-        if values.ndim != 1 or (values.dtype.kind == "f" and (ids != values).any()):
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or (ids != values).any():
             raise ValueError("it does not hold a list of whole numbers")
-    except (OSError, ValueError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, EOFError, SyntaxError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"zerocap.forbidden={path}: {error}; {lacking}") from error

@@ -32,7 +32,7 @@ assert sum(s.data.size for s in kernel.addressable_shards) < kernel.size
 save_mistral(model, out / "new")  # appears whole
 (out / "there").mkdir(exist_ok=True)
 save_mistral(model, out / "there")  # beside a tokenizer, say
-factors = {"layers.attn.o.lora_a": kernel, "layers.attn.o.lora_b": kernel[:, 0]}
+factors = {"layers.attn.o.lora_a": kernel, "layers.attn.o.lora_b": kernel[:, 0].swapaxes(1, 2)}
 (out / "adapters").mkdir(exist_ok=True)
 peft.save_adapters(factors, LoraConfig(8), out / "adapters", base="base", lm=model.config)
 """
@@ -67,7 +67,7 @@ def test_two_processes_write_what_one_does(workspace, tmp_path):
 
     params = split(load_mistral(source, scan_layers=True))[1]
     kernel = params["layers.attn.q.kernel"]
-    wanted = {"lora_a": kernel, "lora_b": kernel[:, 0]}
+    wanted = {"lora_a": kernel, "lora_b": kernel[:, 0].swapaxes(1, 2)}
     _, found = peft.read_adapters(tmp_path / "adapters", read_decoder(source))
     assert len(found) == 4
     for name, (row, tensor) in found.items():

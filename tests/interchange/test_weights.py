@@ -274,6 +274,41 @@ def test_malformed_headers(lm, header):
     assert "model.safetensors" in message(lambda: load_mistral(lm))
 
 
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"a": ENTRY, "b": ENTRY}, "tensor 'b' shares bytes with another"),
+        ({"a": {**ENTRY, "data_offsets": [8, 16]}}, "tensor 'a' leaves out 8 before it"),
+        ({"a": ENTRY}, "its last 8 bytes belong to no tensor"),
+        ({"a": {**ENTRY, "shape": [2.0]}}, "tensor 'a': shape[0]: needs int, got float"),
+        ({"a": {**ENTRY, "shape": [True, 2]}}, "tensor 'a': shape[0]: needs int, got bool"),
+        ({"a": {**ENTRY, "shape": [-1, -2]}}, "tensor 'a': shape[0]: needs int >= 0"),
+        ({"a": {**ENTRY, "data_offsets": [0, 8, 16]}}, "tensor 'a': data_offsets: needs array"),
+        ({"a": ENTRY, "__metadata__": {"format": 3}}, "__metadata__: [...]: needs str, got int"),
+        ('{"a": %s, "a": %s}' % ((json.dumps(ENTRY),) * 2), "the key 'a' occurs twice"),
+    ],
+    ids=str,
+)
+def test_headers_that_the_reference_refuses(header, said, tmp_path):
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    assert said in message(lambda: safetensors_file.read_header(file))
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.safe_open(file, "np").__enter__()
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "a\0b"])
+def test_an_index_names_files_of_its_directory_only(name, lm):
+    shard(lm)
+    file = lm / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": {NORM: name}}))
+    assert "which is no file in the directory" in message(lambda: load_mistral(lm))
+
+
 def test_nans_are_refused_unless_asked_for(lm):
     tensors = tensors_of(lm)
     tensors[NORM][3] = np.nan
@@ -380,7 +415,7 @@ def test_fingerprints_follow_the_weights(saved, lm):
 
 def test_every_parameter_has_its_row():
     with pytest.raises(KeyError, match="nowhere"):
-        table.find(MISTRAL.table(False), "layers.3.nowhere")
-    row, name = table.find(MISTRAL.table(False), "layers.13.attn.q.kernel")
+        table.find(MISTRAL.table, "layers.3.nowhere")
+    row, name = table.find(MISTRAL.table, "layers.13.attn.q.kernel")
     assert name == "model.layers.13.self_attn.q_proj.weight"
     assert row.hf_shape((16, 4, 4)) == (16, 16)

@@ -11,7 +11,13 @@ from flax import nnx
 from transformers import CLIPVisionModel
 
 from har_jax.errors import UserError
-from har_jax.interchange.families.clip import VISION_FAMILY, clip_table, load_clip, load_vision
+from har_jax.interchange.families.clip import (
+    VISION_FAMILY,
+    clip_table,
+    load_clip,
+    load_vision,
+    read_clip,
+)
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
 from har_jax.models.functional import part, split
 
@@ -101,7 +107,7 @@ def test_parity_with_transformers(seed, tmp_path):
         alone = CLIPVisionModel.from_pretrained(tmp_path)(torch_pixels, output_hidden_states=True)
 
     ours = load_clip(tmp_path)
-    assert ours.config == CLIPConfig.from_hf(ours.config.to_hf())
+    assert ours.config == read_clip(ours.config.to_hf())
     structure, params = split(ours)
     layer = int(rng.integers(-len(alone.hidden_states), len(alone.hidden_states)))
 
@@ -170,7 +176,7 @@ def test_an_old_config_dict_replaces_the_new_one():
         "vision_config": {"patch_size": 14},
         "vision_config_dict": None,
     }
-    ours, theirs = CLIPConfig.from_hf(hf), transformers.CLIPConfig(**hf)
+    ours, theirs = read_clip(hf), transformers.CLIPConfig(**hf)
     assert ours.text.hidden_size == theirs.text_config.hidden_size == 32
     assert ours.text.vocab_size == theirs.text_config.vocab_size
     assert ours.vision.patch_size == theirs.vision_config.patch_size == 14

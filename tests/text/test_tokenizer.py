@@ -1,6 +1,7 @@
 """Tokenizers: every text survives, and Hugging Face's own classes give the same ids."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -192,7 +193,8 @@ def test_clip_lower_cases_and_knows_every_byte(clip_dir):
     ("files", "message"),
     [
         ({}, "no tokenizer in"),
-        ({"tokenizer.json": "{"}, r"tokenizer\.json is not a tokenizer"),
+        ({"tokenizer.json": "{"}, r"tokenizer\.json' is not valid JSON"),
+        ({"tokenizer.json": '{"model": 3}'}, r"tokenizer\.json is not a tokenizer"),
         ({"tokenizer_config.json": "{"}, "no tokenizer in"),
     ],
 )
@@ -201,7 +203,7 @@ def test_directories_without_a_tokenizer(files, message, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
-    with pytest.raises(UserError, match=r"no CLIP tokenizer|is not a tokenizer"):
+    with pytest.raises(UserError, match=r"no CLIP tokenizer|is not a tokenizer|not valid JSON"):
         load_clip_tokenizer(tmp_path)
 
 
@@ -219,3 +221,53 @@ def test_what_else_can_be_wrong(small_dir, tmp_path):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": [2, 0]}')
     assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 2)
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 4000}')
+    with pytest.raises(UserError, match=r"no eos token.*got 4000"):
+        load_tokenizer(tmp_path)
+
+
+def test_special_tokens_may_stand_in_a_map_of_their_own(small_dir, tmp_path):
+    """As transformers 4 wrote them; `tokenizer_config.json` is right where both say something."""
+    (tmp_path / "tokenizer.json").write_bytes((small_dir / "tokenizer.json").read_bytes())
+    tokens = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 2)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<unk>", "bos_token": null}')
+    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 0)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ["</s>"]}')
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token: needs str"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("merges.txt", "#version: 0.2\na b c\n", "merges.txt line 2 is 'a b c', which is not two"),
+        ("merges.txt", "alone\n", "line 1 is 'alone'"),
+        ("merges.txt", "zz qq\n", "vocab.json and merges.txt are no tokenizer"),
+        ("vocab.json", '{"<|startoftext|>": 0}', "lacks <|endoftext|>"),
+        ("vocab.json", '{"<|startoftext|>": -1}', "needs int >= 0"),
+        ("vocab.json", "[1]", "needs object, got array"),
+        ("config.json", '{"text_config": 3}', "text_config: needs object | null, got int"),
+        ("config.json", '{"text_config": {"max_position_embeddings": -5}}', "the length of a text"),
+    ],
+)
+def test_damaged_files_of_a_clip_tokenizer(name, text, message, clip_dir, tmp_path):
+    for kept in ("vocab.json", "merges.txt"):
+        (tmp_path / kept).write_bytes((clip_dir / kept).read_bytes())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_clip_tokenizer(tmp_path)
+
+
+def test_ids_that_no_token_has(small_dir, tmp_path):
+    contents = json.loads((small_dir / "tokenizer.json").read_text())
+    vocab = contents["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    top = vocab[last]
+    vocab[last] = top + 4
+    (tmp_path / "tokenizer.json").write_text(json.dumps(contents))
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == top + 5 and tokenizer.wordless == ((top, top + 4),)
+    assert load_tokenizer(small_dir).wordless == ()

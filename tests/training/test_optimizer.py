@@ -79,3 +79,40 @@ def test_weight_decay_reaches_every_matrix_and_no_vector(name):
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     for key, update in updates.items():
         np.testing.assert_allclose(update, 0 if "norm" in key else -0.5, err_msg=key)
+
+
+def test_with_muon_all_but_hidden_kernels_learn_as_with_adamw():
+    """Biases of heads are vectors, however many axes they have; embeddings decay, and neither norms
+    nor biases do."""
+    axes = {
+        "lm.q.kernel": ("embed", "heads", "head_dim"),
+        "lm.q.bias": ("heads", "head_dim"),
+        "lm.layers.q.bias": ("layers", "kv_heads", "head_dim"),
+        "lm.qkv.bias": (None, "heads", "head_dim"),
+        "lm.embedding": ("vocab", "embed"),
+        "lm.norm.scale": ("embed",),
+        "lm.lm_head.kernel": ("embed", "vocab"),
+    }
+    sizes = {"embed": 6, "heads": 2, "kv_heads": 2, "head_dim": 3, "vocab": 8, "layers": 2, None: 3}
+    keys = jax.random.split(jax.random.key(0), len(axes))
+    params = {
+        name: jax.random.normal(key, tuple(sizes[a] for a in own))
+        for key, (name, own) in zip(keys, axes.items(), strict=True)
+    }
+    moves, first = {}, {}
+    for name in ("muon", "adamw"):
+        config = OptimConfig(name=name, weight_decay=0.1, clip_norm=0)
+        optimizer = make_optimizer(config, axes)
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update)
+        first[name], state = update(params, state, params)
+        moves[name], _ = update({k: x[::-1] for k, x in params.items()}, state, params)
+    for key in axes:
+        same = np.allclose(moves["muon"][key], moves["adamw"][key], rtol=1e-5)
+        assert same == (key != "lm.q.kernel"), key
+    signs = {key: -jnp.sign(x) for key, x in params.items()}  # Adam's first step, but for the decay
+    for key in axes:
+        if key != "lm.q.kernel":
+            decays = key in ("lm.embedding", "lm.lm_head.kernel")
+            wanted = signs[key] - 0.1 * params[key] * decays
+            np.testing.assert_allclose(first["muon"][key], wanted, rtol=1e-4, atol=1e-5)

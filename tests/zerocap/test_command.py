@@ -10,6 +10,7 @@ from har_jax.command_line import run
 from har_jax.data import builder
 from har_jax.data.dataset import Example
 from har_jax.data.protocols import Written
+from har_jax.errors import UserError
 from har_jax.zerocap.captioner import ZeroCap
 from har_jax.zerocap.settings import PRESETS, Guidance
 from tests.zerocap.worlds import draw_images, make_world, png_bytes
@@ -143,3 +144,18 @@ def test_a_split_is_captioned_scored_and_continued(world, capsys, tmp_path, monk
     assert "other settings (beams 5 there, 3 here)" in refused(capsys, *command, "--beams=3")
     assert (out / "scores.json").read_bytes() == before
     assert run("zerocap", [*command, "--seed=4"]) == 0, "beam search draws nothing: no other seed"
+
+
+def test_an_archive_is_no_array_of_tokens(tmp_path):
+    from har_jax.zerocap.vocabulary import _read_ids
+
+    np.savez(tmp_path / "ids.npz", ids=np.array([1, 2]))
+    (tmp_path / "ids.npz").rename(tmp_path / "ids.npy")
+    with pytest.raises(UserError, match=r"it is an archive \(.npz\), not an array"):
+        _read_ids(tmp_path / "ids.npy")
+    (tmp_path / "ids.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"zerocap\.forbidden="):
+        _read_ids(tmp_path / "ids.npy")
+    (tmp_path / "ids.json").write_text('[1, "x"]')
+    with pytest.raises(UserError, match="needs float, got str"):
+        _read_ids(tmp_path / "ids.json")

@@ -5,17 +5,83 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from har_jax.foreign import Keys, typed
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
-from har_jax.models.encoders.clip import CLIP, CLIPConfig, VisionConfig, VisionTower
+from har_jax.models.encoders.clip import (
+    CLIP,
+    CLIPConfig,
+    TextConfig,
+    VisionConfig,
+    VisionTower,
+)
+from har_jax.models.sizes import Exponent, Width
 
 _BUFFERS = r"(.*\.)?position_ids"
 """Written by transformers before 4.31; no weights."""
+
+Tower = typing.TypeVar("Tower", VisionConfig, TextConfig)
+
+
+_HARMLESS = HARMLESS | {"tie_word_embeddings"}  # a CLIP has no output layer
+
+
+def _keys(tower: type, *more: str) -> Keys:
+    return Keys(
+        used=typing.get_type_hints(tower, include_extras=True),
+        fixed={**FIXED, "model_type": ("clip", *more)},
+        # The width of a projection is that of the whole CLIP. LLaVA's vision towers have a
+        # vocabulary too, which nothing reads.
+        harmless=(_HARMLESS | {"projection_dim", "vocab_size"}) - {"model_type"},
+        why=WHY,
+    )
+
+
+_KEYS = {
+    VisionConfig: _keys(VisionConfig, "clip_vision_model"),
+    TextConfig: _keys(TextConfig, "clip_text_model"),
+}
+_WHOLE = Keys(
+    used={
+        "projection_dim": Width | None,
+        "logit_scale_init_value": Exponent | None,
+        **dict.fromkeys(("text_config", "text_config_dict"), dict[str, Any] | None),
+        **dict.fromkeys(("vision_config", "vision_config_dict"), dict[str, Any] | None),
+    },
+    fixed=FIXED,
+    harmless=_HARMLESS,
+    why=WHY,
+)
+
+
+def read_tower(cls: type[Tower], hf: Mapping[str, Any], where: str) -> Tower:
+    """From the part of a `config.json` that describes a tower."""
+    values = _KEYS[cls].read({k: v for k, v in hf.items() if v is not None}, where)
+    return cls(**values)
+
+
+def read_clip(hf: Mapping[str, Any], where: str = "CLIP config") -> CLIPConfig:
+    """From a `config.json`. As in transformers, an old `*_config_dict` replaces `*_config`.
+
+    Raises:
+      UserError: a number out of its range, or a key that changes, or may change, what is computed.
+    """
+    found = _WHOLE.read(hf, where)
+
+    def part(cls: type[Tower], name: str) -> Tower:
+        old = found.pop(f"{name}_dict", None)
+        new = found.pop(name, None)
+        return read_tower(cls, (new or {}) if old is None else old, f"{where}: {name}")
+
+    vision, text = part(VisionConfig, "vision_config"), part(TextConfig, "text_config")
+    return CLIPConfig(vision, text, **{k: v for k, v in found.items() if v is not None})
 
 
 def _layers(hf: str, path: str) -> list[Row]:
@@ -36,7 +102,7 @@ def _layers(hf: str, path: str) -> list[Row]:
 
 
 def vision_table(hf: str = "vision_model.", path: str = "") -> list[Row]:
-    """`hf` is what precedes the names in the file: nothing in transformers 5's CLIPVisionModel."""
+    """`hf` and `path` are what precedes the names in the file, and ours."""
     embeddings, patch = f"{hf}embeddings.", "patch_embedding"
     return [
         Row(f"{embeddings}class_embedding", f"{path}class_embedding", "d -> d"),
@@ -63,36 +129,37 @@ def clip_table() -> list[Row]:
 
 
 # The tower and the width of its projection, None without: from a whole CLIP or its vision part.
-Tower = tuple[VisionConfig, int | None]
+Seeing = tuple[VisionConfig, int | None]
 
 
-def _vision_config(hf: Mapping[str, Any]) -> Tower:
+def _vision_config(hf: Mapping[str, Any], where: str = "CLIP config") -> Seeing:
     if hf["model_type"] == "clip":
-        whole = CLIPConfig.from_hf(hf)
+        whole = read_clip(hf, where)
         return whole.vision, whole.projection_dim
-    return VisionConfig.from_hf(hf), hf.get("projection_dim", 512)
+    width = typed(hf.get("projection_dim", 512), Width, f"{where}: projection_dim")
+    return read_tower(VisionConfig, hf, where), width
 
 
 CLIP_FAMILY: Family[CLIPConfig] = Family(
     ("clip",),
-    CLIPConfig.from_hf,
+    read_clip,
     CLIPConfig.to_hf,
     lambda config, rngs, dtype: CLIP(config, rngs=rngs, dtype=dtype),
-    lambda bare: clip_table(),
+    clip_table(),
     lambda config: _BUFFERS,
 )
 
-VISION_FAMILY: Family[Tower] = Family(
+VISION_FAMILY: Family[Seeing] = Family(
     ("clip", "clip_vision_model"),
     _vision_config,
     lambda tower: CLIPConfig(tower[0], projection_dim=tower[1] or 512).to_hf()["vision_config"],
     lambda tower, rngs, dtype: VisionTower(*tower, rngs=rngs, dtype=dtype),
-    lambda bare: vision_table("" if bare else "vision_model."),
+    vision_table(),
     lambda tower: (
         rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale"
         + (r"|visual_projection\..*" * (tower[1] is None))
     ),
-    bare="embeddings.class_embedding",
+    {"vision_model.": ("",)},  # transformers 5's `CLIPVisionModel`
 )
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from har_jax.interchange import hf_dir
-from har_jax.interchange.table import Row
+from har_jax.interchange.table import Places, Row
 from har_jax.interchange.weights import load, save
 from har_jax.models.functional import Params, Structure, split, structure_of
 from har_jax.sharding import RULES, LogicalAxes, Rules
@@ -26,26 +26,27 @@ class Family(Generic[C]):
     """Attributes:
 
     model_types: of `config.json`; the first is the one that is written.
-    read: the contents of a `config.json` to our configuration; `UserError` where it means a
-      computation that ours is not.
+    read: the contents of a `config.json`, and what to call it in errors, to our configuration;
+      `UserError` where it means a computation that ours is not.
     write: the way back, as transformers reads it.
     build: a module of a configuration, with random parameters; options change how it computes.
-    table: the rows of the weights; `bare` where the names in the file lack their usual beginning.
-    bare: the tensor that tells by its presence that the names lack it; "" where there is no such.
+    table: the rows of the weights, as files are written.
     ignore: regex of tensors in files that are passed over, for a configuration.
+    places: how else names begin in files, see `table.located`.
     """
 
     model_types: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], C]
+    read: Callable[[Mapping[str, Any], str], C]
     write: Callable[[C], dict[str, Any]]
     build: Callable[..., nnx.Module]  # (configuration, rngs, dtype, **options)
-    table: Callable[[bool], list[Row]]
+    table: list[Row]
     ignore: Callable[[C], str]
-    bare: str = ""
+    places: Places = dataclasses.field(default_factory=dict)
 
     def read_config(self, directory: Path) -> C:
         """Of a directory; no weights are read."""
-        return self.read(hf_dir.read_config(directory, self.model_types))
+        found = hf_dir.read_config(directory, self.model_types)
+        return self.read(found, str(directory / "config.json"))
 
     def structure(self, config: C, dtype: DTypeLike, **options: Any) -> Structure[Any]:
         """Of the network with parameters in `dtype`, without allocating any."""
@@ -60,9 +61,8 @@ class Family(Generic[C]):
         **placement: Any,
     ) -> Params:
         """The parameters of these names and shapes, straight into their shards (`weights.load`)."""
-        bare = bool(self.bare) and self.bare in hf_dir.open_weights(directory)[0]
-        table, ignore = self.table(bare), self.ignore(config)
-        return load(shapes, logical_axes, directory, table, ignore=ignore, **placement)
+        how = {"ignore": self.ignore(config), "places": self.places, **placement}
+        return load(shapes, logical_axes, directory, self.table, **how)
 
     def load(
         self,
@@ -86,7 +86,7 @@ class Family(Generic[C]):
 
     def save(self, config: C, params: Mapping[str, Any], directory: Path) -> None:
         """Writes a directory that transformers loads; see `weights.save`."""
-        save(params, directory, self.table(False), self.write(config))
+        save(params, directory, self.table, self.write(config))
 
     def save_module(self, module: Any, directory: str | Path) -> None:
         """`save` of a module that holds its configuration as `config`."""

@@ -5,13 +5,48 @@ GPT-2's linears are `Conv1D`s: their kernels are stored `[in, out]`, as ours are
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from har_jax.errors import UserError
+from har_jax.foreign import Keys, shortened
 from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
 from har_jax.models.decoders.gpt2 import GPT2, GPT2Config
 
+_SUMMARIES = frozenset(
+    ["summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"]
+)
+"""Of heads that classify texts."""
 
-def gpt2_table(hf: str = "transformer.") -> list[Row]:
-    """`hf` is what precedes the names in the file: nothing in the files of OpenAI's models."""
+KEYS = Keys(
+    used=typing.get_type_hints(GPT2Config, include_extras=True),
+    fixed=FIXED,
+    # The order of casts, and the older name of `n_positions`.
+    harmless=HARMLESS | _SUMMARIES | {"reorder_and_upcast_attn", "n_ctx"},
+    why=WHY,
+)
+
+
+def read(config: Mapping[str, Any], where: str = "GPT-2 config") -> GPT2Config:
+    """From a `config.json`.
+
+    Raises:
+      UserError: another family, cross-attention, sizes that do not fit each other, or a key that
+        changes, or may change, what is computed.
+    """
+    model_type = config.get("model_type")
+    if model_type != "gpt2":
+        raise UserError(
+            f"{where} is of type {shortened(repr(model_type))} where a 'gpt2' one is needed"
+        )
+    return GPT2Config(**KEYS.read(config, where))
+
+
+def gpt2_table() -> list[Row]:
+    hf = "transformer."
     block, path = f"{hf}h.{{}}", "layers.{}"
     qkv = {"axes": "d (c n h) -> d c n h", "bias": "(c n h) -> c n h"}
     return [
@@ -37,12 +72,12 @@ def ignore(config: GPT2Config) -> str:
 # Takes the files of `GPT2LMHeadModel` and of `GPT2Model`, whose names lack the first part.
 GPT2_FAMILY: Family[GPT2Config] = Family(
     ("gpt2",),
-    GPT2Config.from_hf,
+    read,
     GPT2Config.to_hf,
     lambda config, rngs, dtype: GPT2(config, rngs=rngs, dtype=dtype),
-    lambda bare: gpt2_table("" if bare else "transformer."),
+    gpt2_table(),
     ignore,
-    bare="wte.weight",
+    {"transformer.": ("",)},
 )
 
 load_gpt2, save_gpt2 = GPT2_FAMILY.load, GPT2_FAMILY.save_module

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from har_jax.errors import UserError
+from har_jax.foreign import Keys, listed, shortened
 from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
 from har_jax.models.decoders.transformer import TransformerConfig
+from har_jax.models.sizes import Base, Width
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 131_072}
 """What a config.json means that lacks a key, where that is not Mistral-7B's value."""
 
 
-def read(config: Mapping[str, Any]) -> TransformerConfig:
-    """From a `config.json` (transformers 4 and 5 write rope_theta differently).
+_TYPES = typing.get_type_hints(TransformerConfig, include_extras=True)
+
+KEYS = Keys(
+    used={
+        **_TYPES,
+        "head_dim": Width | None,
+        "num_key_value_heads": Width | None,
+        "rope_scaling": dict[str, Any] | None,
+        "rope_parameters": dict[str, Any] | None,
+        "layer_types": list[str] | None,
+    },
+    fixed={**FIXED, "use_sliding_window": (True,)},
+    harmless=HARMLESS,
+    why=WHY,
+)
+ROPE = Keys(
+    used={"rope_theta": Base},
+    fixed={"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1, 1.0)},
+)
+
+
+def read(config: Mapping[str, Any], where: str = "mistral config") -> TransformerConfig:
+    """From a `config.json` of transformers 4 or 5.
 
     Raises:
-      UserError: another family, or positions that are scaled.
+      UserError: another family, a number out of its range, or a key that changes, or may change,
+        what is computed: scaled positions, quantized weights, biases.
     """
     model_type = config.get("model_type")
     if model_type != "mistral":
-        raise UserError(f"this is a {model_type!r} config where a 'mistral' one is needed")
-    known = {f.name for f in dataclasses.fields(TransformerConfig)}
-    values = {**_DEFAULTS, **{k: v for k, v in config.items() if k in known}}
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
         raise UserError(
-            f"mistral config: rope_type {rope['rope_type']!r} is not supported; only 'default'"
+            f"{where} is of type {shortened(repr(model_type))} where a 'mistral' one is needed"
         )
-    if "rope_theta" in rope:
-        values["rope_theta"] = rope["rope_theta"]
+    values = {**_DEFAULTS, **KEYS.read(config, where)}
+    for key in ("rope_parameters", "rope_scaling"):  # the second is the older name, and wins
+        values |= ROPE.read(values.pop(key, None) or {}, f"{where}: {key}")
     heads = values.get("num_attention_heads", TransformerConfig.num_attention_heads)
     if values.get("head_dim") is None:
         values["head_dim"] = values.get("hidden_size", TransformerConfig.hidden_size) // heads
     if values.get("num_key_value_heads", 0) is None:
         values["num_key_value_heads"] = heads
-    if isinstance(values.get("eos_token_id"), list):
-        values["eos_token_id"] = tuple(values["eos_token_id"])
-    return TransformerConfig(**values)
+    types = set(values.pop("layer_types", None) or ())
+    config_read = TransformerConfig(**values)
+    full = config_read.sliding_window is None
+    if types - {"full_attention" if full else "sliding_attention"}:
+        raise UserError(
+            f"{where}: layer_types has {listed(sorted(types))}, but with sliding_window="
+            f"{config_read.sliding_window} all layers are alike here; give a model whose layers are"
+        )
+    return config_read
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
@@ -53,8 +81,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def table(bare: bool = False) -> list[Row]:
-    del bare  # all files have the same names
+def table() -> list[Row]:
     hf, path = "model.layers.{}", "layers.{}"
     heads = "(n h) d -> d n h"
     return [
@@ -83,8 +110,9 @@ MISTRAL: Family[TransformerConfig] = Family(
     read,
     write,
     lambda config, rngs, dtype, **options: config.build(rngs=rngs, dtype=dtype, **options),
-    table,
+    table(),
     ignore,
+    {"model.": ("",)},  # `MistralModel`'s, without an output layer
 )
 
 load_mistral, save_mistral = MISTRAL.load, MISTRAL.save_module

@@ -31,8 +31,8 @@ def family_of(config: DecoderConfig) -> Family:
 
 def read_decoder(directory: Path) -> DecoderConfig:
     """The configuration of a directory's decoder; no weights are read."""
-    config = hf_dir.read_config(directory, DECODERS)
-    return DECODERS[config["model_type"]].read(config)
+    model_type = hf_dir.read_config(directory, DECODERS)["model_type"]
+    return DECODERS[model_type].read_config(directory)
 
 
 def _encoder_family(directory: Path) -> Family:

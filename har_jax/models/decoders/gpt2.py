@@ -16,7 +16,6 @@ everywhere, an output layer tied to the embeddings. There is no dropout: the mod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,6 +36,7 @@ from har_jax.models.layers import (
     output_layer,
     param,
 )
+from har_jax.models.sizes import Epsilon, Layers, Rows, TokenId, Width
 from har_jax.sharding import constrain
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
@@ -45,19 +45,19 @@ from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 class GPT2Config:
     """Hyper-parameters under Hugging Face's names (`config.json`); the defaults are GPT-2 small."""
 
-    vocab_size: int = 50_257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None  # None: 4 n_embd
+    vocab_size: Rows = 50_257
+    n_positions: Rows = 1024
+    n_embd: Width = 768
+    n_layer: Layers = 12
+    n_head: Width = 12
+    n_inner: Width | None = None  # None: 4 n_embd
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Epsilon = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
-    bos_token_id: int | None = 50_256
-    eos_token_id: int | None = 50_256
+    bos_token_id: TokenId | None = 50_256
+    eos_token_id: TokenId | None = 50_256
 
     def __post_init__(self) -> None:
         check_sizes("GPT-2", self, "n_embd", "n_head", "activation_function")
@@ -70,24 +70,6 @@ class GPT2Config:
     def inner(self) -> int:
         """The width within an MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> GPT2Config:
-        """From a `config.json`. Keys that do not shape the computation are passed over.
-
-        Raises:
-          UserError: another family, cross-attention, or sizes that do not fit each other.
-        """
-        model_type = config.get("model_type")
-        if model_type != "gpt2":
-            raise UserError(f"this is a {model_type!r} config where a 'gpt2' one is needed")
-        if config.get("add_cross_attention"):
-            raise UserError(
-                "GPT-2 config: add_cross_attention is true, but only decoders that read nothing "
-                "else are supported; give a plain GPT-2"
-            )
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in config.items() if k in known})
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers loads."""

@@ -35,6 +35,7 @@ from har_jax.models.layers import (
     logits,
     output_layer,
 )
+from har_jax.models.sizes import Base, Epsilon, Layers, Rows, TokenId, Width
 from har_jax.sharding import constrain
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
@@ -45,21 +46,21 @@ class TransformerConfig:
     Mistral-7B's."""
 
     model_type: str = "mistral"
-    vocab_size: int = 32_000
-    hidden_size: int = 4096
-    intermediate_size: int = 14_336
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int = 128
+    vocab_size: Rows = 32_000
+    hidden_size: Width = 4096
+    intermediate_size: Width = 14_336
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Width = 32
+    num_key_value_heads: Width = 8
+    head_dim: Width = 128
     hidden_act: str = "silu"
-    max_position_embeddings: int = 32_768
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    sliding_window: int | None = 4096
+    max_position_embeddings: Rows = 32_768
+    rms_norm_eps: Epsilon = 1e-5
+    rope_theta: Base = 10_000.0
+    sliding_window: Rows | None = 4096
     tie_word_embeddings: bool = False
-    bos_token_id: int | None = 1
-    eos_token_id: int | tuple[int, ...] = 2
+    bos_token_id: TokenId | None = 1
+    eos_token_id: TokenId | tuple[TokenId, ...] | None = 2
 
     def __post_init__(self) -> None:
         heads = ("num_attention_heads", "num_key_value_heads")

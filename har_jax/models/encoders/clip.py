@@ -11,7 +11,7 @@ norms and embeddings for cosine similarities are float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from har_jax.models.attention import KVCache
 from har_jax.models.encoders.tower import Block, TowerConfig
 from har_jax.models.functional import fold, stack
 from har_jax.models.layers import Embedding, LayerNorm, Linear, normal, param
+from har_jax.models.sizes import Exponent, Pixels, Rows, TokenId, Width
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 MAX_LOGIT_SCALE = 100.0
@@ -31,19 +32,19 @@ MAX_LOGIT_SCALE = 100.0
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_attention_heads: Width = 12
+    num_channels: Width = 3
+    image_size: Pixels = 224
+    patch_size: Pixels = 32
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.image_size, int) or not isinstance(self.patch_size, int):
+        if self.patch_size > self.image_size:
             raise UserError(
-                f"CLIP config: image_size {self.image_size} and patch_size {self.patch_size} must "
-                "be single integers (square images), as in OpenAI's CLIPs"
+                f"CLIP config: patch_size {self.patch_size} is larger than image_size "
+                f"{self.image_size}, so that there is no patch; correct the config.json"
             )
 
     @property
@@ -55,6 +56,17 @@ class VisionConfig(TowerConfig):
     def n_patches(self) -> int:
         return self.grid**2
 
+    def check_layer(self, layer: int) -> int:
+        """How many layers are run for `hidden_states[layer]`; `UserError` if there is no such."""
+        n_layers = self.num_hidden_layers
+        n_run = layer if layer >= 0 else n_layers + 1 + layer
+        if not 0 <= n_run <= n_layers:
+            raise UserError(
+                f"CLIP feature layer {layer} of a tower of {n_layers} layers; allowed: "
+                f"{-n_layers - 1} to {n_layers}"
+            )
+        return n_run
+
     def build(
         self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
     ) -> VisionTower:
@@ -64,34 +76,19 @@ class VisionConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(TowerConfig):
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    pad_token_id: int = 1
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
+    vocab_size: Rows = 49408
+    max_position_embeddings: Rows = 77
+    pad_token_id: TokenId | None = 1
+    bos_token_id: TokenId | None = 49406
+    eos_token_id: TokenId = 49407
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
-    projection_dim: int = 512
-    logit_scale_init_value: float = 2.6592
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> CLIPConfig:
-        """From a `config.json`. As in transformers, an old `*_config_dict` replaces `*_config`."""
-
-        def part(name: str) -> Mapping[str, Any]:
-            old = hf.get(f"{name}_config_dict")
-            return old if old is not None else (hf.get(f"{name}_config") or {})
-
-        given = {k: hf.get(k) for k in ("projection_dim", "logit_scale_init_value")}
-        return cls(
-            vision=VisionConfig.from_hf(part("vision")),
-            text=TextConfig.from_hf(part("text")),
-            **{k: v for k, v in given.items() if v is not None},
-        )
+    projection_dim: Width = 512
+    logit_scale_init_value: Exponent = 2.6592
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that `transformers.CLIPModel` reads."""
@@ -176,13 +173,7 @@ class VisionTower(nnx.Module):
 
         Layers behind `layer` are not computed.
         """
-        n_layers = self.config.num_hidden_layers
-        n_run = layer if layer >= 0 else n_layers + 1 + layer
-        if not 0 <= n_run <= n_layers:
-            raise UserError(
-                f"CLIP feature layer {layer} of a tower of {n_layers} layers; allowed: "
-                f"{-n_layers - 1} to {n_layers}"
-            )
+        n_run = self.config.check_layer(layer)
         x_bsd = self.patch_embedding(self.patchify(pixels))
         cls = self.class_embedding[...].astype(x_bsd.dtype)
         cls = jnp.broadcast_to(cls, (x_bsd.shape[0], 1, x_bsd.shape[-1]))

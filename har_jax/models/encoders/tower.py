@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from flax import nnx
 
 from har_jax.models.attention import KV, attend_alone, heads_first
 from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal
+from har_jax.models.sizes import Epsilon, Layers, Width
 from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, DTypeLike, Float
 
@@ -20,12 +19,12 @@ from har_jax.types import Array, Bool, DTypeLike, Float
 class TowerConfig:
     """What both towers have. Names and defaults are those of Hugging Face's configs."""
 
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Width = 8
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Epsilon = 1e-5
 
     def __post_init__(self):
         check_sizes("CLIP", self, "hidden_size", "num_attention_heads", "hidden_act")
@@ -33,12 +32,6 @@ class TowerConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]):
-        """From the dict of a tower; keys that do not shape the computation are passed over."""
-        fields = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in hf.items() if k in fields and v is not None})
 
 
 class Attention(nnx.Module):
