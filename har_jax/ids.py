@@ -17,6 +17,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from har_jax.errors import UserError
+
 Id = int | str
 """What `read_id` makes of a written id."""
 
@@ -30,8 +32,8 @@ _LONGEST = 1000  # characters of an id
 _EXACT = 2**53  # from here on a float may be the neighbour of what was meant
 
 
-class NoId(ValueError):
-    """Something that is no id; the text says why, and ends in what it is."""
+class NoId(UserError):
+    """Something that is no id; the line says why."""
 
 
 def read_id(value: Any) -> Id:
@@ -55,6 +57,18 @@ def read_id(value: Any) -> Id:
     if number.bit_length() > 3 * _LONGEST:
         raise NoId(f"the id is a number of more than {_LONGEST} digits")
     return number
+
+
+def read_number(value: Any) -> int:
+    """The id of an image of a dataset or a batch, which is a number.
+
+    Raises:
+      NoId: it is none, or a name.
+    """
+    found = read_id(value)
+    if isinstance(found, str):
+        raise NoId(f"the id is the name {reprlib.repr(found)}; give the image's number")
+    return found
 
 
 def _of_text(value: str) -> Id:

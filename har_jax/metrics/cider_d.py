@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from har_jax.errors import UserError
+from har_jax.ids import read_number
 from har_jax.metrics import ngrams
 from har_jax.metrics.corpus_ngrams import Words, sorted_counts
 from har_jax.metrics.document_frequency import EOS_WORD, DocumentFrequency
@@ -55,7 +56,9 @@ class CiderD:
         self.df = df
         self.eos = eos
         self.sigma = float(sigma)
-        self._row = {int(image_id): row for row, image_id in enumerate(references)}
+        self._row = {read_number(image_id): row for row, image_id in enumerate(references)}
+        if len(self._row) < len(references):
+            raise UserError("two of the references' image ids are one (such as 1 and '1')")
         self._vocabulary = dict(df.vocabulary)
         ids, ends = self._vocabulary, [0]
 
@@ -140,7 +143,7 @@ class CiderD:
                     f"image {image_id} has {len(group)} captions, the first image has {width}; "
                     "every image of a batch needs as many"
                 )
-            row = self._row.get(int(image_id))
+            row = self._row.get(read_number(image_id))
             if row is None:
                 raise UserError(
                     f"no references for image {image_id} (there are references of "

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from har_jax.errors import UserError
+from har_jax.ids import read_number
 from har_jax.metrics import gender, health
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
 from har_jax.text import ptb
@@ -64,9 +65,10 @@ class PerCaption:
         Raises:
           UserError: an image without references.
         """
+        numbers = [read_number(image_id) for image_id in image_ids]
         figures = [
-            self.figures(int(image_id), ptb.words(text))
-            for image_id, group in zip(image_ids, captions, strict=True)
+            self.figures(image_id, ptb.words(text))
+            for image_id, group in zip(numbers, captions, strict=True)
             for text in group
         ]
         if not figures:

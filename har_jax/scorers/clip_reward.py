@@ -28,6 +28,7 @@ from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
+from har_jax.ids import read_number
 from har_jax.metrics.clip_score import WEIGHT, clip_score
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params
@@ -137,7 +138,7 @@ class ClipScoreReward:
 
     def _rows(self, image_ids: ImageIds) -> list[int]:
         try:
-            return [self._row[int(image_id)] for image_id in image_ids]
+            return [self._row[read_number(image_id)] for image_id in image_ids]
         except KeyError as error:
             raise UserError(
                 f"clip_score has no image {error.args[0]}: it knows the {len(self._row)} images of "

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -254,3 +255,21 @@ def test_tokens_with_a_space_inside_come_apart():
         per_image[1][1], abs=1e-6
     )
     assert one(np.array([1]), [["1 1/2 pizzas on it"]], ENDED[:1, :1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("image_id", [1.5, -1, "img_1", None])
+def test_an_id_that_is_no_number_is_refused(image_id, monkeypatch):
+    """A fraction was read as the whole number below it: the reward of another image."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
+    references = {1: ["a dog runs"], 2: ["two cats"]}
+    df = DocumentFrequency.from_references([[["a", "dog", "runs"]], [["two", "cats"]]])
+    ended, group = np.ones((1, 1), bool), [["a dog"]]
+    for name in ("cider_d", "bleu", "length", "bias"):
+        part: Any = build(name, df, references).parts[name]
+        values = [part([written], group, ended) for written in (1, "1", 1.0)]
+        assert values[0] == values[1] == values[2]
+        with pytest.raises(UserError, match="the id is"):
+            part([image_id], group, ended)
+    twice: Any = {1: ["a dog"], "1": ["a cat"]}
+    with pytest.raises(UserError, match="two of the references' image ids are one"):
+        build("cider_d", df, twice)
