@@ -31,7 +31,8 @@ def add_coco(commands: Any) -> None:
     )
     _add_photographs(parser)
     files = "annotation file; repeat it for several splits"
-    parser.add_argument("--captions", action="append", **CAPTIONS | {"help": files})
+    several: dict[str, Any] = {**CAPTIONS, "help": files}
+    parser.add_argument("--captions", action="append", **several)
     split = "split that a COCO file makes: one --split per --captions, in the same order "
     split += "(default for a single file: train)"
     parser.add_argument("--split", action="append", metavar="NAME", help=split)
