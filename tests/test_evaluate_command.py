@@ -323,7 +323,7 @@ def test_an_unknown_split_is_suggested(run):
         (["--out=o", "--checkpoint=a", "--metrics=CIDEr"], "--metrics goes with --predictions"),
         (["--out=o", "--predictions=b", "--references=c", "--metrics=,"], "--metrics is empty"),
         (["--out=o", "--checkpoint=absent"], "absent"),
-        (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit=-1"),
+        (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit: it is -1; it must be at least 0"),
     ],
 )
 def test_bad_arguments(flags, message, capsys, tmp_path, monkeypatch):

@@ -208,6 +208,13 @@ def test_missing_model(workspace, tmp_path, capsys):
     assert "no directory" in mistake(capsys, argv)
 
 
+def test_missing_scorer(workspace, tmp_path, capsys):
+    """Only a validation would load it: found before the first step all the same."""
+    argv = train_arguments(workspace, tmp_path / "run", eval__clip_score=tmp_path / "nothing")
+    assert "config.eval.clip_score: no directory" in mistake(capsys, argv)
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_parent(workspace, tmp_path, capsys):
     argv = train_arguments(workspace, tmp_path / "run", "scst", init_from=tmp_path / "nothing")
     assert "there is no run directory" in mistake(capsys, argv)

@@ -31,8 +31,8 @@ def add_coco(commands: Any) -> None:
     )
     _add_photographs(parser)
     files = "annotation file; repeat it for several splits"
-    given: dict[str, Any] = {**CAPTIONS, "help": files}
-    parser.add_argument("--captions", action="append", **given)
+    several: dict[str, Any] = {**CAPTIONS, "help": files}
+    parser.add_argument("--captions", action="append", **several)
     split = "split that a COCO file makes: one --split per --captions, in the same order "
     split += "(default for a single file: train)"
     parser.add_argument("--split", action="append", metavar="NAME", help=split)
@@ -121,10 +121,10 @@ def add_folder(commands: Any) -> None:
         commands,
         "folder",
         folder,
-        help="your own data: a folder of images, captions in CSV or JSON",
+        help="your own data: a folder of images, captions in CSV or JSONL",
         description=(
             "Read captions from CSV (a header such as image,caption; one row per caption) or JSON "
-            'lines or a list ({"image": ..., "captions": [...]}), and the images they name, below '
+            'lines ({"image": ..., "captions": [...]}), and the images they name, relative to '
             "--images. Without --captions, metadata.csv or metadata.jsonl in the folder is read, "
             "as Hugging Face's imagefolder has it. The split is a column `split`, or the first "
             "folder of the name (train/, val/, test/), or drawn by --val and --test; else all is "

@@ -130,7 +130,7 @@ def test_differences_are_taken_seed_by_seed():
     [
         (["--table=rewards", "--scale=full"], "is of the scenes"),
         (["--table=rewards", "--scst-steps=0"], "--scst-steps: it is 0; it must be at least 1"),
-        (["--table=rewards", "--seeds=0"], "give at least one"),
+        (["--table=rewards", "--seeds=0"], "--seeds: it is 0; it must be at least 1"),
     ],
 )
 def test_mistakes(argv, message, capsys):

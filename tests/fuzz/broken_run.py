@@ -37,7 +37,8 @@ def info_of(config: Config) -> dict[str, Any]:
     base = {"lm": {"path": "l", "fingerprint": "sha256:1"}, "tokenizer": {"fingerprint": "t"}}
     return run_info(
         config, base=base, parent={"run": "runs/mle", "step": 3, "stage": "mle"},
-        reward_signature="r", data={"path": "d", "images": 3}, parameters={"total": 8, "trained": 8},
+        reward_signature="r", data={"path": "d", "images": 3},
+        parameters={"total": 8, "trained": 8},
     )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ ENDS = [
     "raise ValueError('no')", "raise KeyError", "raise SystemExit(3)", "import sys; sys.exit()",
     "import no_such_module", "from har_jax import no_such_name", "assert False", "1 / 0", "(",
     "def get_config(): pass", "get_config = 3", "def get_config(a, b, c): return {}",
-    "def get_config(preset=''): return [1]", "def get_config(preset=''): raise RuntimeError(preset)",
+    "def get_config(preset=''): return [1]",
+    "def get_config(preset=''): raise RuntimeError(preset)",
     "def get_config(preset=''): raise SystemExit", "def get_config(p=''): return get_config(p)",
     "class C:\n    def to_dict(self): return 3\ndef get_config(preset=''): return C()",
     "class C:\n    def to_dict(self): raise OSError(28, 'full')\ndef get_config(p=''): return C()",
@@ -88,7 +89,7 @@ def of_file(rng: random.Random, folder: pathlib.Path) -> Case:
         text = rng.choice(ENDS)
     else:
         values = repr(hostile.damaged_json(rng, rng.choice(WHOLE)))
-        text = f"nan, inf = float('nan'), float('inf')\ndef get_config(preset=''):\n    return {values}\n"
+        text = f"nan = float('nan')\ninf = 1e999\ndef get_config(preset=''):\n    return {values}\n"
     data = text.encode(errors="surrogatepass")
     path.write_bytes(hostile.damaged(rng, data) if rng.random() < 0.2 else data)
     spec = rng.choice(

@@ -87,7 +87,7 @@ def unbroken(unbroken_of):
 def parent(workspace, tmp_path_factory):
     """An MLE run that SCST starts from."""
     run = tmp_path_factory.mktemp("parent") / "mle"
-    finish(arguments(workspace, run, steps=8))
+    finish(arguments(workspace, run, steps=8), 3600)
     return run
 
 
@@ -110,7 +110,7 @@ def kill_at_random(argv, run, kills, dice):
         before = (steps_logged(run) or [0])[-1]
         target = before + dice.randrange(0, 6)
         process = start(argv)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 1200
         while time.monotonic() < deadline and process.poll() is None:
             logged = steps_logged(run)
             saving = dice.random() < 0.02 and list(run.glob("checkpoints/*tmp*"))
