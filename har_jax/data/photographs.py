@@ -40,14 +40,14 @@ class Options:
       strict: raise instead of dropping anything.
       exclude: datasets, "DIR" or "DIR:SPLIT", whose images are left out, by id and by content.
       duplicates: of one image in two splits: "refuse", or "drop" the one that is held out less.
-      tokenizer: HF directory, to report the lengths of captions in tokens; "" for none.
+      tokenizer: HF directory, to report the lengths of captions in tokens; None for none.
       overwrite: replace the dataset that is there.
     """
 
     strict: bool = False
     exclude: tuple[str, ...] = ()
     duplicates: str = "refuse"
-    tokenizer: str = ""
+    tokenizer: str | None = None
     overwrite: bool = False
 
 

@@ -182,7 +182,7 @@ def _add_photographs(parser: argparse.ArgumentParser, images: str = SEVERAL) -> 
     twice += "trained on (default: refuse)"
     add("--duplicates", choices=("refuse", "drop"), default="refuse", help=twice)
     lengths = "also report the lengths of captions in its tokens"
-    add("--tokenizer", type=path, default="", metavar="HF_DIR", help=lengths)
+    add("--tokenizer", type=path, metavar="HF_DIR", help=lengths)
 
 
 def _add_shares(parser: argparse.ArgumentParser) -> None:
