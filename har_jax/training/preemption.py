@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,7 @@ class Preemption:
         self.unsaved: Callable[[], bool] = lambda: False
         self.asked: Callable[[], None] = lambda: None
         self._heeded = False
+        self._interrupting = False
 
     def __call__(self, step: int) -> bool:
         if jax.process_count() > 1:
@@ -56,13 +58,13 @@ class Preemption:
                     self._receive(number)
             if self.number and not self._heeded and not self.unsaved():
                 log.warning("%s: nothing is unsaved, leaving", signal.Signals(self.number).name)
-                _leave(self.number)
+                self._leave(self.number)
 
     def _receive(self, number: int) -> None:
         if self.number:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and not self._interrupting:
                 log.warning("SIGINT again: leaving without saving")
-                _leave(number)
+                self._leave(number)
             return
         self.number = number
         if self.unsaved():
@@ -72,17 +74,27 @@ class Preemption:
             )
         self.asked()
 
+    def _leave(self, number: int) -> None:
+        """Ends the process, whatever its main thread is doing; or, where a person sits at Python's
+        prompt or a notebook and has pressed Ctrl+C, only what it is doing."""
+        if number == signal.SIGINT and (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
+            self._heeded = self._interrupting = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return
+        logging.shutdown()
+        os._exit(128 + number)
 
-def _leave(number: int) -> None:
-    """Ends the process, whatever its main thread is doing."""
-    logging.shutdown()
-    os._exit(128 + number)
+    def noted(self, *_: Any) -> None:
+        """The handler: as a rule, that the signal is written to the pipe is all that is needed."""
+        if self._interrupting:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Preemption]:
     """A context in which SIGTERM, SIGINT and SIGHUP only raise a flag; the loop then saves and
-    returns. While nothing is unsaved they end the process at once, and so does a second SIGINT.
+    returns. While nothing is unsaved they end the process at once, and so does a second SIGINT; at
+    Python's prompt and in a notebook SIGINT then raises KeyboardInterrupt as ever.
 
     In a job of several processes all must stop after the same step: JAX's own preemption service
     agrees on it (`jax.distributed.initialize` starts that service and takes SIGTERM). Outside the
@@ -100,7 +112,7 @@ def preemption() -> Iterator[Preemption]:
     os.set_blocking(write, False)
     # What is ignored stays so: SIGHUP under nohup, SIGINT of a job in the background.
     heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, _noted) for number in heard}
+    handlers = {number: signal.signal(number, asked.noted) for number in heard}
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = threading.Thread(target=asked.watch, args=(read,), daemon=True, name="signals")
     watcher.start()
@@ -116,10 +128,6 @@ def preemption() -> Iterator[Preemption]:
         watcher.join()
         os.close(read)
         os.close(write)
-
-
-def _noted(*_: Any) -> None:
-    """The handler: that the signal is written to the pipe is all that is needed."""
 
 
 _watching: set[int] = set()

@@ -43,7 +43,10 @@ from har_jax.training.preemption import preemption
 with preemption() as preempted:
     preempted.unsaved = lambda: UNSAVED
     print("ready", flush=True)
-    ctypes.CDLL(None).sleep(30)  # as XLA does: no bytecode runs in this thread meanwhile
+    # As in XLA, no bytecode runs in this thread meanwhile: it waits for itself.
+    mutex = (ctypes.c_char * 64)()
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
 
 
@@ -61,3 +64,28 @@ def test_the_main_thread_need_not_return(unsaved, signals):
         assert (process.poll() is None) == (number < len(signals))
     assert process.returncode == 128 + signal.Signals[signals[-1]]
     process.communicate()
+
+
+@pytest.mark.parametrize(("unsaved", "presses"), [(False, 1), (True, 2)])
+def test_ctrl_c_in_a_notebook_ends_the_call_alone(unsaved, presses):
+    code = f"""
+import sys, time
+from har_jax.training.preemption import preemption
+sys.ps1 = "> "
+try:
+    with preemption() as preempted:
+        preempted.unsaved = lambda: {unsaved}
+        print("ready", flush=True)
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("still there", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    out, err = process.communicate(timeout=10)
+    assert out == "still there\n" and process.returncode == 0, err
