@@ -1,8 +1,11 @@
 """Small models for tests: a few thousand parameters, compiled in a second or two."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import pytest
 from flax import nnx
 
 from har_jax.models.captioner import Captioner, CaptionerConfig
@@ -31,6 +34,11 @@ LM = MistralConfig(
 )
 
 
+def long(cases: Iterable[Any]) -> list[Any]:
+    """Further cases of a parametrised test, for `make long`."""
+    return [pytest.param(case, marks=pytest.mark.long) for case in cases]
+
+
 def small_config(vocab_size: int = 14, **changes) -> CaptionerConfig:
     lm = dataclasses.replace(LM, vocab_size=vocab_size)
     return dataclasses.replace(CaptionerConfig(vision=VISION, lm=lm), **changes)
@@ -50,6 +58,12 @@ def initialise(build, seed, mesh=None, rules=RULES):
     out = None if mesh is None else structure.shardings(mesh, rules)
     make = jax.jit(lambda key: split(build(key))[1], out_shardings=out)
     return structure, make(jax.random.key(seed))
+
+
+def jitted(captioner: Captioner, function: Callable[[Captioner], Any]) -> Any:
+    """`function(captioner)`, compiled as one program: operation by operation takes far longer."""
+    structure, params = split(captioner)
+    return jax.jit(lambda params: function(structure.merge(params)))(params)
 
 
 def images(b: int, seed: int = 3) -> jax.Array:

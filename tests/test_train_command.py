@@ -18,6 +18,7 @@ from har_jax.sessions import run as session
 from har_jax.sessions.plan import plan_session
 from har_jax.text.tokenizer import train_tokenizer
 from tests.conftest import ROOT, xla_flags
+from tests.helpers import long
 from tests.training.commands import train_arguments
 
 
@@ -110,7 +111,7 @@ def losses(run):
     return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
-@pytest.mark.parametrize("stage", ["mle", "scst"])
+@pytest.mark.parametrize("stage", [*long(["mle"]), "scst"])
 def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, stage):
     """data × fsdp × tensor against one device, which a process of its own has; and the decoder's
     parameters stacked there and not here, in SCST unlike the MLE run that it starts from."""

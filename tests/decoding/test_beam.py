@@ -10,11 +10,15 @@ from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.beam import beam_search
 from har_jax.errors import UserError
 from har_jax.models.logprobs import length_mask
-from tests.helpers import images, small_captioner
+from tests.helpers import images, jitted, small_captioner
 
 
 def prefix(captioner, b):
-    return captioner.prefill(captioner.project(captioner.encode(images(b))))
+    return jitted(captioner, lambda c: c.prefill(c.project(c.encode(images(b)))))
+
+
+def search(captioner, cache, **how):
+    return jitted(captioner, lambda c: beam_search(c, cache, **how))
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -30,11 +34,9 @@ def test_enough_beams_find_the_best_caption(length_penalty):
             lengths.append(end)
     tokens = jnp.broadcast_to(jnp.asarray(rows, jnp.int32), (3, len(rows), t))
     mask = length_mask(jnp.broadcast_to(jnp.asarray(lengths), (3, len(rows))), t)
-    score = jnp.sum(captioner.score(cache, tokens) * mask, axis=-1)
+    score = jnp.sum(jitted(captioner, lambda c: c.score(cache, tokens)) * mask, axis=-1)
     score = np.asarray(score / np.asarray(lengths) ** length_penalty)
-    found = beam_search(
-        captioner, cache, beams=vocab**t, max_tokens=t, length_penalty=length_penalty
-    )
+    found = search(captioner, cache, beams=vocab**t, max_tokens=t, length_penalty=length_penalty)
     for b in range(3):
         best = rows[int(np.argmax(score[b]))]
         assert tuple(np.asarray(found.tokens[b, 0])) == best
@@ -47,8 +49,8 @@ def test_enough_beams_find_the_best_caption(length_penalty):
 def test_one_beam_is_greedy():
     captioner = small_captioner()
     cache = prefix(captioner, 4)
-    greedy = decode(captioner, cache, DecodePlan(6)).greedy
-    found = beam_search(captioner, cache, beams=1, max_tokens=6)
+    greedy = jitted(captioner, lambda c: decode(c, cache, DecodePlan(6)).greedy)
+    found = search(captioner, cache, beams=1, max_tokens=6)
     np.testing.assert_array_equal(found.tokens, greedy.tokens)
     np.testing.assert_array_equal(found.lengths, greedy.lengths)
 
@@ -56,9 +58,10 @@ def test_one_beam_is_greedy():
 def test_beams_report_their_log_probability():
     captioner = small_captioner()
     cache = prefix(captioner, 2)
-    found = beam_search(captioner, cache, beams=4, max_tokens=6)
+    found = search(captioner, cache, beams=4, max_tokens=6)
     mask = length_mask(found.lengths, 6)
-    np.testing.assert_allclose(found.logp, captioner.score(cache, found.tokens) * mask, atol=1e-4)
+    score = jitted(captioner, lambda c: c.score(cache, found.tokens))
+    np.testing.assert_allclose(found.logp, score * mask, atol=1e-4)
     texts = {tuple(row) for row in np.asarray(found.tokens[0])}
     assert len(texts) == 4
 

@@ -19,6 +19,7 @@ from har_jax.sessions.collectives import collectives
 from har_jax.sessions.preflight import _out_of_memory, alternatives, compile_program
 from har_jax.sessions.topologies import parse
 from har_jax.sharding import make_mesh
+from tests.helpers import long
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,9 @@ def configuration(directories, **changes):
     return config.changed(**changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"model.lora.rank": 4, "model.frozen_dtype": "int8"}])
+@pytest.mark.parametrize(
+    "changes", [*long([{}]), {"model.lora.rank": 4, "model.frozen_dtype": "int8"}]
+)
 def test_kept_bytes_are_those_of_the_arguments(directories, changes):
     """Against what the compiled step is given on each device."""
     config = configuration(directories, **changes)
@@ -159,7 +162,7 @@ def test_a_step_is_compiled_from_shapes(directories, name):
     assert all(c.bytes < 4 * heads for c in program.in_decode_loop)
 
 
-@pytest.mark.parametrize("stage", ["mle", "scst"])
+@pytest.mark.parametrize("stage", [*long(["mle"]), "scst"])
 def test_the_command(directories, stage, capsys):
     arguments = [
         f"--config={stage}:coco",
