@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 
 def xla_flags(devices: int) -> str:
@@ -52,6 +53,19 @@ def workspace(tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("workspace")
     workspace.build(root)
     return root
+
+
+@pytest.fixture
+def signals_are_heard():
+    """Also where the tests themselves run in the background, which ignores some."""
+    names = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = {name: signal.getsignal(name) for name in names}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in names[1:]:
+        signal.signal(name, signal.SIG_DFL)
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from har_jax.command_line import path
 from har_jax.errors import UserError
 from har_jax.foreign import shortened
 
@@ -17,7 +18,8 @@ def add_verify(commands: Any) -> None:
         description="Read every byte of a dataset or a feature cache, and say what is damaged.",
     )
     parser.set_defaults(run=verify)
-    parser.add_argument("directory", metavar="DIR", help="of a dataset, or of a feature cache")
+    what = "of a dataset, or of a feature cache"
+    parser.add_argument("directory", type=path, metavar="DIR", help=what)
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ import pytest
 
 from har_jax.training.preemption import preemption
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_a_flag_while_something_is_unsaved(number):

@@ -16,6 +16,8 @@ from har_jax.checkpoint import Checkpoints, finished_steps
 from tests.conftest import ROOT, xla_flags
 from tests.training.commands import train_arguments
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 STEPS = 60
 
 
