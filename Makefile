@@ -1,9 +1,9 @@
 # make demo    everything from nothing: scenes, miniature models, MLE, SCST, ZeroCap, a report (10 to 20 minutes)
 # make reproduce   the paper's table: ZeroCap, MLE and SCST over SEEDS=5, with a page in runs/reproduce
 # make test    the test suite, in WORKERS=2 processes
-# make fuzz    20,000 hostile inputs (make test draws one of forty)
+# make fuzz    35,400 hostile inputs, in six minutes (make test draws one of forty)
 # make properties   the property tests with examples that are drawn afresh, 1,000 of each
-# make kill    MLE and SCST killed a hundred times, continued bit for bit (make test: twice; an hour)
+# make kill    training killed 100 times, MLE and SCST, continued bit for bit (make test kills it twice)
 # make long    the benchmark for accelerators on tiny models (five minutes)
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make lint    ruff and pyright
