@@ -47,7 +47,7 @@ reproduce: $(VENV)/.installed
 	$(PY) -m har_jax.reproduce --table=paper --scale=tiny --seeds=$(SEEDS) --out=$(OUT)
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -q -n $(WORKERS) --durations=15
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal --durations=15
 
 fuzz: $(VENV)/.installed-test
 	FUZZ=all $(PY) -m pytest -q -n $(WORKERS) tests/fuzz

@@ -28,7 +28,7 @@ import numpy as np
 
 from har_jax.data import description
 from har_jax.data.description import Description
-from har_jax.data.shards import Example, Records
+from har_jax.data.shards import Example, Records, load_libraries
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import read_typed
 
@@ -123,6 +123,7 @@ def open_split(directory: PathLike, split: str) -> Split:
         # Cards list both. Older ones list nothing, but captions were always written with them.
         if path.name in found.files or (read_card(directory) and path.suffix == ".json"):
             description.check(path, found.files)
+    load_libraries()
     return Split(directory, split, found.sizes[split])
 
 

@@ -119,6 +119,15 @@ def parse(record: bytes, where: str) -> Example:
         raise UserError(f"{where} is no image with captions: {shortened(str(error))}") from error
 
 
+def load_libraries() -> None:
+    """Imports what reading takes. Whoever opens a dataset calls it, before there are threads:
+    several of them that import TFDS at once, with its modules that load when they are touched, can
+    wait for each other for ever."""
+    import array_record.python.array_record_module  # noqa: F401
+
+    _proto()
+
+
 @functools.cache
 def _proto() -> Any:
     with quiet():

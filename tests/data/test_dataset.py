@@ -7,6 +7,8 @@ import json
 import logging
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from har_jax.data.shards import quiet
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.text import ptb
+from tests.conftest import ROOT
 
 
 def png(shade=0, size=(8, 6)):
@@ -431,3 +434,20 @@ def test_flipped_bytes_of_a_record_are_found_when_it_is_read(scenes_dir, tmp_pat
     file.write_bytes(bytes(len(data)))
     with pytest.raises(UserError, match="holds 0 records that can be read, and dataset_info"):
         open_split(other, "train")[0]
+
+
+def test_threads_that_read_import_nothing(scenes_dir):
+    """TFDS, imported by several threads at once, can let them wait for each other for ever."""
+    code = f"""
+import concurrent.futures, sys
+from har_jax.data.dataset import open_split
+split = open_split({str(scenes_dir)!r}, "train")
+before = set(sys.modules)
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(split.__getitem__, range(8)))
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
