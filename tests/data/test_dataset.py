@@ -442,8 +442,9 @@ def test_threads_that_read_import_nothing(scenes_dir):
 import concurrent.futures, sys
 from har_jax.data.dataset import open_split
 split = open_split({str(scenes_dir)!r}, "train")
-before = set(sys.modules)
 with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(int, "1234"))
+    before = set(sys.modules)
     list(pool.map(split.__getitem__, range(8)))
 print(sorted(set(sys.modules) - before))
 """
