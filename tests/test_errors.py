@@ -115,7 +115,9 @@ def test_streams_that_are_closed_or_full(tmp_path, closed):
         "    return 5\n"
         "raise SystemExit(main())\n"
     )
-    run = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program])
+    run = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT
+    )
     assert run.returncode == 5
     assert file.read_bytes() == b"whole"
 
@@ -128,5 +130,7 @@ def test_an_error_that_nobody_can_read():
         "raise SystemExit(main())\n"
     )
     for closed in ("2>&-", "2>/dev/full"):
-        run = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program])
+        run = subprocess.run(
+            ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT
+        )
         assert run.returncode == 2
