@@ -8,6 +8,7 @@ import pytest
 
 from har_jax import ids
 from har_jax.data.entries import Problems
+from har_jax.data.image_files import ImageFiles
 from har_jax.data.readers import coco, flickr, folder, rows
 from har_jax.data.readers.shares import Shares
 from har_jax.errors import UserError
@@ -428,3 +429,13 @@ def test_captions_in_a_column_that_is_not_read_are_told(save, tmp_path):
         True
     ]
     assert notes(columns=folder.Columns("", "text")) == ()
+
+
+def test_what_is_there_and_no_file_is_told(tmp_path):
+    """As in a clone of git-annex, whose images are links to what was not fetched."""
+    (tmp_path / "a.jpg").symlink_to("../annex/objects/a.jpg")
+    (tmp_path / "b.jpg").mkdir()
+    files = ImageFiles([tmp_path])
+    assert files.near("a.jpg") == " (a link to nothing: is its content here?)"
+    assert files.near("b.jpg") == " (not a file)"
+    assert files.near("A.jpg") == " (did you mean 'a.jpg'?)" and files.near("c.jpg") == ""
