@@ -439,3 +439,22 @@ def test_what_is_there_and_no_file_is_told(tmp_path):
     assert files.near("a.jpg") == " (a link to nothing: is its content here?)"
     assert files.near("b.jpg") == " (not a file)"
     assert files.near("A.jpg") == " (did you mean 'a.jpg'?)" and files.near("c.jpg") == ""
+
+
+def test_names_of_one_file_in_a_token_file(save):
+    path = save("a.jpg#0\tone\n./a.jpg#1\ttwo\n", "c.token")
+    (entry,) = flickr.read_file(path, shares=Shares(), problems=Problems()).entries
+    assert [text for _, text in entry.captions] == ["one", "two"]
+
+
+def test_two_images_of_one_id_are_refused(save):
+    """Nothing says whose a caption is."""
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 1.0, "file_name": "b.jpg"}]
+    annotations = [{"id": 1, "image_id": 1, "caption": "one"}]
+    path = save({"images": images, "annotations": annotations}, "c.json")
+    with pytest.raises(UserError, match=r"'a\.jpg' and 'b\.jpg' have the id 1; ids must be unique"):
+        coco.read_files([path], problems=Problems())
+    problems = Problems()
+    path = save({"images": images[:1] * 2, "annotations": annotations}, "d.json")
+    (entry,) = coco.read_files([path], problems=problems).entries
+    assert entry.captions == ((1, "one"),) and problems.counts["images listed twice"] == 1
