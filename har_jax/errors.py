@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import io
 import os
 import re
 import sys
@@ -143,10 +144,13 @@ def _tell(line: str) -> None:
 def _open_standard_streams() -> None:
     """Gives a process that was started with closed streams (`2>&-`, some daemons) ones that lead
     nowhere. Otherwise the next file that is opened takes the place of one, and what libraries
-    write to stderr goes into it."""
+    write to stderr goes into it. And of what a stream's encoding lacks, writes the escape: at the
+    end of long work is no time to refuse a letter."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(handle)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

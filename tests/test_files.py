@@ -9,6 +9,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.score import check_out
 from har_jax.files import followed
 from har_jax.interchange import hf_dir
+from har_jax.training import run_dir
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["to a directory", "to nothing yet"])
@@ -79,3 +80,12 @@ def test_links_in_a_circle_and_mount_points(tmp_path, monkeypatch):
     ):
         pass
     assert followed(tmp_path / "volume") == tmp_path / "volume"
+
+
+def test_a_run_lies_where_a_link_leads(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with run_dir.hold(tmp_path / "link"):
+        assert (tmp_path / "nowhere" / run_dir.LOCK).is_file()
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(UserError, match="circle of links"), run_dir.hold(tmp_path / "circle"):
+        pass
