@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from har_jax.command_line import add_decoding, add_run, add_seed, decoding, new_parser, path
+from har_jax.command_line import (
+    add_decoding,
+    add_run,
+    add_seed,
+    decoding,
+    new_parser,
+    path,
+    print_captions,
+)
 from har_jax.errors import command
 from har_jax.settings import Tokens, word
 
@@ -44,17 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, image in zip(args.images, images, strict=True):
         decode(image, name=name)
 
-    from har_jax.files import dumps
     from har_jax.loading.captioner import load_captioner
 
     captioner = load_captioner(args.checkpoint, step=args.step)
     captions = captioner.generate(images, max_tokens=args.max_tokens, **decoding(args))
-    pairs = zip(args.images, captions, strict=True)
-    if args.json:
-        print(dumps([{"image": path, "caption": text} for path, text in pairs], indent=1))
-    else:
-        for path, text in pairs:
-            print(f"{path}\t{text}")
+    print_captions(list(zip(args.images, captions, strict=True)), as_json=args.json)
     return 0
 
 

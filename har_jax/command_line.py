@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -128,6 +130,25 @@ def read_overrides(rest: Sequence[str], command: str) -> dict[str, str]:
             value = left.pop(0)
         overrides[key] = value
     return overrides
+
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def print_captions(rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    """Prints (image's name, caption) in a line each, with a tab between, or as a JSON list.
+
+    Line breaks and other control characters of a caption are spaces in a line, those of a name are
+    escaped, so that there are as many lines as images.
+    """
+    if as_json:
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        values = [{"image": name, "caption": text} for name, text in rows]
+        print(json.dumps(values, indent=1, ensure_ascii=not utf8))
+        return
+    for name, text in rows:
+        shown = _BREAKS.sub(lambda found: ascii(found[0])[1:-1], name)
+        print(f"{shown}\t{_BREAKS.sub(' ', text)}")
 
 
 class AboveBars(logging.Handler):

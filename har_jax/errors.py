@@ -8,9 +8,11 @@ in a line too (`refused_by_machine`). Every other exception is a bug and keeps i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import functools
+import io
 import os
 import re
 import sys
@@ -111,22 +113,44 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        _open_standard_streams()
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
             return 2
         except BrokenPipeError:  # `… | head`: the reader has gone; nothing is left to say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt as error:
-            print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+            _tell(f"interrupted: {error}" if str(error) else "interrupted")
             return 130
         except Exception as error:
             told = refused_by_machine(error)
             if told is None:
                 raise
-            print(f"error: {one_line(told)}", file=sys.stderr)
+            _tell(f"error: {one_line(told)}")
             return 2
 
     return wrapped
+
+
+def _tell(line: str) -> None:
+    """The last line of a command; the exit code says it too where nobody can be told."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _open_standard_streams() -> None:
+    """Gives a process that was started with closed streams (`2>&-`, some daemons) ones that lead
+    nowhere. Otherwise the next file that is opened takes the place of one, and what libraries
+    write to stderr goes into it. And of what a stream's encoding lacks, writes the escape: at the
+    end of long work is no time to refuse a letter."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from har_jax.errors import UserError
+
 
 def plain(value: Any) -> Any:
     """What JSON can hold: numpy scalars become Python's, NaN and infinities (not JSON) None."""
@@ -54,6 +56,28 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         pathlib.Path(partial).unlink(missing_ok=True)
         raise
+
+
+def followed(path: str | os.PathLike[str], *, replaced: bool = False) -> pathlib.Path:
+    """Where something is to be written: a symbolic link is followed, also one to nothing yet.
+
+    Ask before the work: one cannot rename onto a link, nor, where what is made appears by a rename
+    (`replaced`), onto a mount point.
+
+    Raises:
+      UserError: a circle of links, or a mount point.
+    """
+    place = pathlib.Path(path)
+    if place.is_symlink():
+        place = pathlib.Path(os.path.realpath(place))
+        if place.is_symlink():
+            raise UserError(f"{path} is a symbolic link in a circle of links; give another path")
+    if replaced and os.path.ismount(place):
+        raise UserError(
+            f"{path} is a mount point, and what is made appears by a rename, which cannot replace "
+            "one; give a directory below it"
+        )
+    return place
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:

@@ -46,8 +46,14 @@ class progress(tqdm):
 
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
-        """Prints a line to stderr without tearing whatever bar is being drawn there."""
-        super().write(s, file or sys.stderr, end, nolock)
+        """Prints a line to stderr without tearing whatever bar is being drawn there. A line that
+        cannot be kept, the disk of a log being full, ends no work."""
+        try:
+            super().write(s, file or sys.stderr, end, nolock)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         super().__exit__(kind, value, trace)

@@ -1,12 +1,16 @@
 """`har-jax NAME` and `python -m har_jax.NAME` are the same commands, and each explains itself."""
 
+import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 import har_jax
 from har_jax.__main__ import main
-from har_jax.command_line import COMMANDS
+from har_jax.command_line import COMMANDS, print_captions
+from tests.conftest import ROOT
 
 PACKAGE = pathlib.Path(har_jax.__file__).parent
 
@@ -44,3 +48,35 @@ def test_commands_are_short(name):
     file = PACKAGE / f"{name}.py"
     file = file if file.exists() else PACKAGE / name / "__main__.py"
     assert len(file.read_text().splitlines()) < 120
+
+
+def test_as_many_lines_as_captions(capsys):
+    """Whatever a model wrote, and whatever files are called."""
+    rows = [("a.jpg", "one\ntwo\tthree\r\u2028four \x1b[2J"), ("b\n\u2029c.jpg", "five caf\u00e9")]
+    print_captions(rows, as_json=False)
+    out = capsys.readouterr().out
+    assert out == "a.jpg\tone two three  four  [2J\nb\\n\\u2029c.jpg\tfive caf\u00e9\n"
+    print_captions(rows, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["image"], row["caption"]) for row in found] == rows
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_the_output_lacks(monkeypatch, encoding, as_json):
+    """A log in another encoding is no reason to fail when the work is done."""
+    program = (
+        "from har_jax.command_line import print_captions\n"
+        "from har_jax.errors import command\n"
+        "@command\n"
+        "def main(argv=None):\n"
+        f"    print_captions([('a.jpg', '\\u2500 caf\\u00e9')], as_json={as_json})\n"
+        "raise SystemExit(main())\n"
+    )
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert run.returncode == 0 and run.stdout.endswith(b"]\n" if as_json else b"\n")
+    if as_json:
+        assert json.loads(run.stdout.decode(encoding))[0]["caption"] == "\u2500 caf\u00e9"
+    elif encoding != "utf-8":
+        assert b"\\u2500 caf" in run.stdout

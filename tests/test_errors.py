@@ -97,3 +97,40 @@ def test_what_other_code_raised():
         exec(compile("\n1 / 0", "/somewhere/mine.py", "exec"))
     except ZeroDivisionError as error:
         assert raised_by(error) == "ZeroDivisionError: division by zero (mine.py, line 2)"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full(tmp_path, closed):
+    """The command works all the same, and no file of its own takes the place of a stream."""
+    file = tmp_path / "made"
+    program = (
+        "from har_jax.errors import command\n"
+        "from har_jax.progress import progress, write\n"
+        "@command\n"
+        "def main(argv=None):\n"
+        f"    with open({str(file)!r}, 'wb') as made, progress(1, desc='work'):\n"
+        "        write('a line'); print('a figure')\n"
+        "        assert made.fileno() > 2\n"
+        "        made.write(b'whole')\n"
+        "    return 5\n"
+        "raise SystemExit(main())\n"
+    )
+    run = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT
+    )
+    assert run.returncode == 5
+    assert file.read_bytes() == b"whole"
+
+
+def test_an_error_that_nobody_can_read():
+    program = (
+        "from har_jax.errors import UserError, command\n"
+        "@command\n"
+        "def main(argv=None): raise UserError('no')\n"
+        "raise SystemExit(main())\n"
+    )
+    for closed in ("2>&-", "2>/dev/full"):
+        run = subprocess.run(
+            ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT
+        )
+        assert run.returncode == 2

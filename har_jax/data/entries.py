@@ -150,14 +150,23 @@ def refuse_useless(path: object, good: int, count: int, why: str, give: str) -> 
 
 
 def usable(entries: Iterable[Entry], problems: Problems) -> Iterator[Entry]:
-    """Drops captions that are no text or come twice, and images that are left without any or whose
-    id comes twice."""
-    seen: set[Id] = set()
+    """Drops captions that are no text or come twice, and images that are left without any or are
+    listed twice.
+
+    Raises:
+      UserError: two images have one id, so that nothing says whose a caption is.
+    """
+    seen: dict[Id, str] = {}
     for entry in entries:
         if entry.written in seen:
+            if (other := seen[entry.written]) != entry.filename:
+                raise UserError(
+                    f"{printable(other)!r:.80} and {printable(entry.filename)!r:.80} have the id "
+                    f"{shown_id(entry.written)}; ids must be unique"
+                )
             problems.add("images listed twice", entry)
             continue
-        seen.add(entry.written)
+        seen[entry.written] = entry.filename
         good: list[tuple[int | None, str]] = []
         known: set[tuple[int, str]] = set()
         for number, (caption_id, text) in enumerate(entry.captions):

@@ -53,8 +53,13 @@ class ImageFiles:
                     yield os.path.normpath(os.path.relpath(os.path.join(place, name), root))
 
     def near(self, name: str) -> str:
-        """A suffix such as `" (did you mean 'img/a.jpg'?)"` for a file that is not there: one whose
+        """A suffix such as `" (did you mean 'img/a.jpg'?)"` for a file that is not there, one whose
         name differs in case, suffix, slashes, folder or the form of its accents; or ""."""
+        for root in self.roots:
+            path = _below(root, name)
+            if path is not None and os.path.lexists(path):
+                link = os.path.islink(path) and not os.path.exists(path)
+                return " (a link to nothing: is its content here?)" if link else " (not a file)"
         found = self._by_stem.get(_stem(name))
         return f" (did you mean {found!r}?)" if found else ""
 

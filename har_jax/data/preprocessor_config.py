@@ -19,7 +19,8 @@ from har_jax.foreign import Keys, read_typed, shortened
 CONFIG_NAME, WHOLE_NAME = "preprocessor_config.json", "processor_config.json"
 
 _Side = Annotated[int, Meta(ge=1, le=2**13)]
-_Scale = Annotated[float, Meta(gt=0, le=1e6)]
+_Scale = Annotated[float, Meta(ge=1e-6, le=1e6)]
+"""With less or more, pixels would be no numbers of float32, or all of them one number."""
 _Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
 _CLASSES = [
     f"{of}{kind}{backend}"

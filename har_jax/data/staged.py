@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.files import is_open_as, lock, plain, write_json
+from har_jax.files import followed, is_open_as, lock, plain, write_json
 from har_jax.foreign import read_json
 
 _KEY, _FINISHING = "key.json", "lock-finish"
@@ -48,7 +48,7 @@ class Staged:
     """
 
     def __init__(self, out: str | os.PathLike[str], what: str, mark: str, *, resumes: bool = True):
-        self.out, self.what, self.mark, self.resumes = pathlib.Path(out), what, mark, resumes
+        self.out, self.what, self.mark, self.resumes = followed(out), what, mark, resumes
         final = self.out.absolute()
         self.path = final.with_name(f".{final.name}.partial")
         self.whole = self.path / "whole"
@@ -235,7 +235,7 @@ class Staged:
 
 def check_free(out: str | os.PathLike[str], what: str, mark: str, *, overwrite: bool) -> None:
     """Raises UserError where something is at `out` that must not be replaced; see `Staged`."""
-    out = pathlib.Path(out)
+    out = followed(out, replaced=True)
     if not out.exists() or _empty(out):
         return
     if mark and not out.is_dir():

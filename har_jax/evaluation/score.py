@@ -24,7 +24,7 @@ import numpy as np
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
 from har_jax.evaluation.compare import IN_PYTHON, Other, compare
-from har_jax.files import write_json
+from har_jax.files import followed, write_json
 from har_jax.metrics import gender, health
 from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
 
@@ -177,6 +177,7 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
     """
     path = pathlib.Path(out)
     try:
+        path = followed(out)
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass

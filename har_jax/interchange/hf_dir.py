@@ -20,6 +20,7 @@ from typing import Any
 
 from har_jax import foreign
 from har_jax.errors import UserError
+from har_jax.files import followed
 from har_jax.foreign import listed, shortened
 from har_jax.interchange.safetensors_file import Tensor, read_header
 
@@ -240,7 +241,7 @@ def staging(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
     Nothing half-written ever stands under the final name. `UserError` if that exists already.
     """
-    final = Path(directory)
+    final = followed(directory, replaced=True)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"{final} exists already; remove it or choose another name")
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -45,8 +45,7 @@ class CaptionTokenizer:
     def __init__(self, tokenizer: Tokenizer, *, bos_id: int, eos_id: int, fingerprint: str):
         # A caption that spells "</s>" is text, and must not end the sentence.
         tokenizer.encode_special_tokens = True
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        files.make_plain(tokenizer)
         self._tokenizer = tokenizer
         self.bos_id, self.eos_id, self.fingerprint = bos_id, eos_id, fingerprint
         known = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()))
@@ -223,8 +222,7 @@ class ClipTokenizer:
     def __init__(
         self, tokenizer: Tokenizer, *, context_length: int, pad_id: int | None, fingerprint: str
     ):
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        files.make_plain(tokenizer)
         self._tokenizer = tokenizer
         self.context_length, self.fingerprint = context_length, fingerprint
         self.bos_id = int(tokenizer.token_to_id(CLIP_BOS) or 0)  # checked by `load_clip_tokenizer`

@@ -46,6 +46,15 @@ def from_json(directory: pathlib.Path) -> Tokenizer | None:
         return Tokenizer.from_file(os.fspath(path))
 
 
+def make_plain(tokenizer: Tokenizer) -> None:
+    """Takes away what somebody's training left in the file and what would cut texts, fill them up,
+    or split them by chance (`dropout` of BPE)."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+
+
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Turns whatever `tokenizers` and `transformers` raise into a `UserError` of one line, which

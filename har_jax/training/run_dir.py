@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from har_jax.config import Config
 from har_jax.errors import UserError, one_line
-from har_jax.files import lock, write_json
+from har_jax.files import followed, lock, write_json
 from har_jax.foreign import read_typed
 from har_jax.version import __version__
 
@@ -98,7 +98,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
       UserError: another process trains there, or no directory can be there.
     """
-    path = pathlib.Path(workdir)
+    path = followed(workdir)
     made = [p for p in (path, *path.parents) if not p.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)

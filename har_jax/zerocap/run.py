@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from har_jax.command_line import print_captions
 from har_jax.data.dataset import open_split
 from har_jax.data.decode import Files
 from har_jax.evaluation.compare import check_covers, read_other
@@ -14,7 +15,6 @@ from har_jax.evaluation.kept import NAME, KeptWriter
 from har_jax.evaluation.references import numbers_of
 from har_jax.evaluation.run import evaluate_writer, write_captions
 from har_jax.evaluation.score import check_out
-from har_jax.files import dumps
 from har_jax.scorers.clip import ClipScorer
 from har_jax.zerocap.captioner import ZeroCap
 from har_jax.zerocap.settings import Guidance
@@ -35,12 +35,7 @@ def caption_files(args: argparse.Namespace, how: Guidance) -> None:
         total = features[:n].sum(axis=0, keepdims=True) - features[n:].sum(axis=0, keepdims=True)
         texts = [zerocap.write(total, [jax.random.key(args.seed)])[0].text]
         names = [" ".join([*(f"+{p}" for p in args.plus), *(f"-{m}" for m in args.minus)])]
-    if args.json:
-        rows = [{"image": n, "caption": t} for n, t in zip(names, texts, strict=True)]
-        print(dumps(rows, indent=1))
-    else:
-        for name, text in zip(names, texts, strict=True):
-            print(f"{name}\t{text}")
+    print_captions(list(zip(names, texts, strict=True)), as_json=args.json)
 
 
 def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:

@@ -199,6 +199,7 @@ def test_what_transformers_5_saves(tmp_path):
         {"do_pad": True}, {"no_such_step": 3}, {"image_processor_type": "SiglipImageProcessor"},
         {"crop_size": None}, {"size": {"shortest_edge": -1}}, {"size": 10**12}, {"resample": 17},
         {"image_std": [0.5, 0.0, 0.5]}, {"image_mean": [0.1, 0.2]}, {"rescale_factor": "small"},
+        {"image_std": [0.5, 1e-40, 0.5]}, {"rescale_factor": 1e-300},
         {"size": {"shortest_edge": 3, "height": 4, "width": 5}}, {"do_resize": "yes"},
         {"crop_size": {"height": 4}}, {"size": {"longest_edge": 3}}, {"do_convert_rgb": False},
     ],

@@ -14,7 +14,7 @@ import transformers
 from har_jax.errors import UserError
 from har_jax.foreign import Keys
 from har_jax.interchange import llava
-from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY
+from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, read_clip
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
 from har_jax.interchange.families.mistral import MISTRAL, read
 from har_jax.models.functional import split
@@ -319,3 +319,12 @@ def test_many_unknown_keys_are_a_few_and_a_count():
     with pytest.raises(UserError, match="and 497 more") as error:
         keys.read({f"key\n{i}" * 50: i for i in range(500)}, "x")
     assert len(str(error.value)) < 700 and "\n" not in str(error.value)
+
+
+def test_sizes_that_no_model_has_are_refused_before_anything_is_loaded():
+    config = MISTRAL.write(MISTRAL.read({"model_type": "mistral"}, "")) | {"head_dim": 7}
+    with pytest.raises(UserError, match="head_dim 7 is odd"):
+        read(config)
+    vision = {"model_type": "clip_vision_model", "num_channels": 4}
+    with pytest.raises(UserError, match="num_channels is 4, and images are read as RGB"):
+        read_clip({"model_type": "clip", "vision_config": vision})

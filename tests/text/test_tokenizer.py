@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -271,3 +272,23 @@ def test_ids_that_no_token_has(small_dir, tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.vocab_size == top + 5 and tokenizer.wordless == ((top, top + 4),)
     assert load_tokenizer(small_dir).wordless == ()
+
+
+def test_nothing_is_split_by_chance(small_dir, clip_dir, tmp_path):
+    """A file that was saved while training with BPE's dropout, with padding and truncation."""
+    for directory in (small_dir, clip_dir):
+        made = tmp_path / directory.name
+        shutil.copytree(directory, made)
+        file = json.loads((made / "tokenizer.json").read_text())
+        file["model"]["dropout"] = 0.5
+        file["truncation"] = dict(
+            direction="Right", max_length=3, strategy="LongestFirst", stride=0
+        )
+        (made / "tokenizer.json").write_text(json.dumps(file))
+    text = "a small red square left of a large blue circle"
+    whole = load_tokenizer(small_dir).encode(text)
+    chance = load_tokenizer(tmp_path / small_dir.name)
+    assert all(chance.encode(text) == whole for _ in range(20))
+    assert chance.encode_batch([text] * 20) == [whole] * 20
+    rows = load_clip_tokenizer(tmp_path / clip_dir.name)([text] * 20)
+    assert (rows == load_clip_tokenizer(clip_dir)([text])).all()

@@ -9,6 +9,7 @@ in the second they are made from the names (Flickr's own numbers do not fit into
 
 from __future__ import annotations
 
+import os
 import re
 
 from har_jax.data.dataset import PathLike
@@ -52,7 +53,8 @@ def read_file(path: PathLike, *, shares: Shares, problems: Problems) -> Reading:
             problems.add("malformed rows", told)
             first, bad = first or told, bad + 1
         else:
-            captions.setdefault(match["name"].strip(), []).append((None, match["caption"]))
+            name = os.path.normpath(match["name"].strip())
+            captions.setdefault(name, []).append((None, match["caption"]))
     if not count:
         raise UserError(f"{path} holds no captions; expected {_LINES}")
     if bad:

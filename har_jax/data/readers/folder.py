@@ -10,6 +10,7 @@ name. Ids are a column (`har_jax.ids` reads them), or made from the name.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -103,7 +104,8 @@ def read_folder(
         prefix = "" if beside in ("", ".") else beside + "/"
         in_json = text.lstrip()[:1] in ("{", "[")
         notes += () if in_json else check_whole(path, text)
-        rows += _rows(path, text, columns, prefix, images, problems)
+        found, unread = _rows(path, text, columns, prefix, images, problems)
+        rows, notes = rows + found, notes + unread
     if not rows:
         raise UserError(f"{', '.join(map(str, files))}: no captions; give {_WHAT}")
     if split is not None and (shares.given or any(row.split for row in rows)):
@@ -127,10 +129,11 @@ def _rows(
     prefix: str,
     images: ImageFiles,
     problems: Problems,
-) -> list[_Row]:
-    """The rows of a file; what is malformed is dropped."""
+) -> tuple[list[_Row], tuple[str, ...]]:
+    """The rows of a file, and notes; what is malformed is dropped."""
     found: list[_Row] = []
     bad: list[str] = []
+    beside: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def drop(where: str, why: str) -> None:
         bad.append(f"{where}: {why}")
@@ -139,11 +142,26 @@ def _rows(
     for where, value in _read(path, text, columns, drop):
         try:
             found.append(_row(where, value, columns, prefix, images))
+            if not columns.caption:
+                read, *others = _captions_in(value)
+                beside.update((read, other) for other in others)
         except (Malformed, NoId) as error:
             drop(where, str(error))
     if bad:
         refuse_useless(path, len(found), len(found) + len(bad), bad[0], _WHAT)
-    return found
+    return found, tuple(
+        f"{path}: of {count} rows `{read}` is read and `{other}` is not; --caption-column=NAME "
+        "chooses"
+        for (read, other), count in beside.items()
+    )
+
+
+def _captions_in(value: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that captions may be in: the one that is read, and others that are not
+    empty."""
+    fields = {str(key).strip().lower(): item for key, item in value.items()}
+    known = [name for name in CAPTION if name in fields]
+    return [name for name in known if name == known[0] or fields[name]]
 
 
 def _read(path: pathlib.Path, text: str, columns: Columns, drop: Drop) -> Iterator[Row]:
@@ -156,7 +174,8 @@ def _read(path: pathlib.Path, text: str, columns: Columns, drop: Drop) -> Iterat
     def is_header(found: set[str]) -> bool:
         return bool(found & names) and bool(found & texts)
 
-    for where, row in table_rows(path, text, is_header, SUFFIXES, drop):
+    known = {*names, *texts, *SPLIT, *ID}
+    for where, row in table_rows(path, text, is_header, known, SUFFIXES, drop):
         # A table knows texts only: what stands for nothing is one of them.
         yield where, {key: None if cell.strip() in MISSING else cell for key, cell in row.items()}
 
@@ -180,6 +199,8 @@ def _row(
       Malformed, NoId: no image, caption, split or id in it that can be one.
     """
     fields = {str(key).strip().lower(): item for key, item in value.items()}
+    if len(fields) < len(value):
+        raise Malformed(f"has two keys that differ in case alone: {', '.join(value):.100}")
 
     def find(names: Sequence[str], what: str) -> Any:
         for name in names:
@@ -206,11 +227,16 @@ def _row(
         captions = texts_of(captions)
     return _Row(
         where,
-        images.relative(name) if os.path.isabs(name) else prefix + name,
+        _file_name(images.relative(name) if os.path.isabs(name) else prefix + name),
         captions if isinstance(captions, list) else [captions],
         _usual_split(split or ""),
         None if image_id is None or image_id == "" else read_id(image_id),
     )
+
+
+def _file_name(name: str) -> str:
+    """One name for each file: "./a.jpg" and "x//a.jpg" are "a.jpg" and "x/a.jpg"."""
+    return name if "://" in name else os.path.normpath(name)
 
 
 def _usual_split(split: str) -> str | None:

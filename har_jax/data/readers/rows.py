@@ -15,11 +15,11 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from har_jax.errors import UserError
-from har_jax.foreign import parse_json
+from har_jax.foreign import parse_json, shortened
 from har_jax.ids import MISSING
 
 Row = tuple[str, dict[str, Any]]
@@ -30,7 +30,11 @@ Drop = Callable[[str, str], None]
 _MOST_LINES = 100  # of a row of a table: a quote that is never closed takes no more than that
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _WORDS = "|".join(map(re.escape, sorted(MISSING)))
-_ITEM = re.compile(rf"\s*({_STRING}|{_WORDS})(?:\s*,|\s+|(?=\]))", re.DOTALL)
+_ITEM = re.compile(rf"\s*({_STRING}|{_WORDS})(?:\s*,|\s+|(?=[\])}}]))", re.DOTALL)
+_ENDS = {"[": "]", "(": ")", "{": "}"}  # of lists, tuples and sets; PostgreSQL's arrays, too
+_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
+_NESTED = re.compile(rf"\[\s*[\[({{]\s*{_STRING}|{{\s*{_STRING}\s*:", re.DOTALL)
+"""How a list of lists begins, one of objects, or an object, as Python prints them."""
 
 
 def json_values(path: object, text: str, what: str, *, halves: bool) -> Iterator[tuple[str, Any]]:
@@ -44,14 +48,14 @@ def json_values(path: object, text: str, what: str, *, halves: bool) -> Iterator
     """
     start = text.lstrip()
     if start.startswith("["):
-        values = parse_json(start, f"{path}", what, halves=halves)
+        values = parse_json(start, f"{path}", what, halves=halves, once=True)
         yield from ((f"{path} entry {number}", value) for number, value in enumerate(values))
         return
     for number, line in enumerate(text.split("\n"), 1):  # other line breaks may be in a caption
         if line.strip():
             where = f"{path} line {number}"
             try:
-                yield where, parse_json(line, where, what, halves=halves)
+                yield where, parse_json(line, where, what, halves=halves, once=True)
             except UserError as error:
                 yield where, error
 
@@ -104,6 +108,7 @@ def table_rows(
     path: object,
     text: str,
     is_header: Callable[[set[str]], bool],
+    known: Collection[str],
     suffixes: Sequence[str],
     drop: Drop,
 ) -> Iterator[Row]:
@@ -111,10 +116,11 @@ def table_rows(
 
     Args:
       is_header: whether these names, in lower case, are those of the columns.
+      known: names of columns, in lower case, that are read.
       suffixes: of an image's name, which begins each line of a table without header.
 
     Raises:
-      UserError: no header, and not such a table.
+      UserError: no header, and not such a table; or two columns of one such name.
     """
     lines = list(io.StringIO(text, newline=""))
     start = next((n for n, line in enumerate(lines) if line.strip()), len(lines))
@@ -137,6 +143,12 @@ def table_rows(
                 "--caption-column"
             )
     at, names = start + bool(header), header or ["image", "caption"]
+    lower = [name.lower() for name in names]
+    if twice := sorted({name for name in lower if name in known and lower.count(name) > 1}):
+        raise UserError(
+            f"{path} has two columns {shortened(twice[0])!r}, of which a row could keep one alone; "
+            "give each a name of its own, and a row for each caption"
+        )
     while at < len(lines):
         where = f"{path} line {at + 1}"
         values, size, why = _record(lines, at, delimiter)
@@ -169,23 +181,30 @@ def _record(lines: Sequence[str], at: int, delimiter: str) -> tuple[list[str], i
 
 def texts_of(cell: str) -> list[Any]:
     """The captions in a cell of a table: one, or those of a list that was written into it, as JSON
-    or as Python or NumPy print it. None stands for what is missing."""
+    or as Python, NumPy or a database print it. None stands for what is missing, and what is no text
+    but an object or a list of them is none here either."""
     text = cell.strip()
     if text in MISSING:
         return [None]
-    if not (text.startswith("[") and text.endswith("]")):
+    if array := _ARRAY.fullmatch(text):
+        text = array[1]
+    if len(text) < 2 or _ENDS.get(text[0]) != text[-1]:
         return [cell]
     try:
         found = parse_json(text, "", "", halves=True)
     except UserError:
         found = _printed(text)
+        if found is None and _NESTED.match(text):
+            return [[text]]
+    if isinstance(found, dict):
+        return [found]
     return (found or [None]) if isinstance(found, list) else [cell]
 
 
 def _printed(text: str) -> list[Any] | None:
     """A list of texts as Python (with commas) or NumPy (without) prints it; None if it is none."""
     found: list[Any] = []
-    at, inner = 1, len(text)
+    at, inner = 1, len(text) - 1
     while (match := _ITEM.match(text, at)) is not None:
         if match[1] in MISSING:
             found.append(None)
@@ -195,4 +214,6 @@ def _printed(text: str) -> list[Any] | None:
             except (ValueError, SyntaxError):  # an escape that is none
                 return None
         at = match.end()
-    return found if not text[at : inner - 1].strip() else None
+    if text[at:inner].strip() or (text[0] == "(" and "," not in text):  # ("Stop") is no tuple
+        return None
+    return found

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache, attend, attend_alone, heads_first, rotary
 from har_jax.models.functional import Params, split, stack, unstack
 from har_jax.models.layers import (
@@ -65,6 +66,11 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         heads = ("num_attention_heads", "num_key_value_heads")
         check_sizes(self.model_type, self, *heads, "hidden_act")
+        if self.head_dim % 2:
+            raise UserError(
+                f"{self.model_type} config: head_dim {self.head_dim} is odd, where positions turn "
+                "pairs of numbers; correct the config.json"
+            )
 
     def build(
         self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any

@@ -41,6 +41,11 @@ class VisionConfig(TowerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.num_channels != 3:
+            raise UserError(
+                f"CLIP config: num_channels is {self.num_channels}, and images are read as RGB; "
+                "give a CLIP of 3"
+            )
         if self.patch_size > self.image_size:
             raise UserError(
                 f"CLIP config: patch_size {self.patch_size} is larger than image_size "
