@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 
 from har_jax.errors import UserError
+from har_jax.foreign import check_file
 
 _LARGEST = 1 << 30
 """Bytes that an `.npz` may unpack to: deflate packs zeros a thousandfold."""
@@ -23,6 +24,7 @@ def read_npy(path: str | os.PathLike[str], what: str) -> np.ndarray:
     """
     name = os.fspath(path)
     try:
+        check_file(path)
         with pathlib.Path(path).open("rb") as file:
             start = file.read(4)
         if start == b"PK\3\4":
@@ -48,6 +50,7 @@ def read_npz(path: str | os.PathLike[str], what: str, fix: str) -> dict[str, np.
       UserError: it is not an `.npz` of numbers and texts.
     """
     try:
+        check_file(path)
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
             if (size := sum(member.file_size for member in members)) > _LARGEST:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Annotated, Any, TypeVar, cast, overload
@@ -32,6 +35,20 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """One half of a character outside the basic plane, as JSON escapes it."""
 
 
+def check_file(path: str | PathLike[str]) -> None:
+    """Refuses what one could wait for, or read, for ever: pipes, sockets and devices. What a shell
+    hands over by `<(...)`, and /dev/stdin, were typed by whoever waits.
+
+    Raises:
+      OSError: it is one, or nothing is there.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    if not os.fspath(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file")
+
+
 def read_text(path: str | PathLike[str], what: str) -> str:
     """A text file in UTF-8, with or without a byte-order mark; `what` says in errors what it should
     have been.
@@ -41,6 +58,7 @@ def read_text(path: str | PathLike[str], what: str) -> str:
     """
     name = repr(str(path))
     try:
+        check_file(path)
         return pathlib.Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no file {name}; give {what}") from None

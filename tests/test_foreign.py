@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import msgspec
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from har_jax.arrays import read_npy
+from har_jax.data.decode import decode
 from har_jax.errors import UserError
-from har_jax.foreign import Finite, Size, parse_json, read_json, typed
+from har_jax.foreign import Finite, Size, parse_json, read_json, read_text, typed
+from har_jax.interchange.safetensors_file import read_header
 
 
 class Entry(msgspec.Struct):
@@ -50,6 +54,31 @@ def test_bad_files(tmp_path: pathlib.Path) -> None:
         with pytest.raises(UserError, match="give captions") as caught:
             read_json(path, "captions")
         assert "\n" not in str(caught.value)
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: pathlib.Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    reads = {
+        "text": lambda path: read_text(path, "captions"),
+        "image": decode,
+        "array": lambda path: read_npy(path, "ids"),
+        "weights": read_header,
+    }
+    for what, read in reads.items():
+        for path in (pipe, link):
+            with pytest.raises(UserError, match="a pipe or a device"):
+                read(path)
+                pytest.fail(what)
+
+
+def test_what_the_shell_hands_over_is_read() -> None:
+    ends = os.pipe()
+    os.write(ends[1], b"[1]")
+    os.close(ends[1])
+    assert read_json(f"/dev/fd/{ends[0]}", "captions") == [1]
+    os.close(ends[0])
 
 
 BAD_VALUES = {

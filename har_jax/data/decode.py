@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from har_jax.errors import UserError
-from har_jax.foreign import shortened
+from har_jax.foreign import check_file, shortened
 
 ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
 
@@ -110,6 +110,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
       UserError: no such file, or one that cannot be read.
     """
     try:
+        check_file(path)
         return pathlib.Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: NUL, or half a character, in the name
         why = error.strerror if isinstance(error, OSError) and error.strerror else error

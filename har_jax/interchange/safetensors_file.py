@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from har_jax.errors import UserError
-from har_jax.foreign import Size, parse_json, shortened, typed
+from har_jax.foreign import Size, check_file, parse_json, shortened, typed
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("f8"),
@@ -95,6 +95,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         )
 
     try:
+        check_file(file)
         size = file.stat().st_size
         with file.open("rb") as f:
             n = int.from_bytes(f.read(8), "little")
