@@ -99,10 +99,15 @@ def _imported(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[
     from har_jax.data.features.build import Build
     from har_jax.data.features.cache import Origin, file_digest
     from har_jax.data.features.imported import open_import
+    from har_jax.evaluation.references import numbers_of
+    from har_jax.ids import Id
 
     if not arguments.ids:
         raise UserError("--import needs --ids=FILE, the image id of every row")
-    found = open_import(arguments.array, arguments.ids)
+    numbers: dict[Id, int] = {}
+    for split in splits.values():
+        numbers |= numbers_of(split)
+    found = open_import(arguments.array, arguments.ids).known_as(numbers)
     for split in splits.values():
         found.check_covers(split)
     dtype = arguments.dtype or ("float16" if found.array.dtype.itemsize == 2 else "float32")

@@ -2,30 +2,28 @@
 
 The array is `[N,Dv]` (one vector per image: for a pooled projector) or `[N,S,Dv]` (tokens: for a
 patch projector), as `numpy.save` writes it; ids are a `.npy`, a JSON list, or a text file of one id
-per line, in the order of the rows. Any encoder can be tried that way: nothing of it is needed here.
+per line, in the order of the rows; `har_jax.ids` reads them, numbers or names. Any encoder can be
+tried that way: nothing of it is needed here.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pathlib
-import re
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
 import numpy as np
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Float, UInt64
 
 from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
 from har_jax.data.features.cache import FeatureKind, digest_of, known_digests
 from har_jax.errors import UserError
 from har_jax.foreign import read_text, read_typed, shortened
+from har_jax.ids import Id, NoId, read_id
 
-_LARGEST_ID = 2**63 - 1
-_Id = Annotated[int, msgspec.Meta(ge=-_LARGEST_ID, le=_LARGEST_ID)]
 _BATCH = 256  # rows read at a time
 
 
@@ -36,7 +34,16 @@ class Import:
     path: pathlib.Path
     array: Float[np.ndarray, "N S Dv"]
     kind: FeatureKind
-    row_of: dict[int, int]
+    row_of: dict[Id, int]
+
+    def known_as(self, numbers: Mapping[Id, int]) -> Import:
+        """With the numbers that a dataset has for the ids (`evaluation.references.numbers_of`).
+
+        Raises:
+          UserError: two of the ids are of one image.
+        """
+        written = [numbers.get(image_id, image_id) for image_id in self.row_of]
+        return dataclasses.replace(self, row_of=_rows(written, self.path))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,40 +85,48 @@ def open_import(array: str | os.PathLike[str], ids: str | os.PathLike[str]) -> I
         raise UserError(
             f"{path} holds {_described(values)}; features are floats of shape [N,Dv] or [N,S,Dv]"
         )
-    numbers = _load_ids(pathlib.Path(ids))
-    if len(numbers) != len(values):
+    written = _load_ids(pathlib.Path(ids))
+    if len(written) != len(values):
         raise UserError(
-            f"{ids} has {len(numbers):,} ids, but {path} has {len(values):,} rows; they must match"
+            f"{ids} has {len(written):,} ids, but {path} has {len(values):,} rows; they must match"
         )
-    row_of = {int(image_id): row for row, image_id in enumerate(numbers)}
-    if len(row_of) < len(numbers):
-        seen, counts = np.unique(numbers, return_counts=True)
-        raise UserError(f"{ids}: image id {seen[counts > 1][0]} occurs twice; ids must be unique")
+    row_of = _rows(written, ids)
     kind: FeatureKind = "patch" if values.ndim == 3 else "pooled"
     return Import(path, values if values.ndim == 3 else values[:, None], kind, row_of)
 
 
-def _load_ids(path: pathlib.Path) -> Int64[np.ndarray, " N"]:
+def _rows(written: Sequence[Id], where: object) -> dict[Id, int]:
+    row_of = {image_id: row for row, image_id in enumerate(written)}
+    if len(row_of) < len(written):
+        twice = collections.Counter(written).most_common(1)[0][0]
+        raise UserError(
+            f"{where}: image id {shortened(ascii(twice), 60)} occurs twice; ids must be unique"
+        )
+    return row_of
+
+
+def _load_ids(path: pathlib.Path) -> list[Id]:
+    """The ids of a file, as `ids.read_id` reads them."""
     if path.suffix == ".npy":
-        ids = np.asarray(read_npy(path, "image ids"))
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids > _LARGEST_ID).any():
+        array = np.asarray(read_npy(path, "image ids"))
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise UserError(
-                f"{path} holds {_described(ids)}; image ids are a flat list of integers of 64 bits"
+                f"{path} holds {_described(array)}; image ids are a flat list of numbers or names"
             )
+        written = array.tolist()
     elif path.suffix == ".json":
-        ids = np.array(read_typed(path, list[_Id], "a JSON list of image ids"), np.int64)
+        written = read_typed(path, list[int | float | str], "a JSON list of image ids")
     else:
-        lines = read_text(path, "the image ids").split()
-        wrong = next((line for line in lines if not _is_id(line)), None)
-        if wrong is not None:
-            what = f"does not hold one image id per line: {shortened(wrong)!r}"
-            raise UserError(f"{path} {what}; give integers of 64 bits")
-        ids = np.array(list(map(int, lines)), np.int64)
-    return ids.astype(np.int64)
-
-
-def _is_id(text: str) -> bool:
-    return bool(re.fullmatch(r"-?[0-9]{1,19}", text)) and abs(int(text)) <= _LARGEST_ID
+        lines = read_text(path, "the image ids, one per line").split("\n")
+        written = [line.strip() for line in lines if line.strip()]
+    found = []
+    for number, value in enumerate(written, 1):
+        try:
+            found.append(read_id(value))
+        except NoId as error:
+            why = f"{path} entry {number}: {error}"
+            raise UserError(f"{why}; give an image id for each row") from None
+    return found
 
 
 def _described(array: np.ndarray) -> str:
