@@ -403,11 +403,14 @@ def test_two_columns_of_one_name_are_refused(save, read):
     assert read(save("x,image,caption,x\n1,a.jpg,a dog,2\n", "d.csv"))
 
 
-def test_a_key_twice_in_a_row_of_json_is_malformed(save, read):
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_key_twice_in_a_row_of_json_is_malformed(save, read, is_array):
     problems = Problems()
     lines = '{"image": "a.jpg", "caption": "a dog", "caption": "a cat"}\n'
     lines += '{"image": "a.jpg", "caption": "a dog", "Caption": "a cat"}\n'
     lines += '{"image": "b.jpg", "caption": "a rat"}\n'
+    if is_array:
+        lines = f" [\n{','.join(lines.splitlines())} ] \n"
     found = read(save(lines, "c.jsonl"), problems=problems)
     assert found == {"b.jpg": ("train", ["a rat"])}
     assert problems.counts["malformed rows"] == 2

@@ -31,6 +31,7 @@ _MOST_LINES = 100  # of a row of a table: a quote that is never closed takes no 
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _WORDS = "|".join(map(re.escape, sorted(MISSING)))
 _ITEM = re.compile(rf"\s*({_STRING}|{_WORDS})(?:\s*,|\s+|(?=[\])}}]))", re.DOTALL)
+_BETWEEN = re.compile(r"[\s,]*\]?\s*")  # entries of a JSON array, and after the last
 _ENDS = {"[": "]", "(": ")", "{": "}"}  # of lists, tuples and sets; PostgreSQL's arrays, too
 _ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
 _NESTED = re.compile(rf"\[\s*[\[({{]\s*{_STRING}|{{\s*{_STRING}\s*:", re.DOTALL)
@@ -48,16 +49,30 @@ def json_values(path: object, text: str, what: str, *, halves: bool) -> Iterator
     """
     start = text.lstrip()
     if start.startswith("["):
-        values = parse_json(start, f"{path}", what, halves=halves, once=True)
-        yield from ((f"{path} entry {number}", value) for number, value in enumerate(values))
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # other line breaks may be in a caption
-        if line.strip():
-            where = f"{path} line {number}"
+        try:
+            values = parse_json(start, f"{path}", what, halves=halves, once=True)
+            yield from ((f"{path} entry {number}", value) for number, value in enumerate(values))
+            return
+        except UserError:
+            parse_json(start, f"{path}", what, halves=halves)  # all is well but keys that repeat
+        texts = ((f"{path} entry {i}", entry) for i, entry in enumerate(_entries(start)))
+    else:  # other line breaks may be in a caption
+        texts = ((f"{path} line {i}", line) for i, line in enumerate(text.split("\n"), 1))
+    for where, one in texts:
+        if one.strip():
             try:
-                yield where, parse_json(line, where, what, halves=halves, once=True)
+                yield where, parse_json(one, where, what, halves=halves, once=True)
             except UserError as error:
                 yield where, error
+
+
+def _entries(array: str) -> Iterator[str]:
+    """The texts of the entries of a valid JSON array."""
+    decoder, at = json.JSONDecoder(), 1
+    while (at := _BETWEEN.match(array, at).end()) < len(array):  # type: ignore[union-attr]
+        _, end = decoder.raw_decode(array, at)
+        yield array[at:end]
+        at = end
 
 
 def json_rows(path: object, text: str, what: str, drop: Drop) -> Iterator[Row]:
