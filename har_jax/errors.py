@@ -66,6 +66,8 @@ def refused_by_machine(error: BaseException) -> str | None:
     """What to say where the machine is the cause: a full or read-only disk, no rights, no memory.
     None of anything else."""
     for cause in _chain(error):
+        if isinstance(cause, ConnectionError | TimeoutError | ChildProcessError):
+            return None  # of other machines and programs
         if isinstance(cause, OSError) and cause.errno is not None:
             return _of_the_disk(cause.errno, cause.filename)
         if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause)[:2000]:
@@ -88,7 +90,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and error not in seen:
         seen.append(error)
         yield error
-        error = error.__cause__ or error.__context__
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
 
 
 def _told_of_disk(text: str) -> str | None:

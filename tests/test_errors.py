@@ -87,6 +87,26 @@ def test_a_full_disk_while_saving(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
 
 
+def test_what_is_not_of_the_disk_keeps_its_traceback():
+    """A refused connection, and a fault of ours that hides an error of the system."""
+
+    @command
+    def connects(argv=None):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    @command
+    def hides(argv=None):
+        try:
+            raise FileNotFoundError(errno.ENOENT, "No such file")
+        except OSError:
+            raise KeyError("a bug") from None
+
+    with pytest.raises(ConnectionRefusedError):
+        connects()
+    with pytest.raises(KeyError):
+        hides()
+
+
 def test_one_line():
     assert one_line("a\nb\x1b[2J\ud800é") == "a\\nb\\x1b[2J\\ud800é"
     assert len(one_line("x" * 10_000)) < 1000 and str(UserError("a\rb")) == "a\\rb"
