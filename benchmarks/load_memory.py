@@ -41,7 +41,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
     from flax import nnx
 
     from har_jax.interchange import hf_dir, safetensors_file
-    from har_jax.interchange.families.mistral import table, write
+    from har_jax.interchange.families.mistral import MISTRAL
     from har_jax.interchange.table import find
     from har_jax.models.decoders import Mistral, MistralConfig
     from har_jax.models.functional import structure_of
@@ -59,7 +59,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
         structure = structure_of(lambda: Mistral(sized, rngs=nnx.Rngs(0)))
         found = {}
         for path, spec in structure.shapes.items():
-            row, name = find(table(), path)
+            row, name = find(MISTRAL.table, path)
             found[name] = row.hf_shape(spec.shape)
         return found
 
@@ -83,7 +83,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
         safetensors_file.write(directory / file, specs, arrays())
         weight_map |= dict.fromkeys(specs, file)
     hf_dir.write_json(directory / hf_dir.INDEX, {"weight_map": weight_map})
-    hf_dir.write_json(directory / "config.json", write(config))
+    hf_dir.write_json(directory / "config.json", MISTRAL.write(config))
 
 
 def load(directory: pathlib.Path, dtype: str, scan_layers: bool) -> None:

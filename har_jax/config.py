@@ -52,7 +52,7 @@ class DataConfig:
 class LoraConfig:
     rank: CountOrZero = 0  # r of the adapters; 0: none
     alpha: Positive = 32.0  # an adapter's product counts alpha / rank
-    targets: str = "attn.(q|k|v|o)"  # regex: the ends of the names of the decoder's linears
+    targets: str = "attn.(q|k|v|qkv|o)"  # regex: the ends of the names of the decoder's linears
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ DESCRIPTION = """\
 Writes a directory that transformers loads without har_jax.
 
   --format=llava    the whole captioner, for LlavaForConditionalGeneration and AutoProcessor
-  --format=mistral  the decoder alone, for MistralForCausalLM, or as --config.model.lm of a new run
+  --format=decoder  the decoder alone, for AutoModelForCausalLM, or as --config.model.lm of a run
   --format=peft     LoRA's adapters, for peft.PeftModel upon the base decoder, and the projector
                     beside them (projector.safetensors); har_jax.load_captioner(DIR) reads both
 
@@ -23,7 +23,7 @@ appears when it is complete; one that holds files already is left alone.
 EXAMPLES = """\
 examples:
   python -m har_jax.export --checkpoint=runs/scst --out=exported
-  python -m har_jax.export --checkpoint=runs/scst --out=decoder --format=mistral --step=latest
+  python -m har_jax.export --checkpoint=runs/scst --out=decoder --format=decoder --step=latest
 
 then, in another program:
   processor = AutoProcessor.from_pretrained("exported")
@@ -41,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run(parser)
     add = parser.add_argument
     add("--out", type=path, metavar="DIR", required=True, help="a directory to make")
-    add("--format", choices=["llava", "mistral", "peft"], default="llava")
+    forms = ["llava", "decoder", "peft"]
+    # "mistral" is what "decoder" was called while there was one family.
+    add("--format", choices=[*forms, "mistral"], metavar=f"{{{','.join(forms)}}}", default="llava")
     args = parser.parse_args(argv)
+    form = "decoder" if args.format == "mistral" else args.format
 
     from har_jax.loading.export import export
 
-    told = export(args.checkpoint, args.out, form=args.format, step=args.step)
+    told = export(args.checkpoint, args.out, form=form, step=args.step)
     print(f"wrote {args.out}: {told}")
     return 0
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,14 @@ def read_json(file: Path) -> dict[str, Any]:
     return foreign.typed(foreign.read_json(file, what), dict[str, Any], str(file))
 
 
-def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]:
-    """`config.json`, checked to be of one of `model_types`."""
+def read_config(
+    directory: Path, model_types: Collection[str], differs: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`config.json`, checked to be of one of `model_types`.
+
+    Args:
+      differs: of other types, what in them is another computation, for the error.
+    """
     file = directory / "config.json"
     if not file.exists():
         raise UserError(
@@ -117,9 +123,11 @@ def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]
     config = read_json(file)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in model_types:
+        why = (differs or {}).get(model_type) if isinstance(model_type, str) else None
         raise UserError(
-            f"{file} describes a model of type {shortened(repr(model_type))} where "
-            f"{' or '.join(map(repr, model_types))} is needed; give another directory"
+            f"{file} describes a model of type {shortened(repr(model_type))}"
+            f"{f' ({why})' if why else ''} where {' or '.join(map(repr, model_types))} is needed; "
+            "give another directory"
         )
     return config
 

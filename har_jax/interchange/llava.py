@@ -86,21 +86,21 @@ def check_expressible(config: CaptionerConfig) -> VisionConfig:
     if not isinstance(config.vision, VisionConfig):
         raise UserError(
             "a captioner of imported features cannot be exported as LLaVA: it has no encoder of "
-            "images; --format=mistral exports the decoder alone"
+            "images; --format=decoder exports the decoder alone"
         )
     if config.projector != "patch":
         raise UserError(
             f"a captioner with model.projector={config.projector!r} cannot be exported as LLaVA: "
             f"it makes {config.prefix_tokens} prefix tokens of the image's one pooled embedding, "
             "where LLaVA maps each patch to one token; keep the run as it is (load_captioner), or "
-            "train with model.projector=patch; --format=mistral exports the decoder alone"
+            "train with model.projector=patch; --format=decoder exports the decoder alone"
         )
     width, hidden = config.lm.hidden_size, config.projector_hidden
     if hidden not in (0, width):
         raise UserError(
             f"a captioner with model.projector_hidden={hidden} cannot be exported as LLaVA, whose "
             f"projector is as wide as its decoder, {width} here; train with "
-            f"model.projector_hidden=0 or {width}; --format=mistral exports the decoder alone"
+            f"model.projector_hidden=0 or {width}; --format=decoder exports the decoder alone"
         )
     return config.vision
 
@@ -340,7 +340,7 @@ def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
             return written
     raise UserError(
         f"the prompt {prompt!r} has other ids after {IMAGE_TOKEN} than alone, so the exported "
-        "processor could not reproduce it; --format=mistral exports the decoder alone"
+        "processor could not reproduce it; --format=decoder exports the decoder alone"
     )
 
 

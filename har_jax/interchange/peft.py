@@ -25,7 +25,7 @@ from har_jax.foreign import Finite, Keys, listed, shortened
 from har_jax.interchange import hf_dir, safetensors_file
 from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.safetensors_file import Tensor
-from har_jax.interchange.table import Row, find, linear, located, sources
+from har_jax.interchange.table import Places, Row, find, linear, located, sources
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.lora import FACTORS, is_factor
 from har_jax.models.sizes import Width
@@ -43,18 +43,8 @@ PROJECTOR_TABLE = [
 ]
 
 _PREFIX = "base_model.model."
-_PLAIN = {"use_dora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none"}
+_PLAIN = {"use_dora": False, "lora_bias": False, "bias": "none"}
 """Settings of PEFT that change what an adapter computes, at the values that we can follow."""
-_PLACES = {
-    f"{_PREFIX}model.": (
-        _PREFIX,  # upon a `MistralModel`; the others upon the decoder within a LLaVA
-        f"{_PREFIX}model.language_model.",
-        f"{_PREFIX}language_model.model.",
-    ),
-    f"{_PREFIX}lm_head": (f"{_PREFIX}language_model.lm_head",),
-}
-"""How else the names of `adapter_table` begin, see `table.located`."""
-
 KEYS = Keys(
     used={
         "peft_type": str,
@@ -66,6 +56,7 @@ KEYS = Keys(
     fixed={
         **{key: (value,) for key, value in _PLAIN.items()},
         "init_lora_weights": (True, False, "gaussian"),
+        "fan_in_fan_out": (True, False),  # how the base's kernels lie, which its family says
         "use_qalora": (False,),
         "use_bdlora": (False,),
         "ensure_weight_tying": (False,),
@@ -94,7 +85,11 @@ def adapter_table(lm: DecoderConfig) -> list[Row]:
         if not row.path.endswith(".kernel"):
             continue
         hf, path = _PREFIX + row.hf.removesuffix(".weight"), row.path.removesuffix(".kernel")
-        out, into = re.findall(r"\([^)]*\)|\S+", row.axes.split("->")[0])
+        left, right = row.axes.split("->")
+        first, second = re.findall(r"\([^)]*\)|\S+", left)
+        # Ours begin with what goes in; a `Conv1D` of the file (GPT-2's) does too.
+        into = first if right.split()[0] in first.strip("()").split() else second
+        out = second if into == first else first
         rows += [
             Row(f"{hf}.lora_A.weight", f"{path}{FACTORS[0]}", f"r {into} -> {into.strip('()')} r"),
             Row(f"{hf}.lora_B.weight", f"{path}{FACTORS[1]}", f"{out} r -> r {out.strip('()')}"),
@@ -102,8 +97,21 @@ def adapter_table(lm: DecoderConfig) -> list[Row]:
     return rows
 
 
-def adapter_config(config: LoraConfig, modules: Iterable[str], base: str) -> dict[str, Any]:
-    """The contents of `adapter_config.json`; `modules` are PEFT's names of the adapted linears."""
+def _places(lm: DecoderConfig) -> Places:
+    """How else the names of `adapter_table` begin, see `table.located`."""
+    within = (f"{_PREFIX}model.language_model.", f"{_PREFIX}language_model.")  # of a LLaVA
+    places: dict[str, tuple[str, ...]] = {
+        f"{_PREFIX}{begun}": (_PREFIX, within[0], within[1] + begun)  # the first: without an output
+        for begun in family_of(lm).places
+    }
+    return places | {f"{_PREFIX}lm_head": (f"{within[1]}lm_head",)}
+
+
+def adapter_config(
+    config: LoraConfig, modules: Iterable[str], base: str, in_first: bool = False
+) -> dict[str, Any]:
+    """The contents of `adapter_config.json`; `modules` are PEFT's names of the adapted linears,
+    and `in_first` says that their kernels lie `[in, out]` in files."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -114,6 +122,7 @@ def adapter_config(config: LoraConfig, modules: Iterable[str], base: str) -> dic
         "target_modules": sorted(modules),
         "init_lora_weights": True,
         "use_rslora": False,
+        "fan_in_fan_out": in_first,
         "inference_mode": True,
         **_PLAIN,
     }
@@ -153,7 +162,9 @@ def save_adapters(
                 part = whole if source.layer is None else whole[source.layer]
                 values[source.hf] = source.row.write(part)
     modules = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in values}
-    contents = adapter_config(config, _short(modules, lm.num_hidden_layers), base)
+    first = [row.axes.split("->") for row in family_of(lm).table if row.path.endswith(".kernel")]
+    in_first = any(left.split()[0] == right.split()[0] for left, right in first)
+    contents = adapter_config(config, _short(modules, lm.num_hidden_layers), base, in_first)
     _write(directory / ADAPTER, values, directory / ADAPTER_CONFIG, contents)
 
 
@@ -200,7 +211,7 @@ def read_adapters(
         )
     rank, n_layers = config["r"], lm.num_hidden_layers
     tensors, problems = _tensors(directory / ADAPTER)
-    table = located(adapter_table(lm), tensors, _PLACES)
+    table = located(adapter_table(lm), tensors, _places(lm))
     rows = {_name(row.hf, i): (row, i) for row in table for i in range(n_layers)}
     found: dict[str, tuple[Row, Tensor]] = {}
     for name, tensor in tensors.items():

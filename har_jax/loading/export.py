@@ -18,7 +18,7 @@ from har_jax.loading.parts import read_run_parts
 from har_jax.models.functional import part
 from har_jax.training.run_dir import read_run
 
-Format = Literal["llava", "mistral", "peft"]
+Format = Literal["llava", "decoder", "peft"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,7 +37,7 @@ def export(run: str, out: str, *, form: Format = "llava", step: str = "best") ->
     The directory appears when it is complete.
 
     Args:
-      form: "llava", the whole captioner; "mistral", its decoder; "peft", LoRA's adapters and the
+      form: "llava", the whole captioner; "decoder", its decoder; "peft", LoRA's adapters and the
         projector. LoRA is merged into the decoder but by the last.
       step: of the run: "best", "latest" or a number.
 
@@ -46,7 +46,7 @@ def export(run: str, out: str, *, form: Format = "llava", step: str = "best") ->
     """
     _check(run, out, form, step)
     captioner = load_captioner(run, step=step, merge=form != "peft")
-    write = {"llava": _llava, "mistral": _decoder, "peft": _adapters}[form]
+    write = {"llava": _llava, "decoder": _decoder, "peft": _adapters}[form]
     with hf_dir.staging(out) as made:
         told = write(captioner, made)
     return f"step {captioner.step} as {told}"
@@ -64,7 +64,7 @@ def _check(run: str, out: str, form: Format, step: str) -> None:
     if form == "peft" and not config.model.lora.rank:
         raise UserError(
             f"--checkpoint={run} was trained without LoRA (config.model.lora.rank=0), "
-            "so it has no adapters; use --format=llava or --format=mistral"
+            "so it has no adapters; use --format=llava or --format=decoder"
         )
     if form == "llava":
         check_expressible(parts.blueprint.config)
@@ -91,13 +91,14 @@ def _llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
 
 def _decoder(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     config, base = captioner.blueprint.config, captioner.blueprint.decoder_dir
-    family_of(config.lm).save(config.lm, part(captioner.params, "lm"), out)
+    family = family_of(config.lm)
+    family.save(config.lm, part(captioner.params, "lm"), out)
     contents = generation_config(config, captioner.config.data.max_tokens)
     hf_dir.write_json(out / "generation_config.json", contents)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
-    return "MistralForCausalLM"
+    return str(family.write(config.lm)["architectures"][0])
 
 
 def _adapters(captioner: LoadedCaptioner, out: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""Attention of R captions over one shared prefix, and rotary positions."""
+"""Attention of R captions over one shared prefix."""
 
 from __future__ import annotations
 
@@ -47,19 +47,6 @@ def heads_first(x: Float[Array, "*batch T heads H"]) -> Float[Array, "*batch hea
     return jnp.swapaxes(x, -3, -2)
 
 
-def rotary(
-    x: Float[Array, "*batch T heads H"], positions: Int[Array, " T"], theta: float
-) -> Float[Array, "*batch T heads H"]:
-    """Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies  # [T,1,H/2]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
 def attend_alone(
     q_btnh: Float[Array, "B T N H"],
     k_btkh: Float[Array, "B T K H"],
@@ -87,7 +74,7 @@ def attend(
     positions_t: Int[Array, " T"],
     shared: KV | None,
     own: KV,
-    window: int | None,
+    window: int | Int[Array, ""] | None,
 ) -> Float[Array, "B R T N H"]:
     """Softmax over the shared prefix (positions 0..P-1) and the caption's own keys (P..P+S-1).
 
@@ -99,7 +86,7 @@ def attend(
     b, r, t, n, h = q_brtnh.shape
     n_kv, s = own.k.shape[2:4]
     g, p = n // n_kv, 0 if shared is None else shared.length
-    if window is not None and window >= p + s:
+    if isinstance(window, int) and window >= p + s:
         window = None  # no two places are so far apart
 
     # 1. Queries by the key-value head that they read, N = K groups of G: rows of one product.
@@ -124,7 +111,7 @@ def _attend(
     positions_t: Int[Array, " T"],
     shared: KV | None,
     own: KV,
-    window: int | None,
+    window: int | Int[Array, ""] | None,
 ) -> Float[Array, "B R K G T H"]:
     """`attend`, of queries that are scaled and grouped."""
     b, r, n_kv, g, t, h = q_brkgth.shape

@@ -142,10 +142,17 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm without mean (Zhang & Sennrich 2019), as Mistral uses it."""
 
     def __init__(
-        self, features: int, eps: float, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        features: int,
+        eps: float,
+        *,
+        axis: str = "embed",
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
+        """`axis` is the logical one of the features."""
         self.eps = eps
-        self.scale = param(rngs, (features,), ("embed",), jax.nn.initializers.ones, dtype)
+        self.scale = param(rngs, (features,), (axis,), jax.nn.initializers.ones, dtype)
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         x32 = x.astype(jnp.float32)

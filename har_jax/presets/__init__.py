@@ -3,6 +3,8 @@
 tiny    the embedded scenes, minutes on a laptop
 coco    ViT-L/14 and Mistral-7B. All weights fit v5e:4x4 (fsdp 16) and v5p:4x4x4 (fsdp 16,
         tensor 4), LoRA fits v5e:4x4 (fsdp 4, tensor 4): docs/recipes.md
+small   SigLIP 2 base and SmolLM2-360M (or Qwen2.5-0.5B), for one GPU of 16 to 24 GB
+clipcap ViT-B/32's one vector, ten prefix tokens and GPT-2, as ClipCap: for one GPU of 16 GB
 """
 
 from __future__ import annotations

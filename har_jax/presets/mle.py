@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from har_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 from har_jax.presets import picker
 
@@ -35,4 +37,41 @@ COCO = Config(
     eval=EvalConfig(every=885, clip_score="models/clip-vit-base-patch32"),
 )
 
-get_config = picker("mle", tiny=TINY, coco=COCO)
+# One GPU of 16 to 24 GB. `--config.model.lm=models/Qwen2.5-0.5B` is the other decoder of its size.
+SMALL = dataclasses.replace(
+    COCO,
+    steps=8_850,  # 5 epochs
+    batch_size=64,
+    checkpoint_every=1_770,
+    model=dataclasses.replace(
+        COCO.model,
+        clip="models/siglip2-base-patch16-224",
+        lm="models/SmolLM2-360M",
+    ),
+    optim=OptimConfig(lr=1e-4, projector_lr_factor=10.0, warmup_steps=400, weight_decay=0.01),
+    eval=dataclasses.replace(COCO.eval, every=1_770),
+)
+
+# ClipCap's MLP variant (Mokady et al. 2021, arXiv:2111.09734): ten prefix tokens of one vector.
+CLIPCAP = dataclasses.replace(
+    COCO,
+    steps=14_160,  # 5 epochs
+    batch_size=40,
+    checkpoint_every=2_832,
+    data=dataclasses.replace(COCO.data, captions_per_image=5),
+    model=ModelConfig(
+        clip="models/clip-vit-base-patch32",
+        lm="models/gpt2",
+        projector="pooled",
+        prefix_tokens=10,
+        projector_hidden=3840,  # half of what it says, as theirs
+        dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        scan_layers=True,
+    ),
+    # Theirs is 2e-5 for batches of 40 captions; ours hold five for each of 40 images.
+    optim=OptimConfig(lr=5e-5, projector_lr_factor=4.0, warmup_steps=1000, schedule="linear"),
+    eval=dataclasses.replace(COCO.eval, every=2_832, clip_score=""),  # ViT-B/32 is its own eye
+)
+
+get_config = picker("mle", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP)

@@ -38,4 +38,23 @@ COCO = dataclasses.replace(
     ),
 )
 
-get_config = picker("scst", tiny=TINY, coco=COCO)
+SMALL = dataclasses.replace(
+    COCO,
+    batch_size=32,
+    steps=17_700,
+    checkpoint_every=1_770,
+    data=mle.SMALL.data,
+    model=mle.SMALL.model,
+    optim=OptimConfig(lr=5e-6, schedule="constant", warmup_steps=200),
+    eval=dataclasses.replace(mle.SMALL.eval, every=1_770),
+)
+
+CLIPCAP = dataclasses.replace(
+    SMALL,
+    data=mle.CLIPCAP.data,
+    model=mle.CLIPCAP.model,
+    eval=dataclasses.replace(mle.CLIPCAP.eval, every=1_770),
+    guards=dataclasses.replace(COCO.guards, clip="off"),
+)
+
+get_config = picker("scst", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP)

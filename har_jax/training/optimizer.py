@@ -98,7 +98,9 @@ def muon_dimensions(axes: LogicalAxes) -> MuonDimensionNumbers | None:
         return None
     layers, n_in = _split_axes(axes)
     inputs = tuple(range(layers, layers + n_in))
-    return MuonDimensionNumbers(inputs, tuple(range(layers + n_in, len(axes))))
+    # An axis without a name counts matrices that one kernel holds: q, k and v of GPT-2.
+    outputs = (i for i in range(layers + n_in, len(axes)) if axes[i] is not None)
+    return MuonDimensionNumbers(inputs, tuple(outputs))
 
 
 _OF_HEADS = {"heads", "kv_heads", "head_dim", None}

@@ -16,7 +16,7 @@ from har_jax.foreign import Keys
 from har_jax.interchange import llava
 from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, read_clip
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
-from har_jax.interchange.families.mistral import MISTRAL, read
+from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.models.functional import split
 from tests.interchange.test_mistral_dir import assert_close
 
@@ -311,7 +311,7 @@ def test_keys_of_llava(key, value, said, tmp_path):
 )  # fmt: skip
 def test_numbers_out_of_their_range_are_named(key, value):
     with pytest.raises(UserError, match=rf"config: {key} is .*needs"):
-        read({"model_type": "mistral", key: value})
+        MISTRAL.read({"model_type": "mistral", key: value})
 
 
 def test_many_unknown_keys_are_a_few_and_a_count():
@@ -324,7 +324,7 @@ def test_many_unknown_keys_are_a_few_and_a_count():
 def test_sizes_that_no_model_has_are_refused_before_anything_is_loaded():
     config = MISTRAL.write(MISTRAL.read({"model_type": "mistral"}, "")) | {"head_dim": 7}
     with pytest.raises(UserError, match="head_dim 7 is odd"):
-        read(config)
+        MISTRAL.read(config)
     vision = {"model_type": "clip_vision_model", "num_channels": 4}
     with pytest.raises(UserError, match="num_channels is 4, and images are read as RGB"):
         read_clip({"model_type": "clip", "vision_config": vision})

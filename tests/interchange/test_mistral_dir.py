@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from transformers import MistralForCausalLM
 
 from har_jax.interchange import table
-from har_jax.interchange.families.mistral import load_mistral, read, save_mistral
+from har_jax.interchange.families.mistral import MISTRAL, load_mistral, save_mistral
 from har_jax.interchange.safetensors_file import read_header
 from har_jax.models.decoders import Mistral, MistralConfig
 from har_jax.models.functional import split
@@ -177,7 +177,7 @@ def test_options_change_no_weight(tmp_path):
     ],
 )
 def test_a_config_without_keys_means_what_transformers_means(keys):
-    ours = read({"model_type": "mistral", **keys})
+    ours = MISTRAL.read({"model_type": "mistral", **keys})
     theirs = transformers.MistralConfig(**keys)
     assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": ours.rope_theta}
     for field in dataclasses.fields(ours):

@@ -232,7 +232,7 @@ def test_bfloat16(small, directory):
         model = structure.merge(params)
         return model.logits(model.prefill(x)[0])
 
-    x = np.asarray(params["token_embedding.embedding"])[tokens]
+    x = np.asarray(params["embed_tokens.embedding"])[tokens]
     wanted, got = logits(params, x), logits(low, jnp.asarray(x, jnp.bfloat16))
     assert got.dtype == jnp.float32
     assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()

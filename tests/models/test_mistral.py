@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from har_jax.interchange.families.mistral import read
+from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.models.decoders import Mistral, MistralConfig
 
 CONFIG = MistralConfig(
@@ -73,7 +73,7 @@ def test_equals_transformers(tied, window):
     )
     torch.manual_seed(0)
     reference = MistralForCausalLM(hf_config).eval()
-    config = read(hf_config.to_dict())
+    config = MISTRAL.read(hf_config.to_dict())
     assert config.rope_theta == 500_000.0 and config.sliding_window == window
     model = Mistral(config, rngs=nnx.Rngs(0))
     tensors = {k: jnp.asarray(v.detach().numpy()) for k, v in reference.state_dict().items()}

@@ -1,4 +1,5 @@
-"""GPT-2 from and to Hugging Face directories.
+"""GPT-2 from and to Hugging Face directories, as a captioner's decoder and as ZeroCap's language
+model; both have the same names.
 
 GPT-2's linears are `Conv1D`s: their kernels are stored `[in, out]`, as ours are.
 """
@@ -11,10 +12,12 @@ from typing import Any
 
 from har_jax.errors import UserError
 from har_jax.foreign import Keys, shortened
+from har_jax.interchange.families.causal_lm import family
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
 from har_jax.interchange.table import Row, linear, norm
 from har_jax.models.decoders.gpt2 import GPT2, GPT2Config
+from har_jax.models.decoders.transformer import TransformerConfig
 
 _SUMMARIES = frozenset(
     ["summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"]
@@ -50,7 +53,7 @@ def gpt2_table() -> list[Row]:
     block, path = f"{hf}h.{{}}", "layers.{}"
     qkv = {"axes": "d (c n h) -> d c n h", "bias": "(c n h) -> c n h"}
     return [
-        Row(f"{hf}wte.weight", "token_embedding.embedding", "v d -> v d"),
+        Row(f"{hf}wte.weight", "embed_tokens.embedding", "v d -> v d"),
         Row(f"{hf}wpe.weight", "position_embedding", "t d -> t d"),
         *norm(f"{block}.ln_1", f"{path}.attn_norm", bias=True),
         *linear(f"{block}.attn.c_attn", f"{path}.attn.qkv", **qkv),
@@ -63,10 +66,13 @@ def gpt2_table() -> list[Row]:
     ]
 
 
+_MASKS = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
+"""Causal masks in old files."""
+
+
 def ignore(config: GPT2Config) -> str:
-    """Causal masks in old files, and embeddings repeated as an output layer."""
-    masks = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
-    return masks + (r"|lm_head\.weight" * config.tie_word_embeddings)
+    """Causal masks, and embeddings repeated as an output layer."""
+    return _MASKS + (r"|lm_head\.weight" * config.tie_word_embeddings)
 
 
 # Takes the files of `GPT2LMHeadModel` and of `GPT2Model`, whose names lack the first part.
@@ -81,3 +87,56 @@ GPT2_FAMILY: Family[GPT2Config] = Family(
 )
 
 load_gpt2, save_gpt2 = GPT2_FAMILY.load, GPT2_FAMILY.save_module
+
+
+def read_decoder(config: Mapping[str, Any], where: str = "GPT-2 config") -> TransformerConfig:
+    """`read`, as options of the transformer.
+
+    Raises:
+      UserError: as `read`; or scores that are scaled in another way than by the root of a head's
+        width.
+    """
+    found = read(config, where)
+    if not found.scale_attn_weights or found.scale_attn_by_inverse_layer_idx:
+        raise UserError(
+            f"{where}: scale_attn_weights={found.scale_attn_weights} and "
+            f"scale_attn_by_inverse_layer_idx={found.scale_attn_by_inverse_layer_idx} are not "
+            "supported in a captioner's decoder (only True and False); give another GPT-2"
+        )
+    same = {ours: getattr(found, theirs) for theirs, ours in _NAMES.items()}
+    return TransformerConfig(
+        model_type="gpt2",
+        num_key_value_heads=found.n_head,
+        head_dim=found.head_dim,
+        intermediate_size=found.inner,
+        sliding_window=None,
+        norm="layer",
+        positions="learned",
+        **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "fused_qkv"), True),
+        gated=False,
+        **same,
+    )
+
+
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "activation_function": "hidden_act",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+}
+
+
+def write_decoder(config: TransformerConfig) -> dict[str, Any]:
+    """The way back, as transformers reads it."""
+    same = {theirs: getattr(config, ours) for theirs, ours in _NAMES.items()}
+    inner = config.intermediate_size
+    return GPT2Config(n_inner=None if inner == 4 * config.hidden_size else inner, **same).to_hf()
+
+
+GPT2_DECODER = family("gpt2", read_decoder, write_decoder, gpt2_table(), GPT2_FAMILY.places, _MASKS)

@@ -145,7 +145,7 @@ class GPT2(nnx.Module):
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
         d, v = config.n_embd, config.vocab_size
-        self.token_embedding = Embedding(v, d, rngs=rngs, dtype=dtype)
+        self.embed_tokens = Embedding(v, d, rngs=rngs, dtype=dtype)
         positions = (config.n_positions, d)
         self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
         layers = [Block(config, i, rngs=rngs, dtype=dtype) for i in range(config.n_layer)]
@@ -157,7 +157,7 @@ class GPT2(nnx.Module):
         self, tokens: Int[AnyArray, "*batch"], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "*batch D"]:
         """Of the tokens alone; positions are added where they are known, in the verbs below."""
-        return self.token_embedding(tokens, dtype)
+        return self.embed_tokens(tokens, dtype)
 
     def prefill(
         self, x_btd: Float[Array, "B T D"], room: int = 0
@@ -190,7 +190,7 @@ class GPT2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32."""
-        return logits(hidden, self.token_embedding, self.lm_head)
+        return logits(hidden, self.embed_tokens, self.lm_head)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.n_positions:

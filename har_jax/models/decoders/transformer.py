@@ -5,9 +5,10 @@ captions of T tokens for each; the keys and values of a prefix are computed once
 shared by its captions, whether these are known (`extend`, teacher forcing) or being written
 (`step`, one token).
 
-Architecture as in Jiang et al. 2023 (arXiv 2310.06825) and Hugging Face's `MistralForCausalLM`:
-pre-norm blocks, grouped-query attention, rotary positions (half-split layout), SwiGLU, optional
-sliding window.
+Architecture with the defaults as in Jiang et al. 2023 (arXiv 2310.06825) and Hugging Face's
+`MistralForCausalLM`: pre-norm blocks, grouped-query attention, rotary positions (half-split
+layout), SwiGLU, optional sliding window. Other families are options of it (`options.py`); what
+their files say is `interchange/families/`.
 
 `scan_layers` concerns only how the parameters lie (`models/layouts.py` converts; files never show
 it): the layers' parameters are stacked and run by `lax.scan`, so that XLA compiles one layer and
@@ -17,7 +18,7 @@ not L.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,144 +26,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.models.attention import KV, KVCache, attend, attend_alone, heads_first, rotary
+from har_jax.models.attention import KV, KVCache
+from har_jax.models.decoders.block import Block, Places, norm
+from har_jax.models.decoders.options import LayerKind, Options
+from har_jax.models.decoders.rope import angles
 from har_jax.models.functional import Params, split, stack, unstack
-from har_jax.models.layers import (
-    ACTIVATIONS,
-    Embedding,
-    Linear,
-    RMSNorm,
-    check_sizes,
-    logits,
-    output_layer,
-)
-from har_jax.models.sizes import Base, Epsilon, Layers, Rows, TokenId, Width
+from har_jax.models.layers import Embedding, logits, normal, output_layer, param
 from har_jax.sharding import constrain
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Hyper-parameters under Hugging Face's names (`config.json`); the defaults are
-    Mistral-7B's."""
-
-    model_type: str = "mistral"
-    vocab_size: Rows = 32_000
-    hidden_size: Width = 4096
-    intermediate_size: Width = 14_336
-    num_hidden_layers: Layers = 32
-    num_attention_heads: Width = 32
-    num_key_value_heads: Width = 8
-    head_dim: Width = 128
-    hidden_act: str = "silu"
-    max_position_embeddings: Rows = 32_768
-    rms_norm_eps: Epsilon = 1e-5
-    rope_theta: Base = 10_000.0
-    sliding_window: Rows | None = 4096
-    tie_word_embeddings: bool = False
-    bos_token_id: TokenId | None = 1
-    eos_token_id: TokenId | tuple[TokenId, ...] | None = 2
-
-    def __post_init__(self) -> None:
-        heads = ("num_attention_heads", "num_key_value_heads")
-        check_sizes(self.model_type, self, *heads, "hidden_act")
-        if self.head_dim % 2:
-            raise UserError(
-                f"{self.model_type} config: head_dim {self.head_dim} is odd, where positions turn "
-                "pairs of numbers; correct the config.json"
-            )
+class TransformerConfig(Options):
+    """`options.Options`, of which a decoder is built."""
 
     def build(
         self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
     ) -> Transformer:
         """See `protocol.DecoderConfig`."""
         return Transformer(self, rngs=rngs, dtype=dtype, **options)
-
-
-class Attention(nnx.Module):
-    """Grouped-query attention."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike,
-        attention: str = "blocks",
-    ):
-        """`attention` is `config.CaptionerSettings`'."""
-        d, h = config.hidden_size, config.head_dim
-        n, k = config.num_attention_heads, config.num_key_value_heads
-        kw: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
-        self.q = Linear((d,), (n, h), ("embed", "heads", "head_dim"), **kw)
-        self.k = Linear((d,), (k, h), ("embed", "kv_heads", "head_dim"), **kw)
-        self.v = Linear((d,), (k, h), ("embed", "kv_heads", "head_dim"), **kw)
-        self.o = Linear((n, h), (d,), ("heads", "head_dim", "embed"), **kw)
-        self.theta, self.window = config.rope_theta, config.sliding_window
-        self.kernel = attention
-
-    def __call__(
-        self,
-        x_brtd: Float[Array, "B R T D"],
-        positions_t: Int[Array, " T"],
-        shared: KV | None,
-        written: KV | None,
-    ) -> tuple[Float[Array, "B R T D"], KV]:
-        q = rotary(self.q(x_brtd), positions_t, self.theta)
-        k_brtkh = rotary(self.k(x_brtd), positions_t, self.theta)
-        v_brtkh = self.v(x_brtd)
-        own = KV(heads_first(k_brtkh), heads_first(v_brtkh))
-        if shared is None and written is None and self.kernel != "blocks":
-            alone = (q[:, 0], k_brtkh[:, 0], v_brtkh[:, 0])
-            seen = attend_alone(*alone, causal=True, window=self.window)
-            return self.o(seen[:, None]), own
-        if written is not None:  # one token: write it into its slot of the caption's cache
-            own = written.with_slot(own, positions_t[0] - (0 if shared is None else shared.length))
-        return self.o(attend(q, positions_t, shared, own, self.window)), own
-
-
-class MLP(nnx.Module):
-    """SwiGLU: `down(act(gate(x)) * up(x))`."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        d, f = config.hidden_size, config.intermediate_size
-        self.gate = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.up = Linear((d,), (f,), ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = Linear((f,), (d,), ("mlp", "embed"), rngs=rngs, dtype=dtype)
-        self.activation = config.hidden_act
-
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
-
-
-class Block(nnx.Module):
-    """A pre-norm layer: attention, then the perceptron, each added to what it read."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike,
-        attention: str = "blocks",
-    ):
-        d, eps = config.hidden_size, config.rms_norm_eps
-        self.attn_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype, attention=attention)
-        self.mlp_norm = RMSNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
-
-    def __call__(
-        self,
-        x_brtd: Float[Array, "B R T D"],
-        positions_t: Int[Array, " T"],
-        shared: KV | None,
-        written: KV | None,
-    ) -> tuple[Float[Array, "B R T D"], KV]:
-        attended, own = self.attn(self.attn_norm(x_brtd), positions_t, shared, written)
-        x_brtd = constrain(x_brtd + attended, "batch")
-        x_brtd = constrain(x_brtd + self.mlp(self.mlp_norm(x_brtd)), "batch")
-        return x_brtd, own
 
 
 REMAT_POLICIES = {
@@ -203,12 +85,16 @@ class Transformer(nnx.Module):
             return built
 
         self.embed_tokens = Embedding(v, d, rngs=rngs, dtype=dtype)
+        self.position_embedding: nnx.Param | None = nnx.data(None)
+        if (most := config.most_positions) is not None:
+            axes = ("position", "embed")
+            self.position_embedding = param(rngs, (most, d), axes, normal(), dtype)
         self.layers: nnx.List[Block] | Block = (
             stack(lambda key: block(nnx.Rngs(key)), n_layers, rngs.params())
             if scan_layers
             else nnx.List([block(rngs) for _ in range(n_layers)])
         )
-        self.norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs, dtype=dtype)
+        self.norm = norm(config, rngs=rngs, dtype=dtype)
         self.lm_head = output_layer(config.tie_word_embeddings, d, v, rngs, dtype)
 
     def embed(
@@ -262,34 +148,76 @@ class Transformer(nnx.Module):
     def _run(
         self, x_brtd: Array, positions_t: Array, shared: KVCache | None, written: KVCache | None
     ) -> tuple[Array, KVCache]:
-        x_brtd = constrain(x_brtd, "batch")
+        x_brtd, places = self._placed(x_brtd, positions_t, shared, written)
+        kinds = self.config.kinds
         if isinstance(self.layers, Block) and written is None:
-            x_brtd, own = self._scan(self.layers, x_brtd, positions_t, shared)
+            x_brtd, own = self._scan(self.layers, x_brtd, places, kinds, shared)
             return self.norm(x_brtd), own
         layers = unstack(self.layers) if isinstance(self.layers, Block) else self.layers
         own = []
-        for i, layer in enumerate(layers):
+        for i, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
+            run = _as(kind, layer)
             if self.remat != "none":
-                layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat])
+                run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
             caches = (None if cache is None else cache[i] for cache in (shared, written))
-            x_brtd, kv = layer(x_brtd, positions_t, *caches)
+            x_brtd, kv = run(x_brtd, places, *caches)
             own.append(kv)
         return self.norm(x_brtd), tuple(own)
 
+    def _placed(
+        self, x_brtd: Array, positions_t: Array, shared: KVCache | None, written: KVCache | None
+    ) -> tuple[Array, Places]:
+        """The first layer's input, with learned positions added, and where its tokens stand."""
+        x_brtd = constrain(x_brtd, "batch")
+        if self.position_embedding is None:
+            return x_brtd, Places(positions_t, angles(self.config, positions_t))
+        before = 0 if shared is None else shared[0].length
+        length = before + (x_brtd.shape[2] if written is None else written[0].length)
+        most = self.config.max_position_embeddings
+        if length > most:
+            raise UserError(
+                f"{length} places (prefix and caption), but this {self.config.model_type} has "
+                f"learned positions for {most}; give fewer tokens, or a pooled projector"
+            )
+        table = jnp.take(self.position_embedding[...], positions_t, axis=0)
+        return constrain(x_brtd + table.astype(x_brtd.dtype), "batch"), Places(positions_t, None)
+
     def _scan(
-        self, layers: Block, x_brtd: Array, positions_t: Array, shared: KVCache | None
+        self,
+        layers: Block,
+        x_brtd: Array,
+        places: Places,
+        kinds: Sequence[LayerKind],
+        shared: KVCache | None,
     ) -> tuple[Array, KVCache]:
-        """The layers one after the other in a `lax.scan` over their stacked parameters."""
+        """The layers one after the other in a `lax.scan` over their stacked parameters.
+
+        Where they differ, what each of them is is scanned too; a window that has none is one that
+        is longer than any text.
+        """
         structure, params = split(layers)
         one = structure.unstacked()
+        alike = len(set(kinds)) == 1
+        far = jnp.iinfo(jnp.int32).max
+        each = LayerKind(
+            jnp.asarray([far if kind.window is None else kind.window for kind in kinds]),
+            jnp.asarray([kind.turns for kind in kinds]),
+        )
 
-        def layer(x_brtd: Array, own: tuple[Params, KV | None]) -> tuple[Array, KV]:
-            params, shared = own
-            return one.merge(params)(x_brtd, positions_t, shared, None)
+        def layer(
+            x_brtd: Array, own: tuple[Params, LayerKind | None, KV | None]
+        ) -> tuple[Array, KV]:
+            params, kind, shared = own
+            return one.merge(params)(x_brtd, places, kind or kinds[0], shared, None)
 
         if self.remat != "none":
             # A scan's body is compiled alone: nothing outside could be merged with what it repeats.
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         prefixes = None if shared is None else jax.tree.map(lambda *x: jnp.stack(x), *shared)
-        x_brtd, kv = jax.lax.scan(layer, x_brtd, (params, prefixes))
+        x_brtd, kv = jax.lax.scan(layer, x_brtd, (params, None if alike else each, prefixes))
         return x_brtd, tuple(KV(k, v) for k, v in zip(kv.k, kv.v, strict=True))
+
+
+def _as(kind: LayerKind, layer: Block) -> Callable[..., tuple[Array, KV]]:
+    """A layer as a function of what it reads."""
+    return lambda x_brtd, places, *caches: layer(x_brtd, places, kind, *caches)
