@@ -308,8 +308,9 @@ def _describe(
         if domains:
             figures[split]["domains"] = {d: domains.count(d) for d in sorted(set(domains))}
         # Of every split, since some train on another than "train"; each costs a few hundred kB.
-        named = {"name": split, "words_by": words.signature}
-        frequencies = DocumentFrequency.from_references(list(by_image.values()), **named)
+        frequencies = DocumentFrequency.from_references(
+            list(by_image.values()), name=split, words_by=words.signature
+        )
         frequencies.save(document_frequency_path(directory, split))
     write_description(directory, card["name"], card["description"], sizes)
     return {**card, "made_by": f"har_jax {__version__}", "splits": figures}

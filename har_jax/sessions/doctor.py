@@ -15,7 +15,6 @@ import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import jax
@@ -109,7 +108,7 @@ def _round_trip(plan: SessionPlan, texts: list[str], encoded: list[list[int]]) -
     return Finding("tokenizer", _at_most(len(changed) / n, 0, 0.05), said, advice)
 
 
-def _never_written(config: CaptionerConfig) -> AbstractSet[int]:
+def _never_written(config: CaptionerConfig) -> set[int]:
     """The ids that no policy writes: rows without a word."""
     return {i for first, stop in config.wordless for i in range(first, stop)}
 

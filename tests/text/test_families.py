@@ -160,8 +160,8 @@ def test_a_captioner_takes_them_over(workspace, directories, family, tmp_path):
     assert set(written["suppress_tokens"]) == {
         i for first, stop in config.wordless for i in range(first, stop)
     }
-    small = dataclasses.replace(config, lm=dataclasses.replace(lm, vocab_size=100))
-    with pytest.raises(UserError, match="ids but the model only 100"):
+    small = dataclasses.replace(config, lm=dataclasses.replace(lm, vocab_size=8))
+    with pytest.raises(UserError, match="ids but the model only 8"):
         dataclasses.replace(blueprint, config=small).with_text(tokenizer)
 
 
