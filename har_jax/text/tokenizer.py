@@ -64,6 +64,13 @@ class CaptionTokenizer:
         """What stands before a text: BOS, or nothing."""
         return () if self.bos_id is None else (self.bos_id,)
 
+    def describe(self) -> str:
+        """What it is, in a line of a log."""
+        begin = "no BOS" if self.bos_id is None else f"BOS {self.token(self.bos_id)}"
+        ends = " or ".join(map(self.token, self.eos_ids))
+        chat = "; its chat template is not used" if self.ends.chat_template else ""
+        return f"{self.vocab_size:,} tokens, {begin}, ends in {ends}{chat}"
+
     def encode(self, caption: str) -> list[int]:
         """Ids of the caption, then EOS; no BOS. Outer white space is dropped, all else kept.
 

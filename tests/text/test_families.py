@@ -80,6 +80,11 @@ def test_how_texts_begin_and_end(directories):
     assert not any(tokenizer.ends.odd for tokenizer in found.values())
     (unused,) = found["qwen2"].ends.unused
     assert "config.json names a BOS" in unused and "the tokenizer has none" in unused
+    told = found["qwen2"].describe()
+    assert told.endswith(
+        "no BOS, ends in <|im_end|> or <|endoftext|>; its chat template is not used"
+    )
+    assert found["llama2"].describe().endswith(" tokens, BOS <s>, ends in </s>")
     assert found["qwen2"].bos_id is None and found["qwen2"].eos_id == found["qwen2"].eos_ids[0]
 
 
