@@ -36,6 +36,9 @@ def run(name: str, argv: Sequence[str]) -> int:
     return module.main(list(argv))
 
 
+WORDS = "ptb, whitespace, icu, or a function of yours, package.module:function"
+"""What `--words` takes, see `text.words`."""
+
 path = word(Path)
 """`type=` of every argument that names a file or a directory; numbers are `word(Count)` and so on.
 """
@@ -92,14 +95,16 @@ def add_seed(arguments: argparse._ActionsContainer, of: str = "--method=sample")
 
 
 def add_scored(arguments: argparse._ActionsContainer, seed: str) -> None:
-    """Declares `--split`, `--limit`, `--against` and `--seed`: what is scored, beside what, and
-    what is drawn for it."""
+    """Declares `--split`, `--limit`, `--against`, `--words` and `--seed`: what is scored, beside
+    what, in which words, and what is drawn for it."""
     add_seed(arguments, seed)
     add = arguments.add_argument
     add("--split", default="test", help="of the dataset (default: test)")
     add("--limit", type=word(CountOrZero), default=0, metavar="N", help="first N images only")
     other = "another system: COCO results JSON, or its --out"
     add("--against", type=path, metavar="OTHER", help=other)
+    words = f"what is counted of captions: {WORDS} (default: the dataset's)"
+    add("--words", default="", metavar="NAME", help=words)
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:

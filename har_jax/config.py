@@ -44,6 +44,9 @@ class DataConfig:
     captions_per_image: Count = 5  # R of MLE: more are drawn from, fewer are padded and masked
     # T: tokens of a caption, EOS included; 0: what the training captions need
     max_tokens: Annotated[int, Range(at_least=2, at_most=1 << 20, also=(0,))] = 32
+    # What rewards and metrics count of captions; "": what the dataset was prepared with. A function
+    # is run only where it is named here.
+    words: str = ""
     cache_images: bool = True  # keep decoded pixels in memory where they fit
     features: Path = ""  # a feature cache (python -m har_jax.prepare features); "": encode images
 

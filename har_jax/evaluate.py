@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=word(Count), metavar="N", help="images per device call")
     add = parser.add_argument_group("captions that are there already").add_argument
     add("--predictions", type=path, metavar="FILE", help="COCO results JSON")
-    truth = "COCO captions JSON, or Karpathy's dataset_coco.json"
+    truth = "COCO captions JSON, Karpathy's dataset_coco.json, or a prepared dataset"
     add("--references", type=path, metavar="FILE", help=truth)
     metrics = "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE (default: all that can run; the last two start "
     metrics += "Java); official (or official,CIDEr,Bleu): pycocoevalcap computes them, with Java"
@@ -110,7 +110,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    shared = ("split", "clip", "control", "against", "limit")
+    shared = ("split", "clip", "control", "against", "limit", "words")
     return {name: getattr(args, name) for name in (*shared, *names)}
 
 

@@ -1,8 +1,10 @@
-"""Functions of a user's own, by their path: `package.module:function`."""
+"""Functions of a user's own, by their path: `package.module:function`, and their signatures."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,3 +39,18 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
         near = did_you_mean(attribute, vars(module))
         raise UserError(f"{what} {path!r}: {module_name} has {kind} {attribute!r}{near}")
     return function
+
+
+def signature_of(path: str, function: Callable[..., Any]) -> str:
+    """What a function is recorded as: its own `signature`, or its path with a hash of its source,
+    so that an edited function does not pass for the old one. What it calls is not in it."""
+    own = getattr(function, "signature", None)
+    return own if isinstance(own, str) and own else f"{path}[{_source_hash(function)}]"
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return "no source"
+    return hashlib.sha256(source.encode()).hexdigest()[:8]

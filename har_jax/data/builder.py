@@ -25,9 +25,13 @@ from har_jax.data.tally import token_figures, word_figures
 from har_jax.errors import UserError
 from har_jax.progress import progress
 from har_jax.text.tokenizer import CaptionTokenizer
+from har_jax.text.words import PTB, Words
 from har_jax.version import __version__
 
 T = TypeVar("T")
+
+Counted = tuple[Words, CaptionTokenizer | None]
+"""What the lengths of captions are counted in: words, and tokens if somebody asks."""
 
 EXAMPLES_PER_SHARD = 1024  # what a kill costs at most; 150 MB of COCO's photographs
 
@@ -89,6 +93,7 @@ def write(
     description: str,
     settings: Mapping[str, Any],
     ids: str = "",
+    words: Words = PTB,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes a dataset of examples that fit into memory; broken off, it leaves nothing.
@@ -99,6 +104,7 @@ def write(
       splits: all the splits, also those that may stay empty (which are then left out).
       settings: how it was made, JSON-able; goes to `dataset.json`.
       ids: the id space, see `data.entries.Reading`.
+      words: what is counted of captions, here and by whoever reads the dataset.
       overwrite: replace what is at `directory`.
 
     Returns:
@@ -128,14 +134,14 @@ def write(
             yield shard.add(example)
 
     place = _open(directory, [name, *splits], overwrite, resumes=False)
-    card = {"name": name, "ids": ids, "description": description}
+    card = _card(name, ids, description, words)
     with place.locked():
         shards = _write_shards(place, collected(), read, "", lambda shard: True, overwrite)
         if not any(shard.images for shard in shards):
             raise UserError("there is no image to write")
         check_contents(shards)
         rest = {"settings": dict(settings), "dropped": {}}
-        return _finish(place, shards, list(splits), card, rest, None, overwrite)
+        return _finish(place, shards, list(splits), card, rest, (words, None), overwrite)
 
 
 def write_resumable(
@@ -151,6 +157,7 @@ def write_resumable(
     is_current: Callable[[Shard], bool] = lambda shard: True,
     before_publishing: Callable[[], None] = lambda: None,
     ids: str = "",
+    words: Words = PTB,
     tokenizer: CaptionTokenizer | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def write_resumable(
       UserError: see `write`. Shards that were finished are kept.
     """
     place = _open(directory, [name, *items], overwrite)
-    card = {"name": name, "ids": ids, "description": description}
+    card = _card(name, ids, description, words)
     with place.locked():
         shards = _write_shards(place, items, read, key, is_current, overwrite)
         for shard in shards:
@@ -188,7 +195,13 @@ def write_resumable(
         check_contents(shards, hint)
         rest = {"settings": dict(settings), "dropped": dict(problems.counts)}
         splits = sorted(items, key=report_order)
-        return _finish(place, shards, splits, card, rest, tokenizer, overwrite)
+        return _finish(place, shards, splits, card, rest, (words, tokenizer), overwrite)
+
+
+def _card(name: str, ids: str, description: str, words: Words) -> dict[str, Any]:
+    """The beginning of `dataset.json`; one that names no words means PTB's."""
+    card = {"name": name, "ids": ids, "description": description}
+    return card if words is PTB else {**card, "words": words.name}
 
 
 def _open(
@@ -261,12 +274,12 @@ def _describe(
     shards: Sequence[Shard],
     splits: Sequence[str],
     card: dict[str, Any],
-    tokenizer: CaptionTokenizer | None,
+    counted: Counted,
 ) -> dict[str, Any]:
     """Writes what stands beside the records; returns `dataset.json` without its settings."""
     from har_jax.metrics.cider_d import DocumentFrequency
-    from har_jax.text import ptb
 
+    words, tokenizer = counted
     found = [s for s in splits if any(x.images for x in shards if x.split == s)]
     figures: dict[str, Any] = {}
     sizes: dict[str, list[tuple[int, int]]] = {}
@@ -280,8 +293,8 @@ def _describe(
         by_image: dict[int, list[list[str]]] = {image["id"]: [] for image in images}
         for annotation in annotations:
             # Interned: COCO has 6 million words but 30,000 different ones.
-            words = [sys.intern(word) for word in ptb.words(annotation["caption"])]
-            by_image[annotation["image_id"]].append(words)
+            found_words = [sys.intern(word) for word in words(annotation["caption"])]
+            by_image[annotation["image_id"]].append(found_words)
         figures[split] = word_figures(list(by_image.values()))
         if tokenizer is not None:
             lengths = [
@@ -295,7 +308,9 @@ def _describe(
         if domains:
             figures[split]["domains"] = {d: domains.count(d) for d in sorted(set(domains))}
         # Of every split, since some train on another than "train"; each costs a few hundred kB.
-        frequencies = DocumentFrequency.from_references(list(by_image.values()), name=split)
+        frequencies = DocumentFrequency.from_references(
+            list(by_image.values()), name=split, words_by=words.signature
+        )
         frequencies.save(document_frequency_path(directory, split))
     write_description(directory, card["name"], card["description"], sizes)
     return {**card, "made_by": f"har_jax {__version__}", "splits": figures}
@@ -337,7 +352,7 @@ def _finish(
     splits: Sequence[str],
     card: dict[str, Any],
     rest: Mapping[str, Any],
-    tokenizer: CaptionTokenizer | None,
+    counted: Counted,
     overwrite: bool,
 ) -> dict[str, Any]:
     """Publishes; returns `dataset.json`, which is `card`, the figures of the splits, and `rest`."""
@@ -345,7 +360,7 @@ def _finish(
     def arrange() -> None:
         nonlocal card
         place.whole.mkdir(exist_ok=True)
-        card = _describe(place.whole, shards, splits, card, tokenizer) | dict(rest)
+        card = _describe(place.whole, shards, splits, card, counted) | dict(rest)
         for split in splits:
             own = [shard for shard in shards if shard.split == split]
             full = [number for number, shard in enumerate(own) if shard.images]

@@ -31,6 +31,7 @@ from har_jax.data.description import Description
 from har_jax.data.shards import Example, Records, load_libraries
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import read_typed
+from har_jax.text.words import PTB, Words, find_words, is_code
 
 PathLike = str | os.PathLike[str]
 
@@ -62,6 +63,33 @@ def id_space(directory: PathLike) -> str:
     if card:
         return "coco" if card.get("name") == "coco" else ""
     return "coco" if _open(pathlib.Path(directory)).name == "coco_captions" else ""
+
+
+def words_of(directory: PathLike, asked: str = "") -> Words:
+    """The words that a dataset's captions are counted in: those that it was prepared with.
+
+    Args:
+      asked: the name that a user gives them, "" for none. Those of a function have to be named
+        here too: a dataset may come from anybody, and no code is run for being named in it.
+
+    Raises:
+      UserError: they are those of a function that is not asked for, others are asked for than the
+        dataset was prepared with, or they cannot be had (`find_words`).
+    """
+    card = read_card(directory)
+    prepared = card.get("words", PTB.name)
+    if not asked and is_code(prepared):
+        raise UserError(
+            f"dataset {directory} counts the words of a function, {prepared}, which is run only "
+            f"where it is asked for: --config.data.words={prepared} in training, "
+            f"--words={prepared} in evaluation"
+        )
+    if asked and card and asked != prepared:
+        raise UserError(
+            f"dataset {directory} was prepared with --words={prepared}, and words={asked} are "
+            "asked for; leave that out, or prepare the dataset again with them"
+        )
+    return find_words(asked or prepared)
 
 
 @dataclasses.dataclass(frozen=True)

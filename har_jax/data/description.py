@@ -76,6 +76,7 @@ class _Card(msgspec.Struct):
 
     name: str = ""
     ids: str = ""
+    words: str = "ptb"
     settings: dict[str, Any] = {}
     splits: dict[str, dict[str, Any]] = {}
     files: dict[Word, FileEntry] = {}

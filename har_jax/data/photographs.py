@@ -27,6 +27,7 @@ from har_jax.errors import UserError
 from har_jax.foreign import shortened
 from har_jax.progress import write as say
 from har_jax.text.tokenizer import load_tokenizer
+from har_jax.text.words import PTB, find_words
 
 DUPLICATES = ("refuse", "drop")
 COPIES = "images with the bytes of one in a held-out split"
@@ -41,6 +42,7 @@ class Options:
       exclude: datasets, "DIR" or "DIR:SPLIT", whose images are left out, by id and by content.
       duplicates: of one image in two splits: "refuse", or "drop" the one that is held out less.
       tokenizer: HF directory, to report the lengths of captions in tokens; None for none.
+      words: the name of what is counted of captions, see `text.words`.
       overwrite: replace the dataset that is there.
     """
 
@@ -48,6 +50,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     duplicates: str = "refuse"
     tokenizer: str | None = None
+    words: str = PTB.name
     overwrite: bool = False
 
 
@@ -82,6 +85,7 @@ def prepare(
             raise UserError(f"--images={folder}: there is no such directory")
     roots = [pathlib.Path(folder) for folder in folders]
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    words = find_words(options.words)
     problems = Problems()
     reading = read(problems)
     check_unique(reading.entries)
@@ -116,6 +120,7 @@ def prepare(
         problems=problems,
         is_current=source.is_current,
         before_publishing=before_publishing,
+        words=words,
         tokenizer=tokenizer,
         overwrite=options.overwrite,
     )

@@ -16,6 +16,7 @@ from har_jax.evaluation.references import read_predictions
 from har_jax.foreign import Finite, read_json, read_typed, typed
 from har_jax.ids import Id
 from har_jax.metrics.corpus import score_captions
+from har_jax.text.words import PTB, Words
 
 T = TypeVar("T")
 
@@ -105,6 +106,7 @@ def compare(
     signature: str = "",
     seed: int = 0,
     resamples: int = RESAMPLES,
+    words: Words = PTB,
 ) -> dict[str, Any]:
     """`scores.json["against"]`: the paired bootstrap of every metric that both systems have.
 
@@ -113,6 +115,7 @@ def compare(
     Args:
       statistics: of the evaluated system, in the order of `image_ids`.
       signature: its signature; CLIPScore is compared only where both come from the same CLIP.
+      words: what the metrics count, of both.
 
     Raises:
       UserError: the other system did not caption all of these images, or there is only one.
@@ -120,7 +123,7 @@ def compare(
     check_covers(other, image_ids)
     texts = {i: other.predictions[i] for i in image_ids}
     truth = {i: references[i] for i in image_ids}
-    scored = score_captions(truth, texts, metrics=IN_PYTHON)
+    scored = score_captions(truth, texts, metrics=IN_PYTHON, words=words)
     rows = [dict(scored.per_image[i]) for i in image_ids]
     if _clip_of(signature) and _clip_of(signature) == _clip_of(other.signature):
         for i, row in zip(image_ids, rows, strict=True):

@@ -8,6 +8,8 @@ import os
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 
+from har_jax.data.dataset import captions_path, open_split, words_of
+from har_jax.data.description import CARD
 from har_jax.data.image_files import ImageFiles
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
@@ -26,6 +28,7 @@ from har_jax.evaluation.score import (
     write_predictions,
 )
 from har_jax.metrics.corpus import METRICS
+from har_jax.text.words import PTB, Words, find_words
 
 _NO_CLIP = "no scoring CLIP was given (--clip=HF_DIR, and --images=DIR with the image files)"
 
@@ -43,20 +46,25 @@ def evaluate_files(
     against: str | None = None,
     limit: int = 0,
     seed: int = 0,
+    words: str = "",
 ) -> Evaluation:
-    """Scores COCO results against COCO captions or Karpathy's file; writes into `out`.
+    """Scores COCO results against COCO captions, Karpathy's file or a prepared dataset; writes into
+    `out`.
 
     Args:
-      split: of Karpathy's file.
+      split: of Karpathy's file, or of the dataset.
       clip: HF directory of the CLIP that scores; `images` is the folder of the image files.
       metrics: some of `metrics.corpus.METRICS`.
       against: COCO results of another system, or its evaluation's directory.
       limit: score the first so many predictions; 0: all.
+      words: the name of those that are counted; "": the dataset's that the references belong to,
+        and PTB's of other files.
 
     Raises:
       UserError: anything wrong with the files; nothing is written then.
     """
     path = check_out(out)
+    references, counted = _counted(pathlib.Path(references), split, words)
     given = read_predictions(predictions)
     known = read_references(references, split)
     named = by_number(known, given)
@@ -90,6 +98,7 @@ def evaluate_files(
         source={"predictions": os.fspath(predictions), "references": known.name},
         warnings=warnings,
         domains=known.domains if known.domains.keys() >= texts.keys() else None,
+        words=counted,
     )
     # As the predictions have them: numbers are ours.
     rows = [{**row, "image_id": named[row["image_id"]]} for row in evaluation.per_image]
@@ -97,6 +106,21 @@ def evaluate_files(
     write_predictions(path, {named[number]: text for number, text in texts.items()})
     write_evaluation(path, evaluation)
     return evaluation
+
+
+def _counted(references: pathlib.Path, split: str, words: str) -> tuple[pathlib.Path, Words]:
+    """The file of references, of a dataset the captions of its split; and the words to be counted.
+
+    Raises:
+      UserError: a directory that is no dataset or has no such split, and see `words_of`.
+    """
+    if os.path.isdir(references):
+        found = open_split(references, split)
+        return captions_path(found.directory, split), words_of(found.directory, words)
+    name = references.name
+    if name.startswith("captions.") and os.path.isfile(references.parent / CARD):
+        return references, words_of(references.parent, words)
+    return references, find_words(words or PTB.name)
 
 
 def image_files(

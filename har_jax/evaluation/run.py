@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from har_jax.config import Config
-from har_jax.data.dataset import Split, open_split
+from har_jax.data.dataset import Split, open_split, words_of
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.protocols import Images, Part, Writer
 from har_jax.decoding.settings import DecodeSettings
@@ -127,6 +127,7 @@ def evaluate_writer(
     source: Mapping[str, Any] | None = None,
     warnings: list[str] | None = None,
     desc: str = "captions",
+    words: str = "",
 ) -> Evaluation:
     """Captions a split, scores the captions and writes the results into `out`.
 
@@ -138,6 +139,7 @@ def evaluate_writer(
       limit: the first so many images; 0: all.
       seed: of the control and of the bootstrap.
       source: what was scored, copied into the scores.
+      words: the name of those that are counted, if not the dataset's own (`words_of`).
 
     Raises:
       UserError: anything missing or misfitting.
@@ -147,6 +149,7 @@ def evaluate_writer(
         return zip(split.ids, map(split.read, range(len(found.texts))), strict=False)
 
     path = check_out(out)
+    counted = words_of(split.directory, words)
     found = write_captions(writer, split, limit=limit, desc=desc)
     speed = found.per_second
     if isinstance(writer, KeptWriter):  # some may be of processes before this one
@@ -166,6 +169,7 @@ def evaluate_writer(
         source=source,
         warnings=warnings or (),
         domains=dict(zip(split.ids, domains, strict=True)) if domains is not None else None,
+        words=counted,
     )
     # Of a single batch, and of what is kept, compiling is in it.
     evaluation.scores["captions_per_second"] = speed
@@ -190,6 +194,7 @@ def evaluate_run(
     captioner: LoadedCaptioner | None = None,
     features: str | None = None,
     allow_overlap: bool = False,
+    words: str = "",
     **settings: Any,
 ) -> Evaluation:
     """`evaluate_writer` of a run. All that needs no device is checked before one is touched.
@@ -201,6 +206,7 @@ def evaluate_run(
       features: a feature cache instead of the run's own `config.data.features`, or "none" to
         encode the images. The run's own is used where it holds the split.
       allow_overlap: only warn where images are scored that the run was trained on.
+      words: as in `evaluate_writer`; a function has to be named here, whatever the run says.
       settings: of `decoding.settings.DecodeSettings`.
     """
     # 1. What is to be scored, and whether it may be.
@@ -208,6 +214,7 @@ def evaluate_run(
     how = DecodeSettings(method, **settings)
     config, run = read_run(checkpoint)
     rows = open_split(data or config.data.dir, split)
+    words_of(rows.directory, words)  # refused before anything is loaded
     warnings = check_unseen(checkpoint, rows, allow=allow_overlap)
     other = read_other(against, numbers_of(rows)) if against else None
     if other is not None:
@@ -235,6 +242,7 @@ def evaluate_run(
         source={**source, **({"features": str(cache.directory)} if cache else {}), **settings},
         warnings=warnings,
         desc=f"captions, {method}",
+        words=words,
     )
 
 

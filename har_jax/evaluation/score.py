@@ -27,6 +27,7 @@ from har_jax.evaluation.compare import IN_PYTHON, Other, compare
 from har_jax.files import followed, write_json
 from har_jax.metrics import gender, health
 from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
+from har_jax.text.words import PTB, Words
 
 if TYPE_CHECKING:
     from har_jax.scorers.clip import ClipScorer
@@ -71,6 +72,7 @@ def evaluate_captions(
     source: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     domains: Mapping[int, str] | None = None,
+    words: Words = PTB,
 ) -> Evaluation:
     """Scores one caption per image with everything that can run here.
 
@@ -84,6 +86,7 @@ def evaluate_captions(
       control: "shuffle" also scores every caption against another image's references.
       source: what was scored (run, step, split, method), copied into the scores.
       domains: of all images, where they have some: each is scored by itself as well.
+      words: what all of it counts, the other system's captions too.
 
     Raises:
       UserError: references and predictions do not belong together, or an unknown control.
@@ -92,7 +95,7 @@ def evaluate_captions(
         raise UserError(f"control {control!r} is unknown; allowed: shuffle")
     ids = list(predictions)
     references = {i: list(references[i]) for i in ids if i in references}
-    found = score_captions(references, predictions, metrics=metrics)
+    found = score_captions(references, predictions, metrics=metrics, words=words)
     corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
     skipped = dict(found.skipped)
     per_image = {i: dict(found.per_image[i]) for i in ids}
@@ -122,18 +125,17 @@ def evaluate_captions(
     statistics = Statistics.of([per_image[i] for i in ids], found.bleu_counts)
     scores["confidence"] = confidence(statistics, seed=seed)
     if against is not None:
-        scores["against"] = compare(
-            against, statistics, references, ids, signature=signature, seed=seed
-        )
+        told: dict[str, Any] = {"signature": signature, "seed": seed, "words": words}
+        scores["against"] = compare(against, statistics, references, ids, **told)
     if control == "shuffle":
-        scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed)
+        scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed, words)
     rows: list[dict[str, Any]] = []
     for i in ids:
         named = {"filename": filenames[i]} if filenames and i in filenames else {}
         row = {"image_id": i, **named, "caption": predictions[i], "references": references[i]}
         rows.append(row | ({"ended": ended[i]} if ended is not None else {}) | per_image[i])
     if domains is not None:
-        scores["domains"] = _score_domains(domains, references, predictions, per_image)
+        scores["domains"] = _score_domains(domains, references, predictions, per_image, words)
     return Evaluation(scores, rows)
 
 
@@ -142,6 +144,7 @@ def _score_domains(
     references: Mapping[int, Sequence[str]],
     predictions: Mapping[int, str],
     per_image: Mapping[int, Mapping[str, Any]],
+    words: Words,
 ) -> dict[str, dict[str, Any]]:
     """{domain: {"n_images", "CIDEr", "Bleu_1" .., "ROUGE_L", and what else was scored}}.
 
@@ -151,7 +154,8 @@ def _score_domains(
     found: dict[str, dict[str, Any]] = {}
     for domain in sorted({domains[i] for i in predictions}):
         own = {i: text for i, text in predictions.items() if domains[i] == domain}
-        scores = score_captions({i: references[i] for i in own}, own, metrics=IN_PYTHON)
+        truth = {i: references[i] for i in own}
+        scores = score_captions(truth, own, metrics=IN_PYTHON, words=words)
         row: dict[str, Any] = {"n_images": len(own)}
         row |= {key: value for key, value in scores.corpus.items() if value is not None}
         for key in MEANS[2:]:  # the others are there already
@@ -233,13 +237,15 @@ def shuffle_control(
     predictions: Mapping[int, str],
     real: float | None,
     seed: int,
+    words: Words = PTB,
 ) -> dict[str, Any]:
     """CIDEr when every image is captioned as another one. A blind captioner has a ratio near 1.
 
     Args:
       real: the CIDEr of the unshuffled captions.
     """
-    control = score_captions(references, shuffled(predictions, seed), metrics=("CIDEr",))
+    other = shuffled(predictions, seed)
+    control = score_captions(references, other, metrics=("CIDEr",), words=words)
     value = control.corpus["CIDEr"]
     ratio = value / real if value is not None and real else None
     return {"kind": "shuffle", "seed": seed, "CIDEr": real, "CIDEr_shuffled": value, "ratio": ratio}

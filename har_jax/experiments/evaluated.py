@@ -14,6 +14,7 @@ from har_jax.metrics.corpus import score_captions
 from har_jax.miniature.truth import shapes_named
 from har_jax.reports.paper import MEASURES
 from har_jax.reports.tables import lookup
+from har_jax.text.words import named_in
 
 
 class Evaluated:
@@ -42,8 +43,9 @@ class Evaluated:
             if scenes is not None:
                 scores["truth"] = shapes_named(scenes, captions, "test").to_dict()
             references = {i: row["references"] for i, row in rows.items()}
-            counts = score_captions(references, captions, metrics=("Bleu",)).bleu_counts
-            statistics.append(Statistics.of(list(rows.values()), counts))
+            words = named_in(str(scores.get("signature", "")))
+            counted = score_captions(references, captions, metrics=("Bleu",), words=words)
+            statistics.append(Statistics.of(list(rows.values()), counted.bleu_counts))
         values = {m.key: [lookup(scores, m.key) for scores in self.scores] for m in MEASURES}
         known = {key: [x for x in own if x is not None] for key, own in values.items()}
         # A mean over some of the seeds would not compare.

@@ -8,7 +8,9 @@ from typing import Any
 
 from har_jax.evaluation.compare import IN_PYTHON
 from har_jax.experiments.evaluated import rows_of
+from har_jax.experiments.runs import read_scores
 from har_jax.metrics.corpus import score_captions
+from har_jax.text.words import named_in
 
 _BY_CLIP = ("CLIPScore", "RefCLIPScore")
 
@@ -27,7 +29,8 @@ def first_images(systems: Mapping[str, pathlib.Path], n: int) -> dict[str, dict[
     for name, own in rows.items():
         references = {i: own[i]["references"] for i in ids}
         captions = {i: own[i]["caption"] for i in ids}
-        scored = score_captions(references, captions, metrics=IN_PYTHON)
+        words = named_in(str(read_scores(systems[name]).get("signature", "")))
+        scored = score_captions(references, captions, metrics=IN_PYTHON, words=words)
         scores: dict[str, Any] = {k: v for k, v in scored.corpus.items() if v is not None}
         for key in _BY_CLIP:
             values = [own[i][key] for i in ids if own[i].get(key) is not None]

@@ -310,13 +310,14 @@ def _extended(
 def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
     """`tokenizer.json` with `<image>`, and the id that it got.
 
-    Its post-processor puts `<bos>` first, as the decoder was trained.
+    Its post-processor puts `<bos>` first, if there is one, as the decoder was trained.
     """
     grown = Tokenizer.from_str(tokenizer.to_json())
     grown.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
-    bos = tokenizer.token(tokenizer.bos_id)
+    begin = [(tokenizer.token(i), i) for i in tokenizer.begin]
+    before = "".join(f"{bos} " for bos, _ in begin)
     grown.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_id)]
+        single=f"{before}$A", pair=f"{before}$A $B", special_tokens=begin
     )
     image_id = grown.token_to_id(IMAGE_TOKEN)
     assert image_id is not None  # it was just added
@@ -334,7 +335,7 @@ def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
     """
     text, image_id = tokenizer_with_image(tokenizer)
     grown = Tokenizer.from_str(text)
-    wanted = [tokenizer.bos_id, image_id, *tokenizer.encode(prompt)[:-1]]
+    wanted = [*tokenizer.begin, image_id, *tokenizer.encode(prompt)[:-1]]
     for between in ("", " "):
         if grown.encode(written := f"{IMAGE_TOKEN}{between}{prompt.strip()}").ids == wanted:
             return written
@@ -345,13 +346,13 @@ def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
 
 
 def tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
-    bos, eos = tokenizer.token(tokenizer.bos_id), tokenizer.token(tokenizer.eos_id)
+    eos = tokenizer.token(tokenizer.eos_id)
     return {
         # Tells transformers to take tokenizer.json as it is. Named by another class, such as
         # LlamaTokenizer, it rebuilds the pre-tokenizer that the class expects.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "LlavaProcessor",
-        "bos_token": bos,
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
         "eos_token": eos,
         "pad_token": eos,
         "padding_side": "left",

@@ -68,7 +68,7 @@ class Blueprint:
         prompt = tokenizer.encode(self.model.prompt)[:-1] if self.model.prompt else []
         ids = dict(
             bos_id=tokenizer.bos_id,
-            eos_ids=(tokenizer.eos_id,),
+            eos_ids=tokenizer.eos_ids,
             prompt_ids=tuple(prompt),
             wordless=tuple((first, stop) for first, stop in wordless if first < stop <= rows),
         )

@@ -24,7 +24,7 @@ from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
 from har_jax.metrics.cider import cider_of
 from har_jax.metrics.corpus_ngrams import count_ngrams
 from har_jax.metrics.rouge import corpus_rouge
-from har_jax.text import ptb
+from har_jax.text.words import PTB, Words
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -45,7 +45,8 @@ class CorpusScores:
       skipped: {metric: why it did not run}.
       n_images: how many images were scored.
       signature: what has to agree for two values to be comparable.
-      reference_words, words: PTB tokens of the references and of each caption, in the same order.
+      reference_words, words: of the references and of each caption, in the same order (of PTB's
+        the raw tokens).
       bleu_counts: a row of `metrics.bleu.bleu_counts_of` per image; None without BLEU.
     """
 
@@ -93,14 +94,16 @@ def score_captions(
     predictions: Mapping[int, str],
     *,
     metrics: Collection[str] = DEFAULT_METRICS,
+    words: Words = PTB,
 ) -> CorpusScores:
-    """Scores one caption per image; texts are raw and get tokenized here, as COCO does.
+    """Scores one caption per image; texts are raw and get divided into words here.
 
     CIDEr's document frequencies come from `references`, so they must be exactly the evaluated set.
 
     Args:
       metrics: some of `METRICS`; `OFFICIAL` among them (or alone, for all) has pycocoevalcap
         compute them.
+      words: what is counted. METEOR, SPICE and the official metrics have PTB's alone.
 
     Raises:
       UserError: the images of the two differ, an image has no references, an unknown metric, or
@@ -108,38 +111,41 @@ def score_captions(
     """
     metrics, by_official = _chosen(metrics)
     _check_images(references, predictions)
-    reference_words, words = (_official_words if by_official else _words)(references, predictions)
+    reference_words, written = _divided(references, predictions, words, by_official)
     run: dict[str, tuple[float, Mapping[int, float]]] = {}
     signature: list[str] = []
     skipped = {name: "not asked for" for name in METRICS if name not in metrics}
     bleu_counts = None
     if {"CIDEr", "Bleu"} & metrics:
-        counted = count_ngrams(reference_words, words)
+        counted = count_ngrams(reference_words, written)
         if "CIDEr" in metrics:
             values = cider_of(counted)
-            run["CIDEr"] = float(values.mean()), _by_image(words, values)
+            run["CIDEr"] = float(values.mean()), _by_image(written, values)
             signature.append(f"CIDEr-D[n4,s6.0,df=references,N={len(references)}]")
         if "Bleu" in metrics:
             bleu_counts = bleu_counts_of(counted)
             corpus, each = bleu_of_counts(bleu_counts.sum(0)), bleu_of_counts(bleu_counts)
             for k in range(4):
-                run[f"Bleu_{k + 1}"] = float(corpus[k]), _by_image(words, each[:, k])
+                run[f"Bleu_{k + 1}"] = float(corpus[k]), _by_image(written, each[:, k])
             signature.append("BLEU[n4,closest]")
     if "ROUGE_L" in metrics:
-        run["ROUGE_L"] = corpus_rouge(reference_words, words)
+        run["ROUGE_L"] = corpus_rouge(reference_words, written)
         signature.append("ROUGE-L[b1.2]")
     if by_official:
         for metric in ("CIDEr", "Bleu", "ROUGE_L"):
             if metric in metrics:
-                run |= official.scores(metric, reference_words, words)
+                run |= official.scores(metric, reference_words, written)
     for name, function in (("METEOR", official.meteor), ("SPICE", official.spice)):
         if name in metrics:
+            if words is not PTB:
+                skipped[name] = f"{name} is made for English and PTB words, not {words.signature}"
+                continue
             try:
-                run[name] = function(reference_words, words)
+                run[name] = function(reference_words, written)
                 signature.append(f"{name}[pycocoevalcap]")
             except official.Unavailable as error:
                 skipped[name] = str(error)
-    signature.append("words=ptb")
+    signature.append(f"words={words.signature}")
     if by_official:
         signature.append("by=pycocoevalcap[official]")
     return CorpusScores(
@@ -149,7 +155,7 @@ def score_captions(
         len(references),
         "+".join(signature),
         reference_words,
-        words,
+        written,
         bleu_counts,
     )
 
@@ -169,18 +175,29 @@ def _chosen(metrics: Collection[str]) -> tuple[set[str], bool]:
     return (chosen or set(METRICS), True) if OFFICIAL in metrics else (chosen, False)
 
 
-def _words(
-    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
+def _divided(
+    references: Mapping[int, Sequence[str]],
+    predictions: Mapping[int, str],
+    words: Words,
+    by_official: bool,
 ) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
-    flat = iter(ptb.tokens_of_lines(list(itertools.chain.from_iterable(references.values()))))
+    """The words of the references and of the predictions, in the order of the former."""
+    if by_official:
+        return _official_words(references, predictions, words)
+    flat = iter(words.of_lines(list(itertools.chain.from_iterable(references.values()))))
     truth = {i: list(itertools.islice(flat, len(group))) for i, group in references.items()}
-    written = ptb.tokens_of_lines([predictions[image_id] for image_id in references])
+    written = words.of_lines([predictions[image_id] for image_id in references])
     return truth, dict(zip(references, written, strict=True))
 
 
 def _official_words(
-    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]
+    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str], words: Words
 ) -> tuple[dict[int, list[list[str]]], dict[int, list[str]]]:
+    if words is not PTB:
+        raise UserError(
+            f"--metrics={OFFICIAL} counts the PTB words of pycocoevalcap, and these captions are "
+            f"counted in words={words.signature}; leave it out to score with har_jax's own metrics"
+        )
     try:
         return official.words(references, predictions)
     except official.Unavailable as error:

@@ -35,6 +35,7 @@ class DocumentFrequency:
       n_images: number of images N (not its logarithm).
       n: longest n-gram.
       name: what was counted ("train"), for signatures.
+      words_by: the signature of the words that captions were divided into (`text.words`).
       vocabulary: word ids; `EOS_WORD` is 0 and the others are sorted.
     """
 
@@ -46,8 +47,10 @@ class DocumentFrequency:
         *,
         n_images: int,
         name: str,
+        words_by: str = "ptb",
     ):
         self.n_images = n_images
+        self.words_by = words_by
         self.n = len(counts)
         self.name = name
         self.vocabulary = {word: i for i, word in enumerate(words)}
@@ -56,7 +59,12 @@ class DocumentFrequency:
 
     @classmethod
     def from_references(
-        cls, references: Iterable[Iterable[Words]], *, n: int = 4, name: str = "references"
+        cls,
+        references: Iterable[Iterable[Words]],
+        *,
+        n: int = 4,
+        name: str = "references",
+        words_by: str = "ptb",
     ) -> DocumentFrequency:
         """Counts the references: for each image, the words of each of its captions.
 
@@ -90,7 +98,8 @@ class DocumentFrequency:
             _, once_per_image = ngrams.unpack(pairs)
             counts.append(np.bincount(once_per_image, minlength=len(keys)).astype(np.int32))
             offset += len(keys)
-        return cls(vocabulary, found.keys[1:], counts, n_images=n_images, name=name)
+        named = {"name": name, "words_by": words_by}
+        return cls(vocabulary, found.keys[1:], counts, n_images=n_images, **named)
 
     def get(self, ngram: Words) -> int:
         """Document frequency of an n-gram; 0 when it was never seen (scorers take max(1, df))."""
@@ -122,6 +131,8 @@ class DocumentFrequency:
         words = np.frombuffer("\n".join(self.vocabulary).encode(), np.uint8)
         arrays: dict[str, Any] = {"format": _FORMAT, "n_images": self.n_images, "n": self.n}
         arrays |= {"name": self.name, "words": words}
+        if self.words_by != "ptb":  # what a file without a word about it holds
+            arrays["words_by"] = self.words_by
         arrays |= {f"keys{k + 2}": keys for k, keys in enumerate(self.keys)}
         arrays |= {f"counts{k + 1}": counts for k, counts in enumerate(self.counts)}
         file = io.BytesIO()
@@ -149,7 +160,7 @@ class DocumentFrequency:
                     "dataset again"
                 )
             n, words = int(file["n"]), file["words"].tobytes().decode()
-            if "\xa0" in words:
+            if "\xa0" in words and "words_by" not in file:
                 log.warning(
                     "%s takes '1 1/2' for one word, as older versions did: CIDEr-D of such "
                     "captions is a little off until the dataset is prepared again",
@@ -161,6 +172,7 @@ class DocumentFrequency:
                 [file[f"counts{k}"] for k in range(1, n + 1)],
                 n_images=int(file["n_images"]),
                 name=str(file["name"]),
+                words_by=str(file.get("words_by", "ptb")),
             )
             found._check()
             return found

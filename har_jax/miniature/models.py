@@ -171,7 +171,7 @@ def _build_lm(
 
     def encode(texts: Sequence[str]) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
         limit = recipe.max_text_tokens
-        rows = [[tokenizer.bos_id, *ids][:limit] for ids in tokenizer.encode_batch(texts)]
+        rows = [[*tokenizer.begin, *ids][:limit] for ids in tokenizer.encode_batch(texts)]
         lengths = np.array([len(row) for row in rows], np.int32)
         tokens = np.full((len(rows), lengths.max()), tokenizer.eos_id, np.int32)
         for i, row in enumerate(rows):

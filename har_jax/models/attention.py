@@ -85,6 +85,8 @@ def attend(
     """
     b, r, t, n, h = q_brtnh.shape
     n_kv, s = own.k.shape[2:4]
+    if shared is not None and not shared.length:
+        shared = None  # of a prefix of one token, which the captions read first
     g, p = n // n_kv, 0 if shared is None else shared.length
     if isinstance(window, int) and window >= p + s:
         window = None  # no two places are so far apart

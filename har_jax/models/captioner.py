@@ -21,7 +21,7 @@ from flax import nnx
 
 from har_jax.config import CaptionerSettings
 from har_jax.errors import UserError
-from har_jax.models.attention import KVCache
+from har_jax.models.attention import KV, KVCache
 from har_jax.models.decoders.protocol import Decoder, DecoderConfig
 from har_jax.models.decoders.transformer import Adapt
 from har_jax.models.encoders.protocol import Encoder, EncoderConfig
@@ -157,6 +157,9 @@ class Captioner(nnx.Module):
 
         bos = () if self.config.bos_id is None else (self.config.bos_id,)
         x_bpd = jnp.concatenate([*text(bos), prefix, *text(self.config.prompt_ids)], axis=1)
+        if x_bpd.shape[1] == 1:  # a single visual token: nothing lies before what is read first
+            _, kv = self.lm.prefill(x_bpd)
+            return PrefixCache(tuple(KV(k[:, :, :0], v[:, :, :0]) for k, v in kv), x_bpd[:, -1])
         _, kv = self.lm.prefill(x_bpd[:, :-1])
         return PrefixCache(kv, x_bpd[:, -1])
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from har_jax.command_line import path
+from har_jax.command_line import WORDS, path
 
 Run = Callable[[argparse.Namespace], int | None]
 
@@ -20,6 +20,12 @@ def subcommand(commands: Any, name: str, run: Run, **texts: Any) -> argparse.Arg
     add("--out", type=path, required=True, metavar="DIR", help="where the result is written")
     add("--overwrite", action="store_true", help="replace a dataset that is there")
     return parser
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Declares --words."""
+    counted = f"what rewards and metrics count of a caption: {WORDS} (default: ptb, for English)"
+    parser.add_argument("--words", default="ptb", metavar="NAME", help=counted)
 
 
 def print_report(out: str | os.PathLike, card: dict[str, Any], dropped: Sequence[str] = ()) -> None:

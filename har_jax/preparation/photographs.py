@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from har_jax.command_line import path
 from har_jax.errors import UserError
-from har_jax.preparation.arguments import print_report, subcommand
+from har_jax.preparation.arguments import add_words, print_report, subcommand
 from har_jax.settings import Part, word
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def _add_photographs(parser: argparse.ArgumentParser, images: str = SEVERAL) -> 
     twice = "of the same file under two ids in two splits: stop, or leave out the one that is "
     twice += "trained on (default: refuse)"
     add("--duplicates", choices=("refuse", "drop"), default="refuse", help=twice)
+    add_words(parser)
     lengths = "also report the lengths of captions in its tokens"
     add("--tokenizer", type=path, metavar="HF_DIR", help=lengths)
 

@@ -7,7 +7,7 @@ import pathlib
 from typing import Annotated, Any
 
 from har_jax.command_line import path
-from har_jax.preparation.arguments import print_report, subcommand
+from har_jax.preparation.arguments import add_words, print_report, subcommand
 from har_jax.settings import Part, Range, Seed, word
 
 Images = Annotated[int, Range(at_least=0, at_most=10_000_000)]
@@ -28,13 +28,16 @@ def add_scenes(commands: Any) -> None:
     skew = "draw a person into each scene, whose gender this share of the training captions "
     skew += "guesses by a stereotype, such as 0.8; val and test are balanced (default: no persons)"
     parser.add_argument("--skew", type=word(Part), metavar="SHARE", help=skew)
+    add_words(parser)
 
 
 def scenes(arguments: argparse.Namespace) -> None:
     from har_jax.data import builder
     from har_jax.miniature import scenes
     from har_jax.progress import track
+    from har_jax.text.words import find_words
 
+    words = find_words(arguments.words)
     seed, skew = arguments.seed, arguments.skew
     sizes = {split: getattr(arguments, split) for split in scenes.SIZES}
     builder.check_free(arguments.out, overwrite=arguments.overwrite)
@@ -47,6 +50,7 @@ def scenes(arguments: argparse.Namespace) -> None:
         description="Drawn scenes with five captions each, by annotators who differ.",
         settings={"seed": seed, "sizes": sizes} | ({} if skew is None else {"skew": skew}),
         ids=f"scenes-{seed}" + (f"-skew-{skew:g}" if skew is not None else ""),
+        words=words,
         overwrite=arguments.overwrite,
     )
     print_report(arguments.out, card)

@@ -24,6 +24,7 @@ from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
 from har_jax.files import read_json_lines
 from har_jax.foreign import Finite, Size, read_json, shortened, typed
 from har_jax.metrics.corpus import score_captions
+from har_jax.text.words import named_in
 
 Series = dict[str, list[tuple[float, float]]]
 
@@ -235,7 +236,7 @@ def examples_of(
 
     `references` fill in for rows that have none; CIDEr is computed where it is missing.
     """
-    values = {name: _cider(split.rows, references) for name, split in columns.items()}
+    values = {name: _cider(split, references) for name, split in columns.items()}
     *others, last = columns.values()
     found = []
     for image_id, row in last.rows.items():
@@ -250,9 +251,8 @@ def examples_of(
     return found
 
 
-def _cider(
-    rows: Mapping[int, Mapping[str, Any]], references: Mapping[int, Sequence[str]]
-) -> dict[int, float]:
+def _cider(split: ScoredSplit, references: Mapping[int, Sequence[str]]) -> dict[int, float]:
+    rows = split.rows
     if rows and all("CIDEr" in row for row in rows.values()):
         return {i: row["CIDEr"] for i, row in rows.items() if row["CIDEr"] is not None}
     truth = {i: row.get("references") or references.get(i) for i, row in rows.items()}
@@ -261,7 +261,8 @@ def _cider(
     captions = {i: str(row.get("caption") or "") for i, row in rows.items()}
     known = {i: list(texts or []) for i, texts in truth.items()}
     try:
-        found = score_captions(known, captions, metrics=("CIDEr",))
+        words = named_in(str(split.scores.get("signature", "")))
+        found = score_captions(known, captions, metrics=("CIDEr",), words=words)
     except UserError:
         return {}
     return {i: scores["CIDEr"] for i, scores in found.per_image.items()}

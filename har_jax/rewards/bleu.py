@@ -12,6 +12,7 @@ from har_jax.errors import UserError
 from har_jax.metrics import ngrams
 from har_jax.metrics.bleu import bleu_of_counts
 from har_jax.rewards.per_caption import PerCaption, References
+from har_jax.text.words import PTB, Words
 
 _COOKED = 4096  # images whose references stay counted, about 15 kB each
 
@@ -30,13 +31,14 @@ class BleuReward(PerCaption):
       UserError: `n` outside 1..4, or an image without references.
     """
 
-    def __init__(self, references: Mapping[int, Sequence[str]], *, n: int = 4):
+    def __init__(self, references: Mapping[int, Sequence[str]], *, n: int = 4, words: Words = PTB):
+        super().__init__(words)
         if not 1 <= n <= 4:
             raise UserError(f"BLEU-{n} is no reward; n must be 1, 2, 3 or 4")
-        self._references = References(references)
+        self._references = References(references, words)
         self._n = n
         self._cook = functools.lru_cache(_COOKED)(self._count_references)
-        self.signature = f"BLEU[n{n},sentence,closest]+ptb"
+        self.signature = f"BLEU[n{n},sentence,closest]+{words.mark}"
 
     def _count_references(self, image_id: int) -> tuple[dict[tuple[str, ...], int], list[int]]:
         """(how often each n-gram occurs in the reference that has it most, their lengths)."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ class RewardCallback:
       reward: its parts are thread-safe, see `rewards.contract`; `MixedReward.single` makes one of a
         reward that is no sum.
       decode: token ids without EOS -> text; host code, thread-safe.
-      eos_id: the token that ends a caption.
+      eos_ids: the tokens that end a caption, any of them.
       mesh: devices of the computation; the images of a batch are split over those of its axes that
         are `sharding.BATCH_AXES`. None means one device.
       vocab_size: with at most 65,536 tokens they travel as uint16, half the bytes.
@@ -63,7 +63,7 @@ class RewardCallback:
         reward: MixedReward,
         decode: Callable[[list[int]], str],
         *,
-        eos_id: int,
+        eos_ids: Sequence[int],
         mesh: jax.sharding.Mesh | None = None,
         vocab_size: int | None = None,
         seconds: float = SECONDS,
@@ -71,7 +71,7 @@ class RewardCallback:
         self.reward = reward
         self._device = reward.device_parts
         self._decode = decode
-        self._eos_id = eos_id
+        self._eos_ids = list(eos_ids)
         self._mesh = mesh if mesh is not None and mesh.size > 1 else None
         small = vocab_size is not None and vocab_size <= 2**16
         self._token_dtype = jnp.uint16 if small else jnp.int32
@@ -206,7 +206,7 @@ class RewardCallback:
         self, image_ids: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
     ) -> list[np.ndarray]:
         last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], axis=2)[..., 0]
-        ended = (lengths > 0) & (last == self._eos_id)
+        ended = (lengths > 0) & np.isin(last, self._eos_ids)
         words = lengths - ended
         captions = [
             [self._decode(row[:count]) for row, count in zip(rows, counts, strict=True)]

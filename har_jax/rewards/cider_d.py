@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from har_jax.errors import UserError
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
-from har_jax.text import ptb
+from har_jax.text.words import PTB, Words
 
 
 class CiderDReward:
@@ -22,9 +23,10 @@ class CiderDReward:
       document_frequency: counted over the *whole* training split.
       references: raw captions of every image that will be scored.
       eos: count the end as a word.
+      words: what is counted of a caption.
 
     Raises:
-      UserError: an image without references.
+      UserError: an image without references, or document frequencies of other words.
     """
 
     def __init__(
@@ -33,13 +35,21 @@ class CiderDReward:
         references: Mapping[int, Sequence[str]],
         *,
         eos: bool = True,
+        words: Words = PTB,
     ):
-        words = {i: [ptb.words(text) for text in captions] for i, captions in references.items()}
-        self._scorer = CiderD(document_frequency, words, eos=eos)
         self.document_frequency = df = document_frequency
+        if df.words_by != words.signature:
+            raise UserError(
+                f"the document frequencies {df.name!r} count the words of {df.words_by}, and the "
+                f"reward those of {words.signature}; prepare the dataset again with "
+                f"--words={words.name}"
+            )
+        self._words = words
+        of_images = {i: [words(text) for text in captions] for i, captions in references.items()}
+        self._scorer = CiderD(df, of_images, eos=eos)
         self.signature = (
             f"CIDEr-D[n{df.n},s{self._scorer.sigma}]{'+eos' if eos else ''}"
-            f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+ptb"
+            f"+df[{df.name},N={df.n_images},{df.fingerprint[:8]}]+{words.mark}"
         )
 
     def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
@@ -48,6 +58,6 @@ class CiderDReward:
         Raises:
           UserError: an image without references.
         """
-        words = [[ptb.words(text) for text in of_image] for of_image in captions]
+        words = [[self._words(text) for text in of_image] for of_image in captions]
         values = self._scorer.score(image_ids, words, ended)
         return values.reshape(ended.shape).astype(np.float32)  # B = 0 does not tell R there

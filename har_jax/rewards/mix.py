@@ -20,7 +20,6 @@ part without training on it.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import os
@@ -33,12 +32,13 @@ from jaxtyping import Float32
 
 from har_jax.errors import UserError, did_you_mean, raised_by
 from har_jax.metrics.document_frequency import DocumentFrequency
-from har_jax.plugins import load_function
+from har_jax.plugins import load_function, signature_of
 from har_jax.rewards import contract
 from har_jax.rewards.bleu import BleuReward
 from har_jax.rewards.cider_d import CiderDReward
 from har_jax.rewards.contract import DeviceReward, Ended, ImageIds, Reward, Texts, Values
 from har_jax.rewards.per_caption import BiasPenalty, LengthPenalty, RepetitionPenalty
+from har_jax.text.words import PTB, Words
 
 Spec = str | Mapping[str, float]
 
@@ -102,6 +102,7 @@ def build(
     *,
     eos: bool = True,
     clip_score: Reward | None = None,
+    words: Words = PTB,
 ) -> MixedReward:
     """The reward that a specification describes.
 
@@ -111,18 +112,19 @@ def build(
       references: raw captions of every image that will be scored. Kept, not copied.
       eos: whether the end of a caption is a word to CIDEr-D.
       clip_score: the part of that name.
+      words: what the parts that look at words count.
 
     Raises:
-      UserError: a specification that cannot be read, an unknown name or function, or references
-        that a part cannot use.
+      UserError: a specification that cannot be read, an unknown name or function, references that
+        a part cannot use, or document frequencies of other words.
     """
     weights = parse(spec)
     own: dict[str, Callable[[], Reward]] = {
-        "bleu": lambda: BleuReward(references),
-        "bias": lambda: BiasPenalty(references),
-        "bias_balanced": lambda: BiasPenalty(references, lists="balanced"),
-        "length": lambda: LengthPenalty(references),
-        "repetition": RepetitionPenalty,
+        "bleu": lambda: BleuReward(references, words=words),
+        "bias": lambda: BiasPenalty(references, words=words),
+        "bias_balanced": lambda: BiasPenalty(references, lists="balanced", words=words),
+        "length": lambda: LengthPenalty(references, words=words),
+        "repetition": lambda: RepetitionPenalty(words=words),
     }
 
     def part(name: str) -> Reward:
@@ -132,7 +134,7 @@ def build(
                     "the reward cider_d needs the document frequencies of the training references, "
                     "got none; `python -m har_jax.prepare` writes them beside a dataset"
                 )
-            return CiderDReward(document_frequency, references, eos=eos)
+            return CiderDReward(document_frequency, references, eos=eos, words=words)
         if name == "clip_score":
             if clip_score is None:
                 raise UserError(
@@ -155,8 +157,7 @@ def build(
 class FunctionReward:
     """A user's function as a reward. What it returns is converted to float32 and checked.
 
-    The signature holds a hash of the function's source, so that an edited function does not pass
-    for the old one; what the function itself calls is not in it.
+    Its signature is that of `plugins.signature_of`.
 
     Args:
       path: "package.module:function".
@@ -175,7 +176,7 @@ class FunctionReward:
             takes = {}
         self._keywords: dict[str, Any] = {"references": references} if "references" in takes else {}
         self._function = function
-        self.signature = getattr(function, "signature", None) or f"{path}[{_source_hash(function)}]"
+        self.signature = signature_of(path, function)
 
     def __call__(
         self, image_ids: ImageIds, captions: Texts, ended: Ended
@@ -198,14 +199,6 @@ class FunctionReward:
                 f"reward {self._path} returned a {type(values).__name__} that is no array of "
                 f"numbers; return one number per caption, shape {ended.shape}"
             ) from None
-
-
-def _source_hash(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        return "no source"
-    return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 class MixedReward:

@@ -14,24 +14,25 @@ from har_jax.errors import UserError
 from har_jax.ids import read_number
 from har_jax.metrics import gender, health
 from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
-from har_jax.text import ptb
+from har_jax.text.words import PTB, Words
 
 
 class References:
-    """Raw captions by image id, of every image that will be scored; read when first needed.
+    """Raw captions by image id, of every image that will be scored; read when first needed, as the
+    words of `words`.
 
     Raises:
       UserError: there are none, or an image has none.
     """
 
-    def __init__(self, texts: Mapping[int, Sequence[str]]):
+    def __init__(self, texts: Mapping[int, Sequence[str]], words: Words = PTB):
         if not texts:
             raise UserError("a reward needs references of at least one image, got none")
         for image_id, captions in texts.items():
             if not captions or isinstance(captions, str):
                 fix = "give a list of at least one text"
                 raise UserError(f"image {image_id} has references {captions!r}; {fix}")
-        self._texts = texts
+        self._texts, self._words = texts, words
 
     def words(self, image_id: int) -> list[list[str]]:
         """The words of an image's references.
@@ -45,11 +46,14 @@ class References:
                 f"no references for image {image_id} (there are references of {len(self._texts)} "
                 "images); score images of the split the reward was built from"
             )
-        return [ptb.words(text) for text in found]
+        return [self._words(text) for text in found]
 
 
 class PerCaption:
-    """A `contract.Reward` made of figures of single captions."""
+    """A `contract.Reward` made of figures of single captions, as `words` divides them."""
+
+    def __init__(self, words: Words = PTB):
+        self._words = words
 
     def figures(self, image_id: int, words: Sequence[str]) -> float | Sequence[float]:
         """Of one caption: its value, or what `values` makes one of."""
@@ -67,7 +71,7 @@ class PerCaption:
         """
         numbers = [read_number(image_id) for image_id in image_ids]
         figures = [
-            self.figures(image_id, ptb.words(text))
+            self.figures(image_id, self._words(text))
             for image_id, group in zip(numbers, captions, strict=True)
             for text in group
         ]
@@ -79,7 +83,9 @@ class PerCaption:
 class RepetitionPenalty(PerCaption):
     """Share of a caption's bigrams, in [0, 1], that stood in it before."""
 
-    signature = "repetition[n2]+ptb"
+    @property
+    def signature(self) -> str:
+        return f"repetition[n2]+{self._words.mark}"
 
     def figures(self, image_id: int, words: Sequence[str]) -> float:
         del image_id
@@ -97,10 +103,10 @@ class LengthPenalty(PerCaption):
       UserError: an image without references.
     """
 
-    signature = "length[range]+ptb"
-
-    def __init__(self, references: Mapping[int, Sequence[str]]):
-        self._references = References(references)
+    def __init__(self, references: Mapping[int, Sequence[str]], *, words: Words = PTB):
+        super().__init__(words)
+        self._references = References(references, words)
+        self.signature = f"length[range]+{words.mark}"
         # Three numbers per image: all of them may stay.
         self._range = functools.lru_cache(None)(self._measure)
 
@@ -125,13 +131,16 @@ class BiasPenalty(PerCaption):
       UserError: unknown lists, or an image without references.
     """
 
-    def __init__(self, references: Mapping[int, Sequence[str]], *, lists: str = "lic"):
+    def __init__(
+        self, references: Mapping[int, Sequence[str]], *, lists: str = "lic", words: Words = PTB
+    ):
+        super().__init__(words)
         gender.word_lists(lists)
         self._lists = lists
         # Two numbers per image: all of them may stay.
-        words = References(references).words
-        self._support = functools.cache(lambda image_id: gender.support(words(image_id), lists))
-        self.signature = f"bias[{lists}]+ptb"
+        of_image = References(references, words).words
+        self._support = functools.cache(lambda image_id: gender.support(of_image(image_id), lists))
+        self.signature = f"bias[{lists}]+{words.mark}"
 
     def figures(self, image_id: int, words: Sequence[str]) -> float:
         supported = self._support(image_id)

@@ -73,7 +73,7 @@ def assemble(plan: SessionPlan) -> Session:
     if plan.reward is not None:
         frozen |= plan.reward.load(mesh, plan.workdir)
         decode, size = parts.tokenizer.decode, blueprint.config.lm.vocab_size
-        ends = {"eos_id": parts.tokenizer.eos_id, "vocab_size": size}
+        ends = {"eos_ids": parts.tokenizer.eos_ids, "vocab_size": size}
         seconds = config.scst.reward_timeout
         callback = RewardCallback(plan.reward, decode, mesh=mesh, seconds=seconds, **ends)
     loss_fn = stage_loss(blueprint, config, callback)

@@ -25,6 +25,7 @@ from har_jax.errors import UserError
 from har_jax.figures import Figure, merge
 from har_jax.metrics import health, ngrams
 from har_jax.metrics.cider_d import DocumentFrequency
+from har_jax.models.captioner import CaptionerConfig
 from har_jax.models.functional import Params
 from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.cider_d import CiderDReward
@@ -32,7 +33,6 @@ from har_jax.rewards.limit import Limit
 from har_jax.sessions.assemble import Session
 from har_jax.sessions.observe import rollout_words
 from har_jax.sessions.plan import SessionPlan
-from har_jax.text import ptb
 
 log = logging.getLogger(__name__)
 
@@ -87,27 +87,51 @@ def examine_texts(plan: SessionPlan, images: int = IMAGES) -> list[Finding]:
 
 
 def _round_trip(plan: SessionPlan, texts: list[str], encoded: list[list[int]]) -> Finding:
-    decode = plan.parts.tokenizer.decode
-    changed = [
-        (text, decode(ids))
-        for text, ids in zip(texts, encoded, strict=True)
-        if ptb.words(decode(ids)) != ptb.words(text)
-    ]
-    share = len(changed) / len(texts)
-    said = f"{len(texts) - len(changed)} of {len(texts)} references keep their words"
+    """Whether the model can write the references, and their words come back from their ids."""
+    tokenizer, words, n = plan.parts.tokenizer, plan.words, len(texts)
+    never = _never_written(plan.parts.blueprint.config)
+    lost = [t for t, ids in zip(texts, encoded, strict=True) if never.intersection(ids)]
+    if lost:
+        said = f"{len(lost)} of {n} references need ids that the model has no word for, such as "
+        advice = "config.model.lm and the tokenizer beside it do not belong together"
+        return Finding("tokenizer", "stop", f"{said}{lost[0]!r}", advice)
+    back = [(text, tokenizer.decode(ids)) for text, ids in zip(texts, encoded, strict=True)]
+    changed = [(text, again) for text, again in back if words(again) != words(text)]
+    said = f"{n - len(changed)} of {n} references keep their words"
     if changed:
         said += f" through the tokenizer; {changed[0][0]!r} comes back as {changed[0][1]!r}"
+    if rest := sum(again != text.strip() for text, again in back) - len(changed):
+        said += f"; {rest} come back with other spaces, case or accents"
+    if tokenizer.ends.chat_template:
+        said += "; its chat template is not used: a caption is no turn of a conversation"
     advice = "config.model.lm needs a tokenizer that knows the words of the captions"
-    return Finding("tokenizer", _at_most(share, 0, 0.05), said, advice)
+    return Finding("tokenizer", _at_most(len(changed) / n, 0, 0.05), said, advice)
+
+
+def _never_written(config: CaptionerConfig) -> set[int]:
+    """The ids that no policy writes: rows without a word."""
+    return {i for first, stop in config.wordless for i in range(first, stop)}
 
 
 def _ends(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
-    eos = plan.parts.tokenizer.eos_id
-    whole = sum(eos in ids and ids.index(eos) == len(ids) - 1 for ids in encoded)
-    said = f"{whole} of {len(encoded)} encoded references end in EOS (id {eos}) and have no other"
-    advice = "captions without EOS teach a policy that never stops; repair the tokenizer in "
-    advice += "config.model.lm and train MLE again"
-    return Finding("end", "ok" if whole == len(encoded) else "stop", said, advice)
+    """Whether the references end as the policy may, and what else the model's files say of ends."""
+    ends = plan.parts.tokenizer.ends
+    first, *others = ends.eos_ids
+
+    def is_whole(ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] == first and not set(ends.eos_ids).intersection(ids[:-1])
+
+    whole = sum(map(is_whole, encoded))
+    said = f"{whole} of {len(encoded)} encoded references end in EOS (id {first}) and have no other"
+    if others:
+        named = ", ".join(map(str, others))
+        said += f"; {named} would end a caption too, and no reference ends so"
+    said = "; ".join([said, *ends.unused, *ends.odd])
+    if whole < len(encoded):
+        advice = "captions without EOS teach a policy that never stops; repair the tokenizer in "
+        return Finding("end", "stop", said, advice + "config.model.lm and train MLE again")
+    advice = "the files in config.model.lm are of different tokenizers; copy or download them again"
+    return Finding("end", "warn" if ends.odd else "ok", said, advice)
 
 
 def _room(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
@@ -124,7 +148,7 @@ def _frequencies(plan: SessionPlan, references: dict[int, list[str]]) -> list[Fi
     df = _table(plan)
     if df is None:
         return []
-    texts = [ptb.words(text) for captions in references.values() for text in captions]
+    texts = [plan.words(text) for captions in references.values() for text in captions]
     grams = {gram for words in texts for n in range(df.n) for gram in ngrams.of(words, n + 1)}
     unseen = sum(df.get(gram) == 0 for gram in grams) / max(1, len(grams))
     few = df.n_images < len(plan.train_split)

@@ -27,7 +27,6 @@ from har_jax.scorers.clip import ClipScorer
 from har_jax.sessions.assemble import Session
 from har_jax.sessions.plan import SessionPlan
 from har_jax.sharding import batch_sharding, divisible
-from har_jax.text import ptb
 from har_jax.training.loggers import Logger
 
 N_SAMPLES = 8
@@ -56,9 +55,9 @@ def validator(session: Session, logger: Logger) -> Callable[[Params, int], dict[
         live.params = {}
         texts = written.texts
         wanted = {i: references[i] for i in texts}
-        scores = score_captions(wanted, texts, metrics=("CIDEr", "Bleu"))
+        scores = score_captions(wanted, texts, metrics=("CIDEr", "Bleu"), words=plan.words)
         figures |= {k: v for k, v in scores.corpus.items() if v is not None}
-        figures |= health.summary([ptb.words(text) for text in texts.values()])
+        figures |= health.summary([plan.words(text) for text in texts.values()])
         if written.cut_rate is not None:
             figures["cut_rate"] = written.cut_rate
         if by_clip is not None:
@@ -185,6 +184,6 @@ def rollout_words(plan: SessionPlan, arrays: Mapping[str, Any], kind: str) -> li
     decode = plan.parts.tokenizer.decode
     tokens, lengths = (local_rows(arrays[f"{kind}/{k}"]) for k in ("tokens", "lengths"))
     return [
-        [ptb.words(decode(row[:n].tolist())) for row, n in zip(rows, ns, strict=True)]
+        [plan.words(decode(row[:n].tolist())) for row, n in zip(rows, ns, strict=True)]
         for rows, ns in zip(tokens, lengths, strict=True)
     ]

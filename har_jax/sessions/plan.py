@@ -14,7 +14,7 @@ from typing import Any
 
 from har_jax.checkpoint import resolve_step
 from har_jax.config import Config
-from har_jax.data.dataset import Split, document_frequency_path, open_split
+from har_jax.data.dataset import Split, document_frequency_path, open_split, words_of
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.overlap import ImageSet, image_set, shared
 from har_jax.data.subset import Subset, take
@@ -28,7 +28,7 @@ from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers.clip import ClipFiles
 from har_jax.scorers.clip_reward import ClipScoreReward
-from har_jax.text import ptb
+from har_jax.text.words import Words
 from har_jax.training.run_dir import read_run
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class SessionPlan:
       parent: where SCST starts from: {"run", "step", "stage"}.
       trained_on: the images that this run and those before it are trained on.
       data: what `run.json` says of the training data.
+      words: what rewards and validation count of captions.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class SessionPlan:
     parent: dict[str, Any] | None
     trained_on: list[ImageSet]
     data: dict[str, Any]
+    words: Words
 
     @property
     def reward_signature(self) -> str | None:
@@ -73,6 +75,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     _ = parts.identity, parts.blueprint.structure  # adapters' names are matched with the decoder's
     # 2. The data.
     whole = open_split(data.dir, data.train_split)
+    words = words_of(data.dir, data.words)
     train_split = take(whole, fraction=data.fraction, shots=data.shots, seed=data.subset_seed)
     if not len(train_split):
         raise UserError(f"{data.dir!r}: its split {data.train_split!r} is empty")
@@ -107,12 +110,12 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     reward = None
     if scst:
         find_objective(config.scst.objective)
-        reward = _reward(config, train_split)
+        reward = _reward(config, train_split, words)
     described = {"path": data.dir, "split": data.train_split, "images": len(train_split)}
     described |= {"of": len(whole), "ids": own.ids_of, "fingerprint": own.fingerprint}
     folder = pathlib.Path(workdir)
     return SessionPlan(
-        config, folder, parts, train_split, val_split, reward, parent, trained, described
+        config, folder, parts, train_split, val_split, reward, parent, trained, described, words
     )
 
 
@@ -179,7 +182,7 @@ def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}
 
 
-def _reward(config: Config, split: Split) -> MixedReward:
+def _reward(config: Config, split: Split, words: Words) -> MixedReward:
     scst = config.scst
     clip = None
     if "clip_score" in mix.parse(scst.reward):
@@ -190,16 +193,17 @@ def _reward(config: Config, split: Split) -> MixedReward:
             f"config.scst.reward_clip={scst.reward_clip!r} has no part in the reward "
             f"{scst.reward!r}; add clip_score to it, or leave reward_clip out"
         )
-    df = _document_frequency(config, split)
-    return mix.build(scst.reward, df, split.references(), eos=scst.eos, clip_score=clip)
+    df = _document_frequency(config, split, words)
+    how: dict[str, Any] = {"eos": scst.eos, "clip_score": clip, "words": words}
+    return mix.build(scst.reward, df, split.references(), **how)
 
 
-def _document_frequency(config: Config, split: Split) -> DocumentFrequency:
+def _document_frequency(config: Config, split: Split, words: Words) -> DocumentFrequency:
     data = config.data
     if isinstance(split, Subset):  # low-resource: the references of other images are not there
-        words = [[ptb.words(text) for text in texts] for texts in split.captions]
+        found = [[words(text) for text in texts] for texts in split.captions]
         name = f"{data.train_split}[{len(split)} images]"
-        return DocumentFrequency.from_references(words, name=name)
+        return DocumentFrequency.from_references(found, name=name, words_by=words.signature)
     path = document_frequency_path(data.dir, data.train_split)
     if not path.exists():
         raise UserError(

@@ -192,6 +192,8 @@ def announce(session: Session, info: dict, resumed: bool) -> None:
     else:
         log.info("  features    %s", plan.parts.features.describe())
     log.info("  decoder     %s%s", config.model.lm, _how_it_learns(config.model, blueprint))
+    log.info("  tokenizer   %s", plan.parts.tokenizer.describe())
+    log.info("  words       %s", plan.words.signature)
     total, learning = f"{counts['total']:,}", f"{counts['trained']:,}"
     log.info("  parameters  %s, of which %s learn", total, learning)
     log.info("  mesh        %s on %s", dict(session.mesh.shape), info["devices"])

@@ -19,6 +19,7 @@ from jaxtyping import Int32
 from har_jax.errors import UserError
 from har_jax.foreign import shortened
 from har_jax.text import tokenizer_files as files
+from har_jax.text.ends import Ends, read_ends
 from har_jax.text.tokenizer_files import PathLike, fingerprint_of
 
 if TYPE_CHECKING:
@@ -36,22 +37,39 @@ class CaptionTokenizer:
     """The decoder's tokenizer. Thread-safe.
 
     Attributes:
-      bos_id, eos_id: of the sentence. There is no padding id: lengths say where a caption ends.
+      bos_id: what a text begins with; None where it begins with its first word.
+      eos_ids: any of them ends a caption; `eos_id`, the first, is what `encode` puts at its end.
+        There is no padding id: lengths say where a caption ends.
+      ends: these, and what the files say of them that is not taken.
       vocab_size: one more than the largest id.
-      fingerprint: sha256 of the files that define it, and of bos and eos.
+      fingerprint: sha256 of the files that define it, and of bos and the ends.
       wordless: the ids below `vocab_size` that no token has, as ranges.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, bos_id: int, eos_id: int, fingerprint: str):
+    def __init__(self, tokenizer: Tokenizer, *, ends: Ends, fingerprint: str):
         # A caption that spells "</s>" is text, and must not end the sentence.
         tokenizer.encode_special_tokens = True
         files.make_plain(tokenizer)
         self._tokenizer = tokenizer
-        self.bos_id, self.eos_id, self.fingerprint = bos_id, eos_id, fingerprint
+        self.ends, self.fingerprint = ends, fingerprint
+        self.bos_id, self.eos_ids, self.eos_id = ends.bos_id, ends.eos_ids, ends.eos_ids[0]
+        self._special = frozenset((*self.begin, *ends.eos_ids))
         known = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()))
         self.vocab_size = known[-1] + 1
         pairs = itertools.pairwise([-1, *known])
         self.wordless = tuple((a + 1, b) for a, b in pairs if b - a > 1)
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What stands before a text: BOS, or nothing."""
+        return () if self.bos_id is None else (self.bos_id,)
+
+    def describe(self) -> str:
+        """What it is, in a line of a log."""
+        begin = "no BOS" if self.bos_id is None else f"BOS {self.token(self.bos_id)}"
+        ends = " or ".join(map(self.token, self.eos_ids))
+        chat = "; its chat template is not used" if self.ends.chat_template else ""
+        return f"{self.vocab_size:,} tokens, {begin}, ends in {ends}{chat}"
 
     def encode(self, caption: str) -> list[int]:
         """Ids of the caption, then EOS; no BOS. Outer white space is dropped, all else kept.
@@ -61,20 +79,27 @@ class CaptionTokenizer:
         """
         with files.refusing(f"the tokenizer cannot write {shortened(repr(caption))}"):
             ids = self._tokenizer.encode(caption.strip(), add_special_tokens=False).ids
-        return [*ids, self.eos_id]
+        return self._ended(ids)
 
     def encode_batch(self, captions: Sequence[str]) -> list[list[int]]:
         """`encode` of each, faster."""
         stripped = [caption.strip() for caption in captions]
         with files.refusing("the tokenizer cannot write one of the captions"):
             encodings = self._tokenizer.encode_batch_fast(stripped, add_special_tokens=False)
-        return [[*encoding.ids, self.eos_id] for encoding in encodings]
+        return [self._ended(encoding.ids) for encoding in encodings]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """With EOS. Unigram has special tokens among its words, so that a caption that spells one
+        would end there, or begin anew: it is left out."""
+        if not self._special.isdisjoint(ids):
+            ids = [i for i in ids if i not in self._special]
+        return [*ids, self.eos_id]
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The caption up to its first EOS (or to the end, if there is none)."""
+        """The caption up to the first id that ends it (or to the end, if there is none)."""
         kept = []
         for i in ids:
-            if i == self.eos_id:
+            if i in self.eos_ids:
                 break
             kept.append(int(i))
         return self._tokenizer.decode(kept, skip_special_tokens=True).strip()
@@ -103,17 +128,16 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     """The tokenizer of a Hugging Face model directory.
 
     Reads `tokenizer.json`; without one, what `transformers.AutoTokenizer` makes of the directory.
-    bos and eos are those of `tokenizer_config.json`, else of `special_tokens_map.json`, else of
-    `config.json`.
+    How texts begin and end is what `ends.read_ends` finds.
 
     Raises:
-      UserError: no tokenizer there, or bos or eos is not to be found.
+      UserError: no tokenizer there, or an end of texts is not to be found.
     """
     directory = files.existing(directory)
     tokenizer = files.from_json(directory) or files.from_transformers(directory)
-    ids = {f"{name}_id": files.special_id(directory, tokenizer, name) for name in ("bos", "eos")}
-    fingerprint = fingerprint_of(directory, ids["bos_id"], ids["eos_id"])
-    return CaptionTokenizer(tokenizer, fingerprint=fingerprint, **ids)
+    ends = read_ends(directory, tokenizer)
+    fingerprint = fingerprint_of(directory, ends.bos_id, *ends.eos_ids)
+    return CaptionTokenizer(tokenizer, ends=ends, fingerprint=fingerprint)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:

@@ -144,27 +144,6 @@ def spelling(directory: pathlib.Path, key: str) -> str | None:
     return None
 
 
-def special_id(directory: pathlib.Path, tokenizer: Tokenizer, name: str) -> int:
-    """The id of "bos" or "eos": of the token that is spelt out, or else as `config.json` says.
-
-    Raises:
-      UserError: neither says one that the tokenizer knows.
-    """
-    token = spelling(directory, f"{name}_token")
-    file, key = directory / "config.json", f"{name}_token_id"
-    number = typed(read_json(file).get(key), Size | list[Size] | None, f"{file}: {key}")
-    number = tokenizer.token_to_id(token) if token else number
-    if isinstance(number, list):  # Llama 3 lists several that end a turn; the first is the plain
-        number = number[0] if number else None
-    if number is None or tokenizer.id_to_token(min(number, 2**32 - 1)) is None:
-        raise UserError(
-            f"tokenizer {directory} has no {name} token: give {name}_token in "
-            f"tokenizer_config.json (got {shortened(repr(token))}) or {key} in config.json (got "
-            f"{number!r}) that it knows"
-        )
-    return number
-
-
 _Length = Annotated[int, Meta(ge=3)] | Annotated[float, Meta(ge=3, le=1e300)]
 """Of a text with its start and end; "as long as you like" is written as 1e30."""
 

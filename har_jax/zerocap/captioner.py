@@ -57,8 +57,8 @@ class ZeroCap:
         self.clip = ClipFiles(clip)
         self.vocabulary = Vocabulary(load_tokenizer(self.lm_path), self.lm_config.vocab_size)
         self.end_id = self.vocabulary.one_id(how.end_token)
-        bos = [self.vocabulary.bos_id] * how.bos
-        self.prompt_ids = [*bos, *self.vocabulary.encode(how.prompt)]
+        self._before = self.vocabulary.begin if how.bos else ()
+        self.prompt_ids = [*self._before, *self.vocabulary.encode(how.prompt)]
         self._forbidden_v = self.vocabulary.forbidden_v(how.forbidden)
         self.batch_size = batch_size
         self._structure = GPT2_FAMILY.structure(self.lm_config, "float32")
@@ -239,7 +239,7 @@ class ZeroCap:
         return self._prefill(self._params, np.tile(prompt[:-1], (b, 1))), prompt
 
     def _texts(self, tokens_nt: np.ndarray) -> list[str]:
-        return [self.vocabulary.decode(row[int(self.how.bos) :]) for row in tokens_nt]
+        return [self.vocabulary.decode(row[len(self._before) :]) for row in tokens_nt]
 
     @functools.cached_property
     def _prefill(self) -> Any:

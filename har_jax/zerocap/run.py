@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from har_jax.command_line import print_captions
-from har_jax.data.dataset import open_split
+from har_jax.data.dataset import open_split, words_of
 from har_jax.data.decode import Files
 from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.kept import NAME, KeptWriter
@@ -42,6 +42,7 @@ def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:
     """Captions a split and scores the captions, as `evaluate` does; returns `scores.json`."""
     out = check_out(args.out)
     split = open_split(args.data, args.split)
+    words_of(split.directory, args.words)  # refused before anything is loaded
     other = read_other(args.against, numbers_of(split)) if args.against else None
     if other is not None:
         check_covers(other, split.ids[: args.limit or len(split)])
@@ -62,6 +63,7 @@ def score_split(args: argparse.Namespace, how: Guidance) -> dict[str, Any]:
         source={"stage": "zerocap", "data": args.data, "split": args.split, **key},
         warnings=zerocap.dependence(scorer.fingerprint) if scorer else [],
         desc=f"captions, {args.preset}",
+        words=args.words,
     )
     return evaluation.scores
 

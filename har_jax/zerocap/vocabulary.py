@@ -23,7 +23,7 @@ class Vocabulary:
     """See the module's docstring.
 
     Attributes:
-      bos_id: of the beginning of a text.
+      begin: ids that stand before a text: BOS, or none.
       size: V, of the model, whose last rows may have no token; `known` have one.
       texts: what each id adds to a text, V of them; "" where an id has no token, or a special one.
     """
@@ -36,7 +36,7 @@ class Vocabulary:
             )
         self._tokenizer = tokenizer
         self.size, self.known = size, tokenizer.vocab_size
-        self.bos_id = tokenizer.bos_id
+        self.begin = tokenizer.begin
         self.texts = [_close_gaps(text) for text in tokenizer.parts(size)]
 
     def encode(self, text: str) -> list[int]:

@@ -33,6 +33,8 @@ def whole(tmp_path_factory):
         (root / name / "special_tokens_map.json").write_text(named if name == "lm" else "{}")
         config = '{"bos_token_id": 1, "eos_token_id": [2], "text_config": {}}'
         (root / name / "config.json").write_text(config)
+        generation = '{"bos_token_id": 1, "eos_token_id": [2, 0, 17]}'
+        (root / name / "generation_config.json").write_text(generation)
     (root / "lm" / "tokenizer_config.json").write_text("{}")
     return root
 
@@ -49,7 +51,7 @@ def draw(root: pathlib.Path, rng: random.Random, folder: pathlib.Path) -> Case:
             load_clip_tokenizer(made)([text, "a dog"])
         else:
             tokenizer = load_tokenizer(made)
-            assert tokenizer.bos_id < tokenizer.vocab_size > tokenizer.eos_id
+            assert max((*tokenizer.begin, *tokenizer.eos_ids)) < tokenizer.vocab_size
             tokenizer.decode(tokenizer.encode("a dog"))
             if not any("\ud800" <= c <= "\udfff" for c in text):
                 tokenizer.encode_batch([text])

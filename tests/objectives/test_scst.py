@@ -47,7 +47,7 @@ def text_of(ids):
 
 def reward_callback(mesh=None):
     return RewardCallback(
-        MixedReward.single(CountEven()), text_of, eos_id=2, mesh=mesh, vocab_size=14
+        MixedReward.single(CountEven()), text_of, eos_ids=[2], mesh=mesh, vocab_size=14
     )
 
 

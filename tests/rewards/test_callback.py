@@ -100,7 +100,7 @@ def by_hand(image_ids, tokens, lengths):
 
 def callback_of(reward, mesh=None, vocab_size=None):
     return RewardCallback(
-        MixedReward.single(reward), decode, eos_id=EOS, mesh=mesh, vocab_size=vocab_size
+        MixedReward.single(reward), decode, eos_ids=[EOS], mesh=mesh, vocab_size=vocab_size
     )
 
 
@@ -132,7 +132,7 @@ def test_a_sum_and_its_parts(name):
             return np.array([[len(c.split()) for c in row] for row in captions], np.float32)
 
     mixed = MixedReward({"worth": Recorder(), "words": Words()}, {"worth": 0.3, "words": -2.0})
-    callback = RewardCallback(mixed, decode, eos_id=EOS, mesh=make_mesh(name))
+    callback = RewardCallback(mixed, decode, eos_ids=[EOS], mesh=make_mesh(name))
     got, parts = jax.jit(callback)(*batch(b=4))
     assert set(parts) == {"worth", "words"}
     _, worth = by_hand(*batch(b=4))
@@ -218,7 +218,7 @@ def test_nothing_is_built_inside_a_step():
     frequency = DocumentFrequency.from_references(words, n=4, name="here")
     reward = build("cider_d + bleu + repetition", frequency, references)
     ptb._scanner.cache_clear()
-    callback = RewardCallback(reward, decode, eos_id=EOS, mesh=make_mesh("data8"))
+    callback = RewardCallback(reward, decode, eos_ids=[EOS], mesh=make_mesh("data8"))
     built, compiled = ptb._scanner.cache_info().misses, len(score.signatures)
     jax.block_until_ready(jax.jit(callback)(*operands))  # numbers are no plain words: they scan
     callback.raise_if_failed()

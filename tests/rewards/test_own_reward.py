@@ -47,7 +47,7 @@ def rewarded(mixed, shape):
     operands = batch()
     if mesh is not None:
         operands = tuple(jax.device_put(x, batch_sharding(mesh)) for x in operands)
-    callback = RewardCallback(mixed, decode, eos_id=EOS, mesh=mesh, vocab_size=len(WORDS))
+    callback = RewardCallback(mixed, decode, eos_ids=[EOS], mesh=mesh, vocab_size=len(WORDS))
     result = jax.jit(callback)(*operands, params)
     callback.raise_if_failed()
     return params, *result
@@ -122,7 +122,7 @@ def test_what_the_host_half_raises_ends_the_step():
             raise UserError("no such word")
 
     mixed = MixedReward.single(Broken([1, 2, 3, 4]))
-    callback = RewardCallback(mixed, decode, eos_id=EOS)
+    callback = RewardCallback(mixed, decode, eos_ids=[EOS])
     assert np.isnan(jax.jit(callback)(*batch(), mixed.load(None))[0]).all()
     with pytest.raises(UserError, match="no such word"):
         callback.raise_if_failed()

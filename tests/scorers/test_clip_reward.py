@@ -91,7 +91,7 @@ def test_a_step_computes_what_the_metric_computes(clip, images, batch, expected,
     )
     params = mixed.load(mesh)
     assert all(name.startswith("reward.clip_score.") for name in params)
-    callback = RewardCallback(mixed, text_of, eos_id=EOS, mesh=mesh, vocab_size=len(WORDS))
+    callback = RewardCallback(mixed, text_of, eos_ids=[EOS], mesh=mesh, vocab_size=len(WORDS))
 
     @jax.jit
     def step(scale, params, *operands):
@@ -129,7 +129,7 @@ def test_an_unknown_image_in_a_step_is_reported(clip, images, batch):
     part = ClipScoreReward(clip, images)
     mixed = MixedReward.single(part)
     params = mixed.load(None)
-    callback = RewardCallback(mixed, text_of, eos_id=EOS)
+    callback = RewardCallback(mixed, text_of, eos_ids=[EOS])
     _, tokens, lengths = batch
     rewards, _ = jax.jit(callback)(np.arange(B, dtype=np.int32), tokens, lengths, params)
     assert np.isnan(rewards).all()

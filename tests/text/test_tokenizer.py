@@ -218,10 +218,12 @@ def test_what_else_can_be_wrong(small_dir, tmp_path):
     with pytest.raises(UserError, match="at least 514"):
         train_clip_tokenizer(TEXTS, 100, tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((small_dir / "tokenizer.json").read_bytes())
-    with pytest.raises(UserError, match="has no bos token"):
+    with pytest.raises(UserError, match="has no eos token"):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": [2, 0]}')
-    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 2)
+    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_ids) == (1, (2, 0))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_ids) == (None, (2,))
     (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 4000}')
     with pytest.raises(UserError, match=r"no eos token.*got 4000"):
         load_tokenizer(tmp_path)
