@@ -45,10 +45,10 @@ RETURNED = {
     "Config": "from har_jax.presets import mle\n"
     "def get_config(preset='tiny'):\n    return mle.get_config(preset).changed(steps=77)\n",
     "a dict": "def get_config():\n    return {'steps': 77, 'optim': {'warmup_steps': 25}, 'data': "
-    "{'dir': 'd'}, 'model': {'clip': 'c', 'lm': 'l'}}\n",
+    "{'dir': 'd'}, 'model': {'encoder': 'c', 'lm': 'l'}}\n",
     "a ConfigDict": "class ConfigDict(dict):\n    def to_dict(self): return dict(self)\n"
     "def get_config():\n    return ConfigDict(steps=77, data={'dir': 'd'}, "
-    "model={'clip': 'c', 'lm': 'l', 'fused': False})\n",
+    "model={'encoder': 'c', 'lm': 'l', 'fused': False})\n",
 }
 
 

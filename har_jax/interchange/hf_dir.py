@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,10 @@ def read_json(file: Path) -> dict[str, Any]:
     return foreign.typed(foreign.read_json(file, what), dict[str, Any], str(file))
 
 
-def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]:
-    """`config.json`, checked to be of one of `model_types`."""
+def read_config(
+    directory: Path, model_types: Collection[str], others: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`config.json`, checked to be of one of `model_types`; `others` says of some what differs."""
     file = directory / "config.json"
     if not file.exists():
         raise UserError(
@@ -117,9 +119,11 @@ def read_config(directory: Path, model_types: Collection[str]) -> dict[str, Any]
     config = read_json(file)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in model_types:
+        why = (others or {}).get(model_type) if isinstance(model_type, str) else None
         raise UserError(
             f"{file} describes a model of type {shortened(repr(model_type))} where "
-            f"{' or '.join(map(repr, model_types))} is needed; give another directory"
+            f"{' or '.join(map(repr, model_types))} is needed{f' ({why})' if why else ''}; give "
+            "another directory"
         )
     return config
 

@@ -11,7 +11,7 @@ TINY = Config(
     batch_size=32,
     checkpoint_every=200,
     data=DataConfig(dir="data/scenes", max_tokens=0),
-    model=ModelConfig(clip="models/scenes/clip-l", lm="models/scenes/mistral"),
+    model=ModelConfig(encoder="models/scenes/clip-l", lm="models/scenes/mistral"),
     # Muon needs a third of AdamW's steps, at this size.
     optim=OptimConfig(name="muon", lr=5e-3, warmup_steps=25),
     eval=EvalConfig(every=200, images=256, clip_score="models/scenes/clip-b"),
@@ -24,7 +24,7 @@ COCO = Config(
     checkpoint_every=885,
     data=DataConfig(dir="data/coco", max_tokens=40),
     model=ModelConfig(
-        clip="models/clip-vit-large-patch14",
+        encoder="models/clip-vit-large-patch14",
         lm="models/Mistral-7B-v0.1",
         dtype="bfloat16",
         frozen_dtype="bfloat16",

@@ -1,5 +1,5 @@
-"""The decoders and encoders that a captioner can be built on, by the `model_type` of their
-`config.json`."""
+"""The decoders and encoders that a captioner can be built on, and the networks that can score
+captions, by the `model_type` of their `config.json`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 
 import jax
 
+from har_jax.data.images import Preprocessor
+from har_jax.data.preprocessor_config import has_preprocessor
+from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import VISION_FAMILY
-from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.clip import CLIP_TOWERS, CLIP_VISION
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
+from har_jax.interchange.families.family import Family, TwoTowers
 from har_jax.interchange.families.mistral import MISTRAL
+from har_jax.interchange.families.siglip import SIGLIP_TOWERS, SIGLIP_VISION
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Params
@@ -20,8 +25,27 @@ from har_jax.sharding import LogicalAxes
 
 DECODERS: dict[str, Family] = {name: family for family in (MISTRAL,) for name in family.model_types}
 ENCODERS: dict[str, Family] = {
-    name: family for family in (VISION_FAMILY,) for name in family.model_types
+    name: family
+    for family in (CLIP_VISION, SIGLIP_VISION, DINOV2_FAMILY)
+    for name in family.model_types
 }
+SCORERS: dict[str, TwoTowers] = {
+    name: row for row in (CLIP_TOWERS, SIGLIP_TOWERS) for name in row.whole.model_types
+}
+
+_NAFLEX = (
+    "a SigLIP 2 of the NaFlex kind, whose images have any shape and number of patches; a SigLIP 2 "
+    "of one size, such as google/siglip2-base-patch16-224, is of type 'siglip'"
+)
+OTHER_ENCODERS = {
+    "siglip2": _NAFLEX,
+    "siglip2_vision_model": _NAFLEX,
+    "dinov3_vit": "its positions are rotary",
+    "vit": "it has a layer's norms and a pooler of its own",
+    "clip_text_model": "it reads texts",
+    "siglip_text_model": "it reads texts",
+}
+"""Near relatives that are not supported, and what differs."""
 
 
 def family_of(config: DecoderConfig) -> Family:
@@ -35,13 +59,22 @@ def read_decoder(directory: Path) -> DecoderConfig:
     return DECODERS[model_type].read_config(directory)
 
 
-def _encoder_family(directory: Path) -> Family:
-    return ENCODERS[hf_dir.read_config(directory, ENCODERS)["model_type"]]
-
-
 def read_encoder(directory: Path) -> EncoderConfig:
-    """The configuration of a directory's encoder; no weights are read."""
-    return _encoder_family(directory).read_config(directory)[0]
+    """The configuration of a directory's encoder; no weights are read.
+
+    Where `preprocessor_config.json` is beside it, it is that for the images that this makes: a
+    tower may have been trained on others.
+    """
+    model_type = hf_dir.read_config(directory, ENCODERS, OTHER_ENCODERS)["model_type"]
+    config = ENCODERS[model_type].read_config(directory)
+    if not has_preprocessor(directory):
+        return config
+    return config.reading(*Preprocessor.from_hf(directory).output_size)
+
+
+def encoder_family_of(config: EncoderConfig) -> Family:
+    """The family that an encoder's configuration was read by."""
+    return ENCODERS[config.model_type]
 
 
 def load_encoder(
@@ -51,6 +84,24 @@ def load_encoder(
     directory: Path,
     **placement: Any,
 ) -> Params:
-    """The parameters of a tower without its projection, straight into their shards."""
-    family = _encoder_family(directory)
-    return family.load_params(shapes, logical_axes, (config, None), directory, **placement)
+    """The parameters of a tower alone, straight into their shards."""
+    family = encoder_family_of(config)
+    return family.load_params(shapes, logical_axes, config, directory, **placement)
+
+
+def two_towers(directory: Path) -> TwoTowers:
+    """What scores captions with a directory's network.
+
+    Raises:
+      UserError: the network embeds no texts.
+    """
+    model_type = hf_dir.read_config(directory, {**ENCODERS, **SCORERS}, OTHER_ENCODERS)[
+        "model_type"
+    ]
+    if model_type not in SCORERS:
+        raise UserError(
+            f"{directory} holds a model of type {model_type!r}, which has no text tower, so it "
+            f"cannot compare captions with images; give one of type "
+            f"{' or '.join(map(repr, SCORERS))}"
+        )
+    return SCORERS[model_type]
