@@ -1,7 +1,9 @@
 """SigLIP and DINOv2 against transformers' PyTorch, in float32, on drawn configurations."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -12,13 +14,13 @@ from har_jax.errors import UserError
 from har_jax.interchange.families.dinov2 import DINOV2_FAMILY, load_dinov2
 from har_jax.interchange.families.registry import load_encoder, read_encoder
 from har_jax.interchange.families.siglip import load_siglip
-from har_jax.models.captioner import vision_features
+from har_jax.models.captioner import CaptionerConfig, vision_features
 from har_jax.models.encoders.dinov2 import Dinov2Config
 from har_jax.models.encoders.positions import bicubic
 from har_jax.models.encoders.protocol import Encoder, EncoderConfig
 from har_jax.models.encoders.siglip import SiglipTextConfig, SiglipVisionConfig
 from har_jax.models.functional import split, structure_of
-from tests.helpers import long
+from tests.helpers import LM, initialise, long
 from tests.models.encoders import (
     channels_first,
     draw_dinov2,
@@ -30,6 +32,23 @@ from tests.models.encoders import (
 from tests.models.test_clip import assert_close
 
 DRAWN = [*range(12), *long(range(12, 60))]
+
+
+def run(module, *inputs, **wanted):
+    """{name: function(module, *inputs)}, in one compiled program."""
+    structure, params = split(module)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def all_of(params, *inputs):
+        made = structure.merge(params)
+        return {name: function(made, *inputs) for name, function in wanted.items()}
+
+    return all_of(params, *inputs)
+
+
+def hidden(*layers: int):
+    """`hidden` of these layers, by their names, for `run`."""
+    return {f"layer {i}": lambda tower, pixels, *_, i=i: tower.hidden(pixels, i) for i in layers}
 
 
 def tower_of(directory, **options):
@@ -55,21 +74,29 @@ def test_siglip_is_that_of_transformers(seed, tmp_path):
     with torch.no_grad():
         theirs = reference.vision_model(channels_first(pixels), output_hidden_states=True)
         written = reference.text_model(torch.tensor(tokens))
-    ours = load_siglip(tmp_path)
+    layers = {0, -1, -2, int(rng.integers(0, len(theirs.hidden_states)))}
+    pools = vision["vision_use_head"]
     tower = tower_of(tmp_path)
-    for layer in {0, -1, -2, int(rng.integers(0, len(theirs.hidden_states)))}:
-        assert_close(tower.hidden(pixels, layer), theirs.hidden_states[layer], f"layer {layer}")
-    assert_close(ours.text.hidden(tokens), written.last_hidden_state, "text")
-    assert_close(ours.text.embed(tokens), written.pooler_output, "text embedding")
-    if not vision["vision_use_head"]:
+    seen = hidden(*layers) | ({"pooled": lambda tower, x: tower.pooled(x)} if pools else {})
+    for name, value in run(tower, pixels, **seen).items():
+        number = int(name.removeprefix("layer ")) if name != "pooled" else None
+        wanted = theirs.pooler_output if number is None else theirs.hidden_states[number]
+        assert_close(value, wanted, name)
+    both = {"hidden": lambda net, t, _: net.text.hidden(t)}
+    both["embedding"] = lambda net, t, _: net.text.embed(t)
+    if pools:
+        both["logits"] = lambda net, t, x: net(x, t)
+        with torch.no_grad():
+            logits = reference(torch.tensor(tokens), channels_first(pixels)).logits_per_image
+    else:
         assert theirs.pooler_output is None
         with pytest.raises(UserError, match="no pooling head"):
             tower.pooled(pixels)
-        return
-    assert_close(tower.pooled(pixels), theirs.pooler_output, "pooled")
-    with torch.no_grad():
-        logits = reference(torch.tensor(tokens), channels_first(pixels)).logits_per_image
-    assert_close(ours(pixels, tokens), logits, "logits")
+    found = run(load_siglip(tmp_path), tokens, pixels, **both)
+    assert_close(found["hidden"], written.last_hidden_state, "text")
+    assert_close(found["embedding"], written.pooler_output, "text embedding")
+    if pools:
+        assert_close(found["logits"], logits, "logits")
 
 
 @pytest.mark.parametrize("registers", [False, True])
@@ -88,21 +115,23 @@ def test_dinov2_is_that_of_transformers(seed, registers, tmp_path):
     )
     tower = tower_of(tmp_path)
     assert tower.config.n_extra + tower.config.n_patches == theirs.hidden_states[0].shape[1]
-    for layer in {0, -1, -2, int(rng.integers(0, len(theirs.hidden_states)))}:
-        assert_close(tower.hidden(pixels, layer), theirs.hidden_states[layer], f"layer {layer}")
-    assert_close(tower.pooled(pixels), theirs.pooler_output, "pooled")
+    layers = {0, -1, -2, int(rng.integers(0, len(theirs.hidden_states)))}
+    found = run(tower, pixels, pooled=lambda tower, x: tower.pooled(x), **hidden(*layers))
+    assert_close(found.pop("pooled"), theirs.pooler_output, "pooled")
+    for name, value in found.items():
+        assert_close(value, theirs.hidden_states[int(name.removeprefix("layer "))], name)
 
 
 @pytest.mark.parametrize("averaging", [False, True])
 def test_positions_are_resized_as_pytorch_resizes(averaging):
     for of, size in [(37, 16), (3, 7), (7, 3), (1, 4), (5, 1), (16, 17), (2, 2)]:
-        table = np.random.default_rng(of).normal(size=(1, 3, of, of)).astype(np.float32)
+        table = np.random.default_rng(of).normal(size=(1, 3, of, of))  # in double precision
         wanted = torch.nn.functional.interpolate(
             torch.tensor(table), size=(size, size), mode="bicubic", antialias=averaging
         )
         resize = bicubic(size, of, averaging=averaging)
         found = np.einsum("ai,bj,ncij->ncab", resize, resize, table)
-        np.testing.assert_allclose(found, wanted.numpy(), atol=2e-6)
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["siglip", "dinov2", "registers"])
@@ -119,29 +148,32 @@ def test_a_scanned_tower_is_the_same(family, tmp_path):
     pixels = pixels_of(side, rng)
     apart, scanned = tower_of(tmp_path), tower_of(tmp_path, scan_layers=True)
     assert any(name.startswith("layers.attn.") for name in split(scanned)[1])
-    for layer in (-1, 0, 1):
-        np.testing.assert_allclose(
-            scanned.hidden(pixels, layer), apart.hidden(pixels, layer), atol=1e-5
-        )
+    found, wanted = (run(tower, pixels, **hidden(-1, 0, 1)) for tower in (scanned, apart))
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
 
 
 def test_which_tokens_are_read():
-    config = Dinov2Config(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
-        num_register_tokens=3,
-    )  # fmt: skip
-    tower = config.build(rngs=nnx.Rngs(0))
-    pixels = pixels_of(8, np.random.default_rng(0))
-    whole = np.asarray(tower.hidden(pixels, -1))
-    assert whole.shape == (2, 1 + 3 + 4, 8)
-    for tokens, first in {"patches": 4, "all": 0, "after_first": 1}.items():
-        found = vision_features(tower, pixels, "patch", -1, tokens)
-        np.testing.assert_array_equal(found, whole[:, first:])
-    siglip = SiglipVisionConfig(
+    sizes = dict(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
-    ).build(rngs=nnx.Rngs(0))
-    for tokens, count in {"patches": 4, "all": 4, "after_first": 3}.items():
-        assert vision_features(siglip, pixels, "patch", -1, tokens).shape == (2, count, 8)
+    )
+    firsts = {
+        Dinov2Config(**sizes, num_register_tokens=3): {"patches": 4, "all": 0, "after_first": 1},
+        SiglipVisionConfig(**sizes): {"patches": 0, "all": 0, "after_first": 1},
+    }
+    pixels = pixels_of(8, np.random.default_rng(0))
+    for config, first in firsts.items():
+        structure, params = initialise(lambda key, c=config: c.build(rngs=nnx.Rngs(key)), 0)
+        wanted = {
+            kind: lambda tower, x, kind=kind: vision_features(tower, x, "patch", -1, kind)
+            for kind in first
+        }
+        found = run(structure.merge(params), pixels, **wanted, **hidden(-1))
+        assert found["layer -1"].shape == (2, config.n_extra + 4, 8)
+        for kind, n in first.items():
+            np.testing.assert_array_equal(found[kind], found["layer -1"][:, n:])
+            shape = CaptionerConfig(vision=config, lm=LM, vision_tokens=kind).features_shape
+            assert shape == found[kind].shape[1:]
 
 
 def test_defaults_are_those_of_transformers():

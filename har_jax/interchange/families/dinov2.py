@@ -93,7 +93,10 @@ DINOV2_FAMILY: Family[Dinov2Config] = Family(
     table(),
     # What was masked in training, and the heads of classifiers.
     lambda config: r"(.*\.)?embeddings\.mask_token|classifier\..*",
-    {begun: (f"dinov2.{begun}",) for begun in ("embeddings.", "encoder.", "layernorm.")},
+    {
+        begun: (f"dinov2.{begun}", f"dinov2_with_registers.{begun}")
+        for begun in ("embeddings.", "encoder.", "layernorm.")
+    },
 )
 
 load_dinov2, save_dinov2 = DINOV2_FAMILY.load, DINOV2_FAMILY.save_module
