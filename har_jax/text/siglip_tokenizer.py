@@ -89,9 +89,10 @@ def load_siglip_tokenizer(directory: PathLike, context_length: int) -> SiglipTok
         token_to_id = tokenizer.token_to_id
         size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-        def ids_of(texts: list[str]) -> list[list[int]]:
+        def by_json(texts: list[str]) -> list[list[int]]:
             return [found.ids for found in tokenizer.encode_batch_fast([*map(plain, texts)])]
 
+        ids_of = by_json
     pad = files.spelling(directory, "pad_token") or "</s>"
     pad_id = token_to_id(pad)
     if pad_id is None:

@@ -24,7 +24,7 @@ _KEYS = Keys(
     | {"out_indices", "stage_names", "tie_word_embeddings"},
     why=WHY,
 )
-_WITH_REGISTERS = {"num_register_tokens": 4, "patch_size": 16}
+_WITH_REGISTERS: dict[str, Any] = {"num_register_tokens": 4, "patch_size": 16}
 """What a config.json with registers means that lacks a key."""
 
 

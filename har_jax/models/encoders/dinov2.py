@@ -106,8 +106,6 @@ class Dinov2Tower(ViT):
     `whole` keeps the token that stands for what was masked in training, which files have.
     """
 
-    config: Dinov2Config
-
     def __init__(
         self,
         config: Dinov2Config,
