@@ -12,7 +12,6 @@ import pathlib
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32
@@ -21,9 +20,6 @@ from har_jax.errors import UserError
 from har_jax.foreign import typed
 from har_jax.text import tokenizer_files as files
 from har_jax.text.tokenizer_files import PathLike, fingerprint_of
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 SENTENCEPIECE = "spiece.model"
 _SPACE = "\u2581"
@@ -47,7 +43,7 @@ class SiglipTokenizer:
         pads_left: bool,
         fingerprint: str,
     ):
-        """`ids_of` ends each text, and cuts off what is too long."""
+        """`ids_of` ends each text, as `tokenizer.json` says, and cuts off what is too long."""
         self._ids_of, self._pads_left = ids_of, pads_left
         self.context_length, self.vocab_size = context_length, vocab_size
         self.pad_id, self.fingerprint = pad_id, fingerprint
@@ -84,7 +80,6 @@ def load_siglip_tokenizer(directory: PathLike, context_length: int) -> SiglipTok
         ids_of, token_to_id, size = _sentencepiece(directory, context_length, lowers)
     else:
         files.make_plain(tokenizer)
-        _end_as_configured(tokenizer, directory)
         tokenizer.enable_truncation(context_length)
         token_to_id = tokenizer.token_to_id
         size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -116,29 +111,6 @@ def canonical(text: str, lowers: bool = True) -> str:
     """Without ASCII's punctuation, and with single spaces: SigLIP's captions."""
     text = (text.lower() if lowers else text).translate(_NO_PUNCTUATION)
     return re.sub(r"\s+", " ", text).strip()
-
-
-def _end_as_configured(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
-    """Where `tokenizer_config.json` says which ends a text has, it overrules `tokenizer.json`, as
-    it does in transformers."""
-    from tokenizers import processors
-
-    config = files.read_json(directory / "tokenizer_config.json")
-    asked = {name: config.get(f"add_{name}_token") for name in ("bos", "eos")}
-    if any(isinstance(value, bool) for value in asked.values()):
-        spelt = {name: files.spelling(directory, f"{name}_token") for name in asked if asked[name]}
-        tokens = [(token, tokenizer.token_to_id(token)) for token in spelt.values() if token]
-        if len(tokens) < len(spelt) or None in dict(tokens).values():
-            raise UserError(
-                f"{directory}: tokenizer_config.json asks for {' and '.join(spelt)} around texts "
-                f"and spells them {list(spelt.values())}, which tokenizer.json has not; give both "
-                "files as they were saved or downloaded"
-            )
-        before, after = spelt.get("bos"), spelt.get("eos")
-        single = " ".join(part for part in (before, "$A", after) if part)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, pair=f"{single} $B", special_tokens=tokens
-        )
 
 
 def _sentencepiece(

@@ -69,7 +69,7 @@ def write_unigram(directory) -> None:
 
 
 def write_gemma(directory) -> None:
-    """`tokenizer.json` as SigLIP 2's: a BPE with bytes, its ends told by the configuration."""
+    """`tokenizer.json` as SigLIP 2's: a BPE with bytes, which does not lower-case by itself."""
     specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -78,10 +78,14 @@ def write_gemma(directory) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=[*specials, *letters], show_progress=False
     )
-    tokenizer.train_from_iterator([text.lower() for text in TEXTS] * 20, trainer)
+    words = [f"{word} " for text in TEXTS for word in text.lower().split()]
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=[("<eos>", 1)]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "Siglip2Tokenizer", "model_max_length": CONTEXT}
-    config |= {"padding_side": "right", "add_bos_token": False, "add_eos_token": True}
+    config |= {"padding_side": "right"}
     config |= {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
@@ -122,7 +126,7 @@ def siglip_dir(tmp_path_factory):
         text_config=dict(**shared, vocab_size=vocabulary, max_position_embeddings=CONTEXT),
         vision_config=dict(**shared, image_size=SIDE, patch_size=8),
     )
-    shaken(transformers.SiglipModel(config), 0).save_pretrained(path)
+    shaken(transformers.SiglipModel(config), 1).save_pretrained(path)
     side = {"height": SIDE, "width": SIDE}
     transformers.SiglipImageProcessor(size=side).save_pretrained(path)
     return path
@@ -196,9 +200,15 @@ def test_what_has_no_text_tower_is_refused(tmp_path, capsys):
     without_text_tower(tmp_path / "dino")
     with pytest.raises(UserError, match=r"'dinov2', which has no text tower.*'clip' or 'siglip'"):
         ClipFiles(tmp_path / "dino")
+    (tmp_path / "1.jpg").write_bytes(b"")
     (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
     (tmp_path / "r.json").write_text(
-        json.dumps({"annotations": [{"image_id": 1, "caption": "a dog"}]})
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "1.jpg"}],
+                "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}],
+            }
+        )
     )
     code = evaluate.main([
         f"--predictions={tmp_path / 'p.json'}", f"--references={tmp_path / 'r.json'}",
