@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import transformers
+from PIL import Image
 
 import har_jax
 from har_jax import prepare, train
@@ -14,6 +15,7 @@ from har_jax.config import Config, ModelConfig
 from har_jax.data.features.cache import FeatureCache
 from har_jax.errors import UserError
 from har_jax.loading.blueprint import draw
+from har_jax.loading.captioner import LoadedCaptioner
 from har_jax.loading.parts import read_parts
 from har_jax.loading.weights import load_base, new_trained
 from har_jax.sessions.budget import prefix_length
@@ -69,7 +71,7 @@ def test_encode_project_and_generate(encoders, workspace, name):
     assert parts.blueprint.config.features_shape == (16, 24)
     params = load_base(parts.blueprint, mesh) | new_trained(parts.blueprint, 0, mesh)
     config = Config(model=model)
-    loaded = har_jax.loading.captioner.LoadedCaptioner(
+    loaded = LoadedCaptioner(
         parts.blueprint.placed_on(mesh), params, parts.tokenizer, parts.preprocessor, mesh, config
     )
     rng = np.random.default_rng(0)
@@ -85,9 +87,7 @@ def test_encode_project_and_generate(encoders, workspace, name):
     )
 
 
-def _png(rng: np.random.Generator):
-    from PIL import Image
-
+def _png(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
 
 
