@@ -41,7 +41,7 @@ OTHER_ENCODERS = {
     "siglip2": _NAFLEX,
     "siglip2_vision_model": _NAFLEX,
     "dinov3_vit": "its positions are rotary",
-    "vit": "it has a layer's norms and a pooler of its own",
+    "vit": "its pooler is a layer of its own",
     "clip_text_model": "it reads texts",
     "siglip_text_model": "it reads texts",
 }
