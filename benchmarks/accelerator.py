@@ -89,7 +89,7 @@ def directories(size: str, folder: pathlib.Path) -> dict[str, str]:
 def configuration(size: str, where: dict[str, str], **changes: Any) -> Config:
     """B=64, K=5, T=20; of `--size=tiny` B=4."""
     model = ModelConfig(
-        clip=where["clip"],
+        encoder=where["clip"],
         lm=where["lm"],
         dtype="bfloat16",
         frozen_dtype=changes.get("frozen_dtype", "bfloat16"),

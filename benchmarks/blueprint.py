@@ -37,7 +37,7 @@ def describe(directory: pathlib.Path, scan_layers: bool) -> None:
 
     imported = time.perf_counter()
     model = ModelConfig(
-        clip=str(directory / "clip"),
+        encoder=str(directory / "clip"),
         lm=str(directory / "lm"),
         frozen_dtype="bfloat16",
         scan_layers=scan_layers,

@@ -40,7 +40,7 @@ def main() -> None:
             ("mle", "patch", 16),
         ):
             model = ModelConfig(
-                clip="clip-vit-large-patch14",
+                encoder="clip-vit-large-patch14",
                 lm="Mistral-7B-v0.1",
                 dtype="bfloat16",
                 frozen_dtype="bfloat16",

@@ -143,7 +143,7 @@ def main() -> None:
             "--val=4",
             "--test=4",
         )
-    models = [f"--config.model.clip={d / 'clip'}", f"--config.model.lm={d / 'lm'}"]
+    models = [f"--config.model.encoder={d / 'clip'}", f"--config.model.lm={d / 'lm'}"]
     common = [*models, f"--config.data.dir={d / 'data'}", *SETTINGS]
     run("-m", "har_jax.train", "--config=mle:tiny", f"--workdir={d / 'mle'}", *common)
     refine = ["--config.scst.samples=2", "--config.scst.doctor=off", "--config.guards.kl=off"]

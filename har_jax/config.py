@@ -26,10 +26,12 @@ from har_jax.settings import (
     Range,
     Seed,
     Share,
+    accepts,
     build,
     place,
 )
 
+VisionTokens = Literal["patches", "all", "after_first"]
 WeightsForDecoding = Literal["auto", "gathered", "in_place"]
 
 
@@ -67,6 +69,9 @@ class CaptionerSettings:
     prefix_tokens: Count = 10  # of a pooled projector
     projector_hidden: CountOrZero = 0  # 0: the decoder's width
     vision_layer: Layer = -2  # layer whose patch tokens are read
+    # Which tokens of it: those of patches, all, or all but the first (class tokens and registers
+    # stand before the patches, where an encoder has them).
+    vision_tokens: VisionTokens = "patches"
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
     scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
     dtype: Literal["float32", "bfloat16"] = "float32"  # activations
@@ -75,9 +80,10 @@ class CaptionerSettings:
     decode_weights: WeightsForDecoding = "auto"  # brought together over fsdp, or left in place
 
 
+@accepts(clip="encoder")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CaptionerSettings):
-    clip: Path = ""  # HF directory of the frozen encoder
+    encoder: Path = ""  # HF directory of the frozen encoder
     lm: Path = ""  # HF directory of the decoder, its tokenizer beside it
     prompt: str = ""  # text after the image, before the caption
     train_lm: bool = True  # False: only the projector learns
@@ -257,7 +263,7 @@ def check(config: Config, *, alone: bool = False) -> None:
         ) from None
     needed = {"data.dir": config.data.dir, "model.lm": config.model.lm}
     if not config.data.features:  # imported features have no encoder
-        needed["model.clip"] = config.model.clip
+        needed["model.encoder"] = config.model.encoder
     for name, value in needed.items():
         if not value:
             raise UserError(f"config.{name} is not set; give a directory: --config.{name}=DIR")

@@ -20,7 +20,7 @@ from typing import Any
 from har_jax import presets
 from har_jax.config import Config, check, place
 from har_jax.errors import UserError, did_you_mean, raised_by
-from har_jax.settings import LocalPath
+from har_jax.settings import LocalPath, tell_old_names
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool = False) -> Config:
@@ -54,6 +54,7 @@ def _config(spec: str, module: ModuleType, preset: str) -> Config:
             f"--config={spec}: get_config returned a {type(made).__name__}; it must return a "
             "Config, or a dict of settings"
         )
+    tell_old_names(made)
     return Config.from_dict(made)
 
 

@@ -96,8 +96,8 @@ def run(
     from har_jax.sessions.preflight import examine, what_fits
 
     features = None
-    if not config.model.clip:
-        raise UserError("preflight needs config.model.clip: the encoder's directory or its name")
+    if not config.model.encoder:
+        raise UserError("preflight needs config.model.encoder: its directory or its name")
     blueprint = draw(config.model, features)
     devices = topologies.describe(topology)
     verdict = examine(blueprint, config, devices, names)

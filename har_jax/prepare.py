@@ -30,7 +30,7 @@ EXAMPLES = """\
 examples:
   python -m har_jax.prepare scenes --out=data/scenes
   python -m har_jax.prepare foundation --data=data/scenes --out=models/scenes
-  python -m har_jax.prepare features --data=data/coco --clip=models/clip-vit-large-patch14 \\
+  python -m har_jax.prepare features --data=data/coco --encoder=models/clip-vit-large-patch14 \\
       --dtype=bfloat16 --out=data/coco-clip-l
   python -m har_jax.prepare coco --out=data/coco --images=train2014 --images=val2014 \\
       --captions=dataset_coco.json --restval=train

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import logging
 import math
+import operator
 import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from har_jax.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +112,57 @@ MeshSize = Annotated[int, Range(at_least=1, at_most=_INT32, also=(-1,))]  # -1: 
 Path = Annotated[str, LocalPath()]
 
 
+RENAMED = {"config.model.clip": "encoder"}
+"""Settings that had another name once, under which they are still read."""
+
+
+@functools.cache
+def tell_renamed(old: str, new: str) -> None:
+    """Says so once, to whoever still writes the old name."""
+    log.warning("%s is now called %s; the old name is still read", old, new)
+
+
+def accepts(**renamed: str) -> Callable[[type[T]], type[T]]:
+    """Makes a dataclass take, and have, a field by the name that it had once: {old: new}."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        made: Any = cls.__init__
+
+        @functools.wraps(made)
+        def init(self: Any, *args: Any, **values: Any) -> None:
+            for old, new in renamed.items():
+                if old in values:
+                    tell_renamed(f"{cls.__name__}({old}=)", f"{new}=")
+                    values[new] = values.pop(old)
+            made(self, *args, **values)
+
+        cls.__init__ = init
+        for old, new in renamed.items():
+            setattr(cls, old, property(operator.attrgetter(new)))
+        return cls
+
+    return decorate
+
+
+def tell_old_names(values: Any, where: str = "config") -> None:
+    """`tell_renamed` of the keys of settings that somebody has written just now."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        key = f"{where}.{name}"
+        if key in RENAMED:
+            tell_renamed(key, f"{where}.{RENAMED[key]}")
+        tell_old_names(value, key)
+
+
 def place(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     """(section, leaf) of a dotted key, such that `section[leaf]` is the setting.
 
     Raises:
       UserError: there is no such key, or it names a section.
     """
+    if new := RENAMED.get(f"config.{key}"):
+        parent = key.rpartition(".")[0]
+        tell_renamed(f"config.{key}", f"config.{parent}.{new}")
+        key = f"{parent}.{new}"
     names = key.split(".")
     section, found = values, values
     for depth, name in enumerate(names, 1):
@@ -203,7 +254,9 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     made = {}
     for name, value in values.items():
         key = f"{where}.{name}"
-        if name in fields:
+        if key in RENAMED and name not in fields:
+            made.setdefault(RENAMED[key], _convert(hints[RENAMED[key]], value, key))
+        elif name in fields:
             made[name] = _convert(hints[name], value, key)
         elif key not in _GONE:
             raise _unknown_key(key, [f"{where}.{name}" for name in fields])

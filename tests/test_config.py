@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_jax.config import Config, Range, check_devices
+from har_jax.config import Config, ModelConfig, Range, check_devices
 from har_jax.config_file import load
 from har_jax.errors import UserError
 from har_jax.presets import scst
+from har_jax.settings import tell_renamed
+from har_jax.training.run_dir import read_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,10 +47,10 @@ RETURNED = {
     "Config": "from har_jax.presets import mle\n"
     "def get_config(preset='tiny'):\n    return mle.get_config(preset).changed(steps=77)\n",
     "a dict": "def get_config():\n    return {'steps': 77, 'optim': {'warmup_steps': 25}, 'data': "
-    "{'dir': 'd'}, 'model': {'clip': 'c', 'lm': 'l'}}\n",
+    "{'dir': 'd'}, 'model': {'encoder': 'c', 'lm': 'l'}}\n",
     "a ConfigDict": "class ConfigDict(dict):\n    def to_dict(self): return dict(self)\n"
     "def get_config():\n    return ConfigDict(steps=77, data={'dir': 'd'}, "
-    "model={'clip': 'c', 'lm': 'l', 'fused': False})\n",
+    "model={'encoder': 'c', 'lm': 'l', 'fused': False})\n",
 }
 
 
@@ -234,3 +236,64 @@ def test_every_path_is_one_of_this_machine(key, monkeypatch):
         with pytest.raises(UserError, match=message) as caught:
             scst.TINY.changed(**{key: wrong})
         assert "\n" not in str(caught.value) and f"config.{key} is" in str(caught.value)
+
+
+# ------------------------------------------------------------------ a setting that was renamed
+
+
+@pytest.fixture
+def told(caplog):
+    """The lines that say so; once in a process, so each test begins anew."""
+    tell_renamed.cache_clear()
+    yield lambda: [r.getMessage() for r in caplog.records if "is now called" in r.getMessage()]
+    tell_renamed.cache_clear()
+
+
+def test_the_old_name_of_the_encoder_is_read_on_the_command_line(told):
+    config = load("mle:tiny", {"model.clip": "models/mine"})
+    assert config.model.encoder == config.model.clip == "models/mine"
+    assert told() == [
+        "config.model.clip is now called config.model.encoder; the old name is still read"
+    ]
+    assert load("mle:tiny", {"model.encoder": "models/other"}).model.encoder == "models/other"
+    assert len(told()) == 1
+
+
+@pytest.mark.parametrize("kind", ["a dict", "a ConfigDict", "Config"])
+def test_the_old_name_of_the_encoder_is_read_in_files(tmp_path, kind, told):
+    text = RETURNED[kind].replace("'encoder'", "'clip'")
+    if kind == "Config":
+        text = (
+            "from har_jax.config import Config, DataConfig, ModelConfig\n"
+            "def get_config():\n    return Config(steps=77, data=DataConfig(dir='d'), "
+            "model=ModelConfig(clip='c', lm='l'))\n"
+        )
+    (tmp_path / "mine.py").write_text(text.replace("'warmup_steps': 25", "'warmup_steps': 1"))
+    config = load(f"{tmp_path}/mine.py")
+    assert config.model.encoder == "c" and "clip" not in config.to_dict()["model"]
+    assert len(told()) == 1
+
+
+def test_the_old_name_of_the_encoder_is_read_of_runs_without_a_word(tmp_path, told):
+    config = load("mle:tiny")
+    values = config.to_dict()
+    values["model"]["clip"] = values["model"].pop("encoder")
+    del values["model"]["vision_tokens"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    base = {"clip": {"fingerprint": "sha256:1"}, "lm": {"fingerprint": "sha256:2"}}
+    (tmp_path / "run.json").write_text(json.dumps({"base": base}))
+    then, info = read_run(tmp_path)
+    assert then == config
+    assert info["base"] == {"encoder": base["clip"], "lm": base["lm"]}
+    assert told() == []
+
+
+def test_settings_may_be_replaced_by_either_name(told):
+    model = ModelConfig(encoder="a", lm="l")
+    assert dataclasses.replace(model, prompt="x").encoder == "a"
+    assert dataclasses.replace(model, encoder="b").clip == "b"
+    assert told() == []
+    assert dataclasses.replace(model, clip="c").encoder == "c"
+    assert Config(model=model).changed(**{"model.clip": "d"}).model.encoder == "d"
+    with pytest.raises(UserError, match=r"unknown key config\.model\.clips"):
+        load("mle:tiny", {"model.clips": "x"})

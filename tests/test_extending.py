@@ -1,16 +1,26 @@
 """What docs/architecture.md says of adding things: a reward, an objective and a writer of one's
-own, in a module of one's own, with public names only."""
+own, in a module of one's own, with public names only; and a family of encoders, by its row."""
 
+import dataclasses
 import json
 import sys
 import textwrap
 
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from har_jax import train
+from har_jax import load_captioner, train
 from har_jax.data.dataset import open_split
+from har_jax.data.images import Preprocessor
 from har_jax.evaluation.run import evaluate_writer
+from har_jax.interchange.families import registry
+from har_jax.interchange.families.family import Family
+from har_jax.interchange.table import Row, tower_layers
+from har_jax.models.encoders.tower import Block
+from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding
 from tests.conftest import ROOT
+from tests.helpers import initialise
 from tests.training.commands import train_arguments
 
 MODULE = '''
@@ -103,3 +113,67 @@ def test_a_writer(mine, workspace, tmp_path):
     assert [row["image_id"] for row in written] == split.ids[:5]
     assert written[3]["caption"] == f"a picture of {len(split.read(3))} bytes"
     assert json.loads((tmp_path / "out/scores.json").read_text())["health"]["cut_rate"] is None
+
+
+@dataclasses.dataclass(frozen=True)
+class BlotConfig(ViTConfig):
+    what, model_type = "blot", "blot"
+
+    def build(self, *, rngs, dtype=jnp.float32, **options):
+        return BlotTower(self, rngs=rngs, dtype=dtype, **options)
+
+
+class BlotTower(ViT):
+    """A ViT without positions, whose mean stands for an image."""
+
+    def __init__(self, config, *, rngs, dtype, scan_layers=False, attention="blocks"):
+        self.config = config
+        self.patches = patch_embedding(config, rngs=rngs, dtype=dtype)
+        self.layers = new_blocks(
+            lambda rngs: Block(config, rngs=rngs, dtype=dtype, attention=attention),
+            config.num_hidden_layers,
+            rngs,
+            scan_layers,
+        )
+
+    def embedded(self, patches):
+        return self.patches(patches)
+
+    def pooled(self, pixels):
+        return self.hidden(pixels).mean(axis=1)
+
+
+BLOT = Family(
+    ("blot",),
+    lambda hf, where: BlotConfig(**{f.name: hf[f.name] for f in dataclasses.fields(BlotConfig)}),
+    lambda config: {"model_type": "blot", **dataclasses.asdict(config)},
+    lambda config, rngs, dtype, **options: BlotTower(config, rngs=rngs, dtype=dtype, **options),
+    [
+        Row("patches.weight", "patches.kernel", "d c p q -> p q c d"),
+        *tower_layers("layers.{}", "layers.{}"),
+    ],
+    lambda config: "",
+)
+
+
+@pytest.mark.parametrize("projector", ["patch", "pooled"])
+def test_a_family_of_encoders(workspace, tmp_path, monkeypatch, projector):
+    """Nothing else knows its name: its row suffices to train on it and to caption with the run."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(registry.ENCODERS, "blot", BLOT)
+    config = BlotConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32,
+    )  # fmt: skip
+    _, params = initialise(lambda key: config.build(rngs=nnx.Rngs(key)), 0)
+    BLOT.save(config, params, tmp_path / "blot")
+    settings = json.dumps(Preprocessor.for_size(32).to_hf())
+    (tmp_path / "blot/preprocessor_config.json").write_text(settings)
+    own = {"model__encoder": tmp_path / "blot", "model__projector": projector}
+    own |= {"model__vision_layer": -1, "data__val_split": ""}
+    run = tmp_path / "run"
+    assert train.main(train_arguments(workspace, run, steps=1, **own)) == 0
+    captioner = load_captioner(run)
+    assert captioner.blueprint.config.visual_tokens == (4 if projector == "patch" else 10)
+    images = [example.image for example in open_split(workspace / "data", "val")][:2]
+    assert len(captioner.generate(images, max_tokens=4)) == 2

@@ -226,7 +226,7 @@ def test_what_peft_saved_loads_here(workspace, captioner, pixels, exported, tmp_
     theirs = peft.get_peft_model(base, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = har_jax.load_captioner(
-        clip=workspace / "models/clip-l",
+        encoder=workspace / "models/clip-l",
         lm=workspace / "models/mistral",
         projector=exported / "peft",
         adapter=tmp_path / "theirs",
@@ -349,12 +349,12 @@ def test_settings_that_cannot_be(workspace, tmp_path, capsys, changes, said):
 
 
 def test_directories_that_do_not_fit(workspace, exported, tmp_path):
-    parts = {"clip": workspace / "models/clip-l", "lm": workspace / "models/mistral"}
+    parts = {"encoder": workspace / "models/clip-l", "lm": workspace / "models/mistral"}
     with pytest.raises(UserError, match=r"has no projector.safetensors; give a run"):
         har_jax.load_captioner(**parts, projector=exported / "mistral")
     with pytest.raises(UserError, match=r"lacks projector; give a run or an exported directory"):
         har_jax.load_captioner(**parts)
-    with pytest.raises(UserError, match=r"'mistral', which alone is no captioner; .* clip=DIR"):
+    with pytest.raises(UserError, match=r"'mistral', which alone is no captioner; .* encoder=DIR"):
         har_jax.load_captioner(exported / "mistral")
     with pytest.raises(UserError, match=r"is a LLaVA directory, which has its own lm"):
         har_jax.load_captioner(exported / "llava", lm=parts["lm"])
@@ -391,7 +391,7 @@ def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys, workspace):
     # Its projector fits its base: parts that lie apart are the same captioner.
     whole = har_jax.load_captioner(tmp_path / "run")
     parts = har_jax.load_captioner(
-        clip=workspace / "models/clip-l",
+        encoder=workspace / "models/clip-l",
         lm=workspace / "models/mistral",
         projector=tmp_path / "run",
     )

@@ -24,7 +24,7 @@ _Scale = Annotated[float, Meta(ge=1e-6, le=1e6)]
 _Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
 _CLASSES = [
     f"{of}{kind}{backend}"
-    for of in ("CLIP", "Llava")
+    for of in ("CLIP", "Llava", "Siglip", "Bit")
     for kind in ("ImageProcessor", "FeatureExtractor")
     for backend in ("", "Fast", "Pil")
 ]
@@ -66,6 +66,21 @@ _NEEDED_BY = {
 """Settings that may be null where what they belong to is not done."""
 
 
+_SIGLIP = {
+    "do_center_crop": False,
+    "shortest_edge": 0,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+"""What the file of a SigLIP's processor means that lacks a key, where that is not what CLIP's
+does."""
+
+
+def has_preprocessor(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory says anything of its images."""
+    return any((pathlib.Path(directory) / name).exists() for name in (CONFIG_NAME, WHOLE_NAME))
+
+
 def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a `data.images.Preprocessor` that a directory tells, as they are called there.
 
@@ -74,7 +89,7 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
         range.
     """
     path, whole = pathlib.Path(directory) / CONFIG_NAME, pathlib.Path(directory) / WHOLE_NAME
-    what = "a Hugging Face directory of a CLIP"
+    what = "a Hugging Face directory of an encoder"
     if path.exists() or not whole.exists():
         return settings_of(read_typed(path, dict[str, Any], what), str(path))
     config = read_typed(whole, dict[str, Any], what).get("image_processor")
@@ -91,7 +106,9 @@ def settings_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     undone = {step for step in _NEEDED_BY.values() if config.get(step) is False}
     idle = {key for key, step in _NEEDED_BY.items() if step in undone and config.get(key) is None}
     found = KEYS.read({key: value for key, value in config.items() if key not in idle}, where)
-    made = {key: found[key] for key in ("do_resize", "do_center_crop", "resample") if key in found}
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    made = dict(_SIGLIP) if str(kind).startswith("Siglip") else {}
+    made |= {key: found[key] for key in ("do_resize", "do_center_crop", "resample") if key in found}
     if "size" in found:
         size = _sides(found["size"], where, "size")
         edge = size.get("shortest_edge", 0)

@@ -256,7 +256,7 @@ def features_for(config: Config, split: Split, given: str | None) -> FeatureCach
       UserError: the cache is stale or damaged, one that was asked for lacks the split, or there is
         none and the run cannot encode images.
     """
-    imported = not config.model.clip
+    imported = not config.model.encoder
     if given == "none":
         if imported:
             raise UserError(

@@ -46,7 +46,7 @@ BASE = Ablation("har", "", "HAR: patch, greedy baseline, full, K = 5, τ = 1, CI
 _LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0}
 _KEPT = "model.frozen_dtype"
 _POOLED = {"model.projector": "pooled"}
-_CLIP_B = {"model.clip": f"{SCENES.models}/clip-b"}
+_CLIP_B = {"model.encoder": f"{SCENES.models}/clip-b"}
 _CLIP_REWARD = {
     "scst.reward": "cider_d + 2*clip_score",
     "scst.reward_clip": f"{SCENES.models}/clip-l",  # the one that scores has no part in it

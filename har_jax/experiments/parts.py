@@ -28,7 +28,7 @@ class _Here:
 HERE: Final = _Here()
 _OF_CONFIG = "--config."
 _INPUTS = (
-    *("data.dir", "data.features", "model.clip", "model.lm"),
+    *("data.dir", "data.features", "model.encoder", "model.lm"),
     *("eval.clip_score", "scst.reward_clip"),
 )
 """Keys of a configuration that name directories."""

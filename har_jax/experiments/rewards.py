@@ -112,7 +112,7 @@ def run_of(system: System, seed: int, settings: Settings) -> Part:
     changes: dict[str, Any] = {
         "seed": seed,
         "data.dir": world.data,
-        "model.clip": f"{world.models}/clip-l",
+        "model.encoder": f"{world.models}/clip-l",
         "model.lm": f"{world.models}/mistral",
         "eval.clip_score": f"{world.models}/clip-b",
         "eval.every": 0,

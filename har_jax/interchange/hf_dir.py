@@ -107,13 +107,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(
-    directory: Path, model_types: Collection[str], differs: Mapping[str, str] | None = None
+    directory: Path, model_types: Collection[str], others: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`config.json`, checked to be of one of `model_types`.
-
-    Args:
-      differs: of other types, what in them is another computation, for the error.
-    """
+    """`config.json`, checked to be of one of `model_types`; `others` says of some what differs."""
     file = directory / "config.json"
     if not file.exists():
         raise UserError(
@@ -123,11 +119,11 @@ def read_config(
     config = read_json(file)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in model_types:
-        why = (differs or {}).get(model_type) if isinstance(model_type, str) else None
+        why = (others or {}).get(model_type) if isinstance(model_type, str) else None
         raise UserError(
-            f"{file} describes a model of type {shortened(repr(model_type))}"
-            f"{f' ({why})' if why else ''} where {' or '.join(map(repr, model_types))} is needed; "
-            "give another directory"
+            f"{file} describes a model of type {shortened(repr(model_type))} where "
+            f"{' or '.join(map(repr, model_types))} is needed{f' ({why})' if why else ''}; give "
+            "another directory"
         )
     return config
 

@@ -34,8 +34,13 @@ from har_jax.types import Array
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PROJECTOR, PROJECTOR_CONFIG = "projector.safetensors", "projector_config.json"
 
-PROJECTOR_SETTINGS = ("projector", "prefix_tokens", "projector_hidden", "vision_layer", "prompt")
+PROJECTOR_SETTINGS = (
+    *("projector", "prefix_tokens", "projector_hidden", "vision_layer", "vision_tokens", "prompt"),
+)
 """Of the model section of a configuration: what `projector_config.json` must have."""
+
+_OLDER = {"vision_tokens": "patches"}
+"""What files mean that were written before there was such a setting."""
 
 PROJECTOR_TABLE = [
     *linear("linear_1", "linear_1", bias="f -> f"),
@@ -290,7 +295,9 @@ def read_projector(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], d
                 f"{directory} holds no projector: it has no {name}; give a run of har_jax.train, "
                 "or a directory that har_jax.export --format=peft wrote"
             )
-    settings = hf_dir.read_json(directory / PROJECTOR_CONFIG)
+    settings = {**_OLDER, **hf_dir.read_json(directory / PROJECTOR_CONFIG)}
+    if "clip" in settings:  # its name once
+        settings.setdefault("encoder", settings.pop("clip"))
     missing = [key for key in PROJECTOR_SETTINGS if key not in settings]
     if missing:
         raise UserError(

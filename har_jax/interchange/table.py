@@ -81,6 +81,41 @@ def norm(hf: str, path: str, *, bias: bool = False) -> list[Row]:
     return rows + ([Row(f"{hf}.bias", f"{path}.bias", "d -> d")] if bias else [])
 
 
+_TOWER = {
+    "attn_norm": "layer_norm1",
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+"""The parts of a layer of an encoder's towers, and what CLIP's files call them."""
+
+
+def tower_layers(hf: str, path: str, names: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows of a `models.encoders.tower.Block`.
+
+    Args:
+      hf, path: what precedes the names in the file, and ours, such as "layers.{}".
+      names: of parts that a family calls otherwise than CLIP.
+    """
+    rows = []
+    heads = {"axes": "(n h) d -> d n h", "bias": "(n h) -> n h"}
+    for part, name in {**_TOWER, **(names or {})}.items():
+        theirs, ours = f"{hf}.{name}", f"{path}.{part}"
+        if part.endswith("_norm"):
+            rows += norm(theirs, ours, bias=True)
+        elif part in ("attn.q", "attn.k", "attn.v"):
+            rows += linear(theirs, ours, **heads)
+        elif part == "attn.o":
+            rows += linear(theirs, ours, axes="d (n h) -> n h d", bias="d -> d")
+        else:
+            rows += linear(theirs, ours, bias="f -> f")
+    return rows
+
+
 def find(table: Table, path: str) -> tuple[Row, str]:
     """The row of a parameter and its tensor's name; `KeyError` if the table lacks it."""
     number = next((part for part in path.split(".") if part.isdigit()), None)

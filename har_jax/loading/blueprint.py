@@ -22,6 +22,7 @@ from har_jax.interchange import hf_dir
 from har_jax.interchange.families.registry import read_decoder, read_encoder
 from har_jax.models import lora
 from har_jax.models.captioner import Captioner, CaptionerConfig
+from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Structure, structure_of
 from har_jax.sharding import RULES, LogicalAxes, Rules
 from har_jax.text.tokenizer import CaptionTokenizer
@@ -183,7 +184,7 @@ class Blueprint:
 
 
 def draw(model: ModelConfig, features: tuple[int, int] | None = None) -> Blueprint:
-    """The blueprint of what `model.clip` and `model.lm` name, from their `config.json`s alone.
+    """The blueprint of what `model.encoder` and `model.lm` name, from their `config.json`s alone.
 
     Args:
       features: (S, Dv) of what the projector reads, where a cache stands in for the tower.
@@ -192,10 +193,23 @@ def draw(model: ModelConfig, features: tuple[int, int] | None = None) -> Bluepri
       UserError: a directory that is not there, or of another kind of network.
     """
     decoder_dir = hf_dir.resolve(model.lm)
-    encoder_dir = hf_dir.resolve(model.clip) if model.clip else None
+    encoder_dir = hf_dir.resolve(model.encoder) if model.encoder else None
     vision = read_encoder(encoder_dir) if encoder_dir is not None and features is None else None
+    if vision is not None:
+        check_vision(vision, model)
     config = CaptionerConfig(vision=vision, lm=read_decoder(decoder_dir), features=features)
     return of_parts(model, config, encoder_dir, decoder_dir)
+
+
+def check_vision(vision: EncoderConfig, model: ModelConfig) -> None:
+    """`UserError` where an encoder does not have what a projector is to read."""
+    if model.projector == "patch":
+        vision.check_layer(model.vision_layer)
+    elif not vision.pools:
+        raise UserError(
+            f"config.model.projector=pooled reads one vector for an image, and this {vision.what} "
+            "has none (no pooling head); set --config.model.projector=patch"
+        )
 
 
 def of_parts(

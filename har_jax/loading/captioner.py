@@ -30,6 +30,7 @@ from har_jax.loading.sources import PathLike
 from har_jax.models import lora
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
+from har_jax.settings import tell_renamed
 from har_jax.sharding import RULES, Rules, batch_sharding, divisible, make_mesh, replicated
 from har_jax.text.tokenizer import CaptionTokenizer
 from har_jax.types import AnyArray
@@ -180,7 +181,7 @@ def batch_seed(seed: int, number: int) -> int:
 def load_captioner(
     source: PathLike | None = None,
     *,
-    clip: PathLike | None = None,
+    encoder: PathLike | None = None,
     lm: PathLike | None = None,
     projector: PathLike | None = None,
     adapter: PathLike | None = None,
@@ -190,16 +191,17 @@ def load_captioner(
     step: str | int = "best",
     dtype: Any = None,
     merge: bool = False,
+    clip: PathLike | None = None,
 ) -> LoadedCaptioner:
     """A captioner, its parameters sharded over a mesh.
 
         load_captioner("runs/scst")  # a run of har_jax.train
         load_captioner("exported")  # what har_jax.export wrote: a LLaVA or a PEFT directory
-        load_captioner(clip="clip-vit-large-patch14", lm="Mistral-7B-v0.1", projector="runs/mle")
+        load_captioner(encoder="clip-vit-large-patch14", lm="Mistral-7B-v0.1", projector="runs/mle")
 
     Args:
       source: a run, a LLaVA directory whose decoder is a Mistral, or a PEFT directory of ours.
-      clip, lm: HF directories (or hub names) of encoder and decoder; with a run or a PEFT
+      encoder, lm: HF directories (or hub names) of encoder and decoder; with a run or a PEFT
         directory, where its base weights are now. A run's must hash as they did in training.
       projector: a run that trained only its projector, or a directory with `projector.safetensors`.
       adapter: LoRA adapters as PEFT saves them.
@@ -210,13 +212,17 @@ def load_captioner(
       dtype: `"float32"` or `"bfloat16"`, of all parameters and the computation. By default a run's
         own, and for directories bfloat16 if the decoder is stored so, else float32.
       merge: add LoRA's adapters to the kernels: two products less for each when decoding.
+      clip: what `encoder` was called once.
 
     Raises:
       UserError: something is missing, does not belong together, or was changed since training.
     """
     mesh = mesh or make_mesh()
     place = sources.Placement.of(mesh, rules, dtype, dense=merge)
-    given = dict(clip=clip, lm=lm, projector=projector, adapter=adapter, prompt=prompt)
+    if clip is not None:
+        tell_renamed("load_captioner(clip=)", "encoder=")
+        encoder = encoder if encoder is not None else clip
+    given = dict(encoder=encoder, lm=lm, projector=projector, adapter=adapter, prompt=prompt)
     given = {name: value for name, value in given.items() if value is not None}
     loaded = _read(source, given, step, place)
     parts, params = loaded.parts, loaded.params
@@ -236,17 +242,17 @@ def _read(
 ) -> sources.Loaded:
     """`given`: the other arguments of `load_captioner` that are not None."""
     if source is None:
-        missing = [name for name in ("clip", "lm", "projector") if name not in given]
+        missing = [name for name in ("encoder", "lm", "projector") if name not in given]
         if missing:
             raise UserError(
                 f"load_captioner lacks {', '.join(missing)}; give a run or an exported directory, "
-                "load_captioner(DIR), or all of clip=DIR, lm=DIR and projector=DIR"
+                "load_captioner(DIR), or all of encoder=DIR, lm=DIR and projector=DIR"
             )
         return sources.from_directories(place=place, **given)
     kind = sources.kind_of(source)
     what, *foreign = {
         "run": ("a run", "projector", "adapter", "prompt"),
-        "llava": ("a LLaVA directory", "projector", "adapter", "clip", "lm"),
+        "llava": ("a LLaVA directory", "projector", "adapter", "encoder", "lm"),
         "peft": ("a PEFT directory", "projector", "adapter"),
     }[kind]
     if wrong := [name for name in foreign if name in given]:

@@ -110,7 +110,7 @@ def _adapters(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     decoder = part(captioner.params, "lm")
     peft.save_adapters(decoder, model.lora, out, base=lasting(model.lm), lm=lm)
     settings = {
-        "clip": lasting(model.clip),
+        "encoder": lasting(model.encoder),
         "max_tokens": captioner.config.data.max_tokens,
         **{key: getattr(model, key) for key in peft.PROJECTOR_SETTINGS},
     }

@@ -15,7 +15,7 @@ from har_jax.loading.blueprint import Blueprint
 from har_jax.text.tokenizer import CaptionTokenizer
 
 Identity = Mapping[str, Mapping[str, Any]]
-"""{"clip": {"path", "fingerprint"}, "lm": {...}, "tokenizer": {"fingerprint"}}, as in
+"""{"encoder": {"path", "fingerprint"}, "lm": {...}, "tokenizer": {"fingerprint"}}, as in
 `run.json`."""
 
 
@@ -26,14 +26,14 @@ def identify(
     model = blueprint.model
     if blueprint.encoder_dir is None:
         assert features is not None, "a captioner without an encoder reads a cache"
-        clip: dict[str, Any] = _cache(features)
+        encoder: dict[str, Any] = _cache(features)
     else:
         fingerprint = hf_dir.weights_fingerprint(blueprint.encoder_dir)
-        clip = {"path": str(model.clip), "fingerprint": fingerprint}
+        encoder = {"path": str(model.encoder), "fingerprint": fingerprint}
         if features is not None:
-            clip["features"] = _cache(features)
+            encoder["features"] = _cache(features)
     lm = {"path": str(model.lm), "fingerprint": hf_dir.weights_fingerprint(blueprint.decoder_dir)}
-    return {"clip": clip, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+    return {"encoder": encoder, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
 
 
 def _cache(features: FeatureCache) -> dict[str, Any]:
@@ -50,10 +50,11 @@ def check_features(
     """
     assert blueprint.encoder_dir is not None
     model = blueprint.model
-    layer = model.vision_layer if model.projector == "patch" else None
+    patches = model.projector == "patch"
+    layer, tokens = (model.vision_layer, model.vision_tokens) if patches else (None, "patches")
     weights = hf_dir.weights_fingerprint(blueprint.encoder_dir)
-    computed = (model.projector, layer, preprocessor.identity, model.dtype)
-    features.check_origin(Origin(str(model.clip), weights, *computed))
+    computed = (model.projector, layer, preprocessor.identity, model.dtype, tokens)
+    features.check_origin(Origin(str(model.encoder), weights, *computed))
 
 
 def check_base(info: Mapping[str, Any], now: Identity, run: str | os.PathLike[str]) -> None:

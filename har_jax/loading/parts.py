@@ -44,7 +44,7 @@ def read_parts(model: ModelConfig, features: FeatureCache | None = None) -> Part
     Raises:
       UserError: something is missing, does not belong together, or the cache is stale.
     """
-    if not model.clip:
+    if not model.encoder:
         _check_import(model, features)
     blueprint = draw(model, None if features is None else features.shape)
     directory = blueprint.encoder_dir
@@ -60,7 +60,7 @@ def read_run_parts(config: Config) -> Parts:
 
     A run on imported features has none: what it reads is known from their cache only.
     """
-    imported = not config.model.clip and config.data.features
+    imported = not config.model.encoder and config.data.features
     return read_parts(config.model, FeatureCache(config.data.features) if imported else None)
 
 
@@ -68,8 +68,8 @@ def _check_import(model: ModelConfig, features: FeatureCache | None) -> None:
     """Without an encoder there must be a cache of imported features, of the projector's kind."""
     if features is None or not features.origin.imported:
         raise UserError(
-            "config.model.clip is not set; give the HF directory of the encoder"
-            + (f", {features.origin.encoder!r}" if features else ": --config.model.clip=DIR")
+            "config.model.encoder is not set; give the HF directory of the encoder"
+            + (f", {features.origin.encoder!r}" if features else ": --config.model.encoder=DIR")
         )
     if features.origin.kind != model.projector:
         raise UserError(

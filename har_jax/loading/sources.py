@@ -3,7 +3,7 @@
     runs/scst                        a run: what it trained, upon the base weights that it names
     exported                         a LLaVA directory (`har_jax.export`), whole
     adapters                         a PEFT directory (`--format=peft`): adapters and projector
-    clip=DIR lm=DIR projector=DIR    parts that lie apart
+    encoder=DIR lm=DIR projector=DIR parts that lie apart
 
 Each way gives the same `Loaded`; no way reads flags or leaves a trace in the process.
 """
@@ -96,12 +96,12 @@ def from_run(
     run: PathLike,
     step: str | int,
     place: Placement,
-    clip: PathLike | None = None,
+    encoder: PathLike | None = None,
     lm: PathLike | None = None,
 ) -> Loaded:
-    """Of a run; `clip` and `lm` say where its base weights are now, if they were moved."""
+    """Of a run; `encoder` and `lm` say where its base weights are now, if they were moved."""
     config, info = read_run(run)
-    moved = {k: os.fspath(v) for k, v in (("clip", clip), ("lm", lm)) if v is not None}
+    moved = {k: os.fspath(v) for k, v in (("encoder", encoder), ("lm", lm)) if v is not None}
     config = dataclasses.replace(
         config, model=place.model(dataclasses.replace(config.model, **moved))
     )
@@ -126,7 +126,7 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
     max_tokens = _max_tokens(max_tokens, generation)
     model = place.model(
-        ModelConfig(clip=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
+        ModelConfig(encoder=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
         _stored_dtype(path),
     )
     blueprint = of_parts(model, read, path, path).with_text(tokenizer, image_id)
@@ -136,7 +136,7 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
 
 
 def from_directories(
-    clip: PathLike,
+    encoder: PathLike,
     lm: PathLike,
     projector: PathLike,
     place: Placement,
@@ -155,7 +155,8 @@ def from_directories(
         settings, tensors = peft.read_projector(projector)
     used = {key: settings[key] for key in peft.PROJECTOR_SETTINGS}
     where = os.fspath(pathlib.Path(projector) / peft.PROJECTOR_CONFIG)
-    model = build(ModelConfig, {"clip": os.fspath(clip), "lm": os.fspath(lm), **used}, where)
+    bases = {"encoder": os.fspath(encoder), "lm": os.fspath(lm)}
+    model = build(ModelConfig, {**bases, **used}, where)
     max_tokens = _max_tokens(settings.get("max_tokens"), where)
     if prompt is not None:
         model = dataclasses.replace(model, prompt=prompt)
@@ -179,20 +180,20 @@ def from_directories(
 def from_peft(
     directory: PathLike,
     place: Placement,
-    clip: PathLike | None = None,
+    encoder: PathLike | None = None,
     lm: PathLike | None = None,
     prompt: str | None = None,
 ) -> Loaded:
     """Of a directory that `har_jax.export --format=peft` wrote."""
     settings = peft.read_projector(directory)[0]
     base = peft.adapter_settings(pathlib.Path(directory)).get("base_model_name_or_path")
-    clip, lm = clip or settings.get("clip"), lm or base
-    if not clip or not lm:
+    encoder, lm = encoder or settings.get("encoder"), lm or base
+    if not encoder or not lm:
         raise UserError(
             f"{os.fspath(directory)} does not say where its encoder and its decoder are; give "
-            "clip=DIR and lm=DIR"
+            "encoder=DIR and lm=DIR"
         )
-    return from_directories(clip, lm, directory, place, adapter=directory, prompt=prompt)
+    return from_directories(encoder, lm, directory, place, adapter=directory, prompt=prompt)
 
 
 def kind_of(source: PathLike) -> str:
@@ -207,7 +208,7 @@ def kind_of(source: PathLike) -> str:
         return model_type or "run"
     raise UserError(
         f"{path} holds a model of type {shortened(repr(model_type))}, which alone is no captioner; "
-        "give a run of har_jax.train, a LLaVA directory, or clip=DIR, lm=DIR and projector=DIR"
+        "give a run of har_jax.train, a LLaVA directory, or encoder=DIR, lm=DIR and projector=DIR"
     )
 
 

@@ -176,7 +176,7 @@ def _look(tower: VisionTower, shown: Iterable[Batch], schedule: Schedule, label:
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         own = {name: value for name, value in params.items() if name != HEAD}
-        seen_bsd = structure.merge(own).features(batch["pixels"], FEATURES)
+        seen_bsd = structure.merge(own).hidden(batch["pixels"], FEATURES)[:, 1:]
         return patch_loss(seen_bsd, params[HEAD], batch["patches"])
 
     axes = {**structure.logical_axes, HEAD: _HEAD_AXES}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from har_jax.config import CaptionerSettings
+from har_jax.config import CaptionerSettings, VisionTokens
 from har_jax.errors import UserError
 from har_jax.models.attention import KV, KVCache
 from har_jax.models.decoders.protocol import Decoder, DecoderConfig
@@ -58,8 +58,11 @@ class CaptionerConfig(CaptionerSettings):
     def features_shape(self) -> tuple[int, int]:
         """(S, Dv) of what the projector reads."""
         if self.vision is not None:
-            tokens = self.vision.n_patches if self.projector == "patch" else 1
-            return tokens, self.vision.hidden_size
+            vision, tokens = self.vision, 1
+            if self.projector == "patch":
+                first = first_token(vision, self.vision_tokens)
+                tokens = vision.n_extra + vision.n_patches - first
+            return tokens, vision.hidden_size
         if self.features is None:
             raise ValueError("a captioner without a vision tower needs `features`, their shape")
         return self.features
@@ -117,7 +120,7 @@ class Captioner(nnx.Module):
     def encode(
         self, images: Float[Array, "B H W C"] | Float[Array, "B S Dv"]
     ) -> Float[Array, "B S Dv"]:
-        """Normalised pixels to vision features: patch tokens of one layer, or the pooled CLS (S=1).
+        """Normalised pixels to vision features: tokens of one layer, or the pooled vector (S=1).
 
         The tower is frozen: no gradient flows into it. Features that a cache has given already
         come back as they are.
@@ -136,7 +139,8 @@ class Captioner(nnx.Module):
                 f"[B, {config.features_shape[0]}, {config.features_shape[1]}]"
             )
         images = images.astype(self.compute_dtype)
-        features = vision_features(self.vision, images, config.projector, config.vision_layer)
+        which = (config.projector, config.vision_layer, config.vision_tokens)
+        features = vision_features(self.vision, images, *which)
         return jax.lax.stop_gradient(features)
 
     @jax.named_scope("project")
@@ -220,10 +224,23 @@ def new_projector(config: CaptionerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) 
     return Projector(config.projector, *widths, **sizes, rngs=rngs, dtype=dtype)
 
 
+def first_token(vision: EncoderConfig, tokens: VisionTokens) -> int:
+    """The first token of a layer that `vision_tokens` means; all that follow are read."""
+    return {"patches": vision.n_extra, "all": 0, "after_first": 1}[tokens]
+
+
 def vision_features(
-    tower: Encoder, images: Float[Array, "B H W C"], kind: ProjectorKind, layer: int
+    tower: Encoder,
+    images: Float[Array, "B H W C"],
+    kind: ProjectorKind,
+    layer: int,
+    tokens: VisionTokens = "patches",
 ) -> Float[Array, "B S Dv"]:
-    """What a projector of this kind reads: patch tokens of one layer, or the pooled CLS (S=1)."""
+    """What a projector of this kind reads: tokens of one layer, or the pooled vector (S=1).
+
+    LLaVA reads the patches of layer -2 (arXiv:2304.08485): the last layer of a tower trained only
+    through its class token need not keep its patches informative.
+    """
     if kind == "patch":
-        return tower.features(images, layer=layer)
+        return tower.hidden(images, layer)[:, first_token(tower.config, tokens) :]
     return tower.pooled(images)[:, None]

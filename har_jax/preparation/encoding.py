@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from har_jax.config import VisionTokens
 from har_jax.data.dataset import Split
 from har_jax.data.features.build import SHARD_BYTES, Build, Rows
 from har_jax.data.features.cache import FeatureKind, Origin
@@ -27,11 +28,12 @@ from har_jax.sharding import batch_sharding, make_mesh, replicated
 
 def plan_build(
     out: str | os.PathLike[str],
-    clip: str,
+    encoder: str,
     splits: Mapping[str, Split],
     *,
     kind: FeatureKind,
     layer: int,
+    tokens: VisionTokens = "patches",
     dtype: str,
     dataset: str,
     compute_dtype: str = "float32",
@@ -40,28 +42,31 @@ def plan_build(
     """What is to be made, after checking all that needs no device.
 
     Args:
-      clip: HF directory of the encoder.
-      layer: whose patch tokens; of no meaning for `pooled`.
+      encoder: its HF directory.
+      layer, tokens: whose tokens, and which of them; of no meaning for `pooled`.
       dtype: of the stored features.
       compute_dtype: of the encoder's activations.
 
     Raises:
-      UserError: no CLIP there, or a layer that it does not have.
+      UserError: no encoder there, or a layer that it does not have.
     """
-    directory = hf_dir.resolve(clip)
+    directory = hf_dir.resolve(encoder)
     config, structure = _encoder(directory)
     shape = jax.eval_shape(
-        lambda params, images: vision_features(structure.merge(params), images, kind, layer),
+        lambda params, images: vision_features(
+            structure.merge(params), images, kind, layer, tokens
+        ),
         structure.shapes,
         jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.num_channels), "f4"),
     ).shape
     origin = Origin(
-        str(clip),
+        str(encoder),
         hf_dir.weights_fingerprint(directory),
         kind,
         layer if kind == "patch" else None,
         Preprocessor.from_hf(directory).identity,
         compute_dtype,
+        tokens if kind == "patch" else "patches",
     )
     return Build(pathlib.Path(out), origin, shape[1:], dtype, splits, dataset, shard_bytes)
 
@@ -99,7 +104,7 @@ def encoder_rows(build: Build, *, batch_size: int) -> Rows:
         def encode(params: Params, images: jax.Array) -> jax.Array:
             pixels = images.astype(origin.compute_dtype)
             tower = structure.merge(params)
-            return vision_features(tower, pixels, origin.kind, origin.layer or 0)
+            return vision_features(tower, pixels, origin.kind, origin.layer or 0, origin.tokens)
 
         def encode_on_mesh(images: np.ndarray) -> jax.Array:
             with jax.set_mesh(mesh):

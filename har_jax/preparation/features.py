@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from har_jax.command_line import counts, path
 from har_jax.errors import UserError
 from har_jax.preparation.arguments import subcommand
-from har_jax.settings import Count, Layer, word
+from har_jax.settings import Count, Layer, tell_renamed, word
 
 if TYPE_CHECKING:
     from har_jax.data.dataset import Split
     from har_jax.data.features.build import Build
 
 DESCRIPTION = """\
-Encode the images of a dataset with a CLIP and keep the features, so that training need not encode
+Encode the images of a dataset and keep the features, so that training need not encode
 them again: --config.data.features=DIR. A build that is killed continues with the same command; on
 several machines that share --out, give each its --part. --import takes features of any encoder
-instead; then --config.model.clip= stays empty.
+instead; then --config.model.encoder= stays empty.
 """
 
 
@@ -35,10 +35,15 @@ def add_features(commands: Any) -> None:
     add = parser.add_argument
     add("--data", type=path, metavar="DIR", help="dataset, e.g. data/coco")
     add("--split", action="append", metavar="NAME", help="repeat it for several (default: all)")
-    add("--clip", type=path, metavar="HF_DIR", help="the encoder")
+    encoder = "a CLIP, a SigLIP or a DINOv2"
+    add("--encoder", type=path, metavar="HF_DIR", help=encoder)
+    add("--clip", type=path, metavar="HF_DIR", help=argparse.SUPPRESS)  # its name once
     kind = parser.add_mutually_exclusive_group().add_argument
     kind("--layer", type=word(Layer), default=-2, help="whose patch tokens are kept (default: -2)")
     kind("--pooled", action="store_true", help="one vector per image (model.projector=pooled)")
+    kept = "which tokens of it, as config.model.vision_tokens (default: patches)"
+    choices = ["patches", "all", "after_first"]
+    add("--vision-tokens", choices=choices, default="patches", help=kept)
     stored = "of the stored features (default: float32; of --import: its own)"
     add("--dtype", choices=["float32", "bfloat16", "float16"], help=stored)
     computed = "what the encoder computes in: config.model.dtype of the runs that read the "
@@ -61,8 +66,13 @@ def features(arguments: argparse.Namespace) -> int:
     part = _part(arguments.part)
     if not arguments.data:
         raise UserError("--data is missing; give the dataset whose images have the features")
-    if bool(arguments.clip) == bool(arguments.array):
-        raise UserError("give either --clip=HF_DIR, to encode images, or --import=FILE --ids=FILE")
+    if arguments.clip:
+        tell_renamed("--clip", "--encoder")
+        arguments.encoder = arguments.encoder or arguments.clip
+    if bool(arguments.encoder) == bool(arguments.array):
+        raise UserError(
+            "give either --encoder=HF_DIR, to encode images, or --import=FILE --ids=FILE"
+        )
     splits = _splits(arguments.data, arguments.split)
     from har_jax.data.features.build import is_complete, write
 
@@ -84,10 +94,11 @@ def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[B
 
     build = encoding.plan_build(
         arguments.out,
-        arguments.clip,
+        arguments.encoder,
         splits,
         kind="pooled" if arguments.pooled else "patch",
         layer=arguments.layer,
+        tokens=arguments.vision_tokens,
         dtype=arguments.dtype or "float32",
         compute_dtype=arguments.compute_dtype,
         dataset=arguments.data,

@@ -13,7 +13,7 @@ TINY = Config(
     batch_size=32,
     checkpoint_every=200,
     data=DataConfig(dir="data/scenes", max_tokens=0),
-    model=ModelConfig(clip="models/scenes/clip-l", lm="models/scenes/mistral"),
+    model=ModelConfig(encoder="models/scenes/clip-l", lm="models/scenes/mistral"),
     # Muon needs a third of AdamW's steps, at this size.
     optim=OptimConfig(name="muon", lr=5e-3, warmup_steps=25),
     eval=EvalConfig(every=200, images=256, clip_score="models/scenes/clip-b"),
@@ -26,7 +26,7 @@ COCO = Config(
     checkpoint_every=885,
     data=DataConfig(dir="data/coco", max_tokens=40),
     model=ModelConfig(
-        clip="models/clip-vit-large-patch14",
+        encoder="models/clip-vit-large-patch14",
         lm="models/Mistral-7B-v0.1",
         dtype="bfloat16",
         frozen_dtype="bfloat16",
@@ -45,7 +45,7 @@ SMALL = dataclasses.replace(
     checkpoint_every=1_770,
     model=dataclasses.replace(
         COCO.model,
-        clip="models/siglip2-base-patch16-224",
+        encoder="models/siglip2-base-patch16-224",
         lm="models/SmolLM2-360M",
     ),
     optim=OptimConfig(lr=1e-4, projector_lr_factor=10.0, warmup_steps=400, weight_decay=0.01),
@@ -60,7 +60,7 @@ CLIPCAP = dataclasses.replace(
     checkpoint_every=2_832,
     data=dataclasses.replace(COCO.data, captions_per_image=5),
     model=ModelConfig(
-        clip="models/clip-vit-base-patch32",
+        encoder="models/clip-vit-base-patch32",
         lm="models/gpt2",
         projector="pooled",
         prefix_tokens=10,

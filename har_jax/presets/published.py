@@ -129,7 +129,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def described(config: Config, folder: Path) -> Config:
     """The configuration with each model that is not there, but known, as a directory in `folder`
     that holds its `config.json` and nothing else."""
-    names = {"clip": config.model.clip, "lm": config.model.lm}
+    names = {"encoder": config.model.encoder, "lm": config.model.lm}
     for part, name in names.items():
         known = CONFIGS.get(Path(name).name)
         if known is None or Path(name).exists():

@@ -1,4 +1,4 @@
-"""CLIPScore and RefCLIPScore with a CLIP that scores and does nothing else.
+"""CLIPScore and RefCLIPScore with a CLIP, or a SigLIP, that scores and does nothing else.
 
 The figures mean something only if that CLIP had no part in training: a captioner looks good to its
 own encoder, and better to a CLIP that rewarded it. `independence_warning` compares weights.
@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,14 +20,13 @@ from jax.sharding import Mesh
 
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
-from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, clip_table, read_clip
 from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.registry import two_towers
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
 from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
-from har_jax.models.encoders.clip import CLIPConfig, TextConfig, TextTower, unit
+from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params, Structure
 from har_jax.progress import progress
-from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
 from har_jax.types import Array, Float
 
 
@@ -44,48 +42,44 @@ class ClipScores:
 Tower = Literal["vision", "text"]
 Vectors = Float[np.ndarray, "n e"]
 
-# The text tower and the width of its projection, as `VISION_FAMILY` has the other one.
-_TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
-    ("clip",),
-    lambda hf, where: ((whole := read_clip(hf, where)).text, whole.projection_dim),
-    lambda config: CLIPConfig(text=config[0], projection_dim=config[1]).to_hf(),
-    lambda config, rngs, dtype: TextTower(*config, rngs=rngs, dtype=dtype),
-    [
-        dataclasses.replace(row, path=row.path.removeprefix("text."))
-        for row in clip_table()
-        if row.path.startswith("text.")
-    ],
-    lambda config: r"(.*\.)?position_ids|vision_model\..*|visual_projection\..*|logit_scale",
-)
-
 
 class ClipFiles:
-    """A CLIP's Hugging Face directory. Only `load` reads weights or touches a device.
+    """The Hugging Face directory of a CLIP or of its like (`families.registry.SCORERS`). Only
+    `load` reads weights or touches a device.
 
     Attributes:
       path, config: the directory and its configuration.
+      towers: how its family embeds images and texts.
       preprocess, tokenize: its own image preprocessing and tokenizer.
       fingerprint: hash of the weights.
+      width: of the embeddings.
 
     Raises:
-      UserError: the directory is not a CLIP's, lacks its tokenizer or preprocessor, or its
-        tokenizer is another model's.
+      UserError: the directory is not of such a network, or lacks its tokenizer or preprocessor, or
+        its tokenizer is another model's.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.path = resolve(directory)
+        self.towers = two_towers(self.path)
         self.preprocess = Preprocessor.from_hf(self.path)
-        self.tokenize = load_clip_tokenizer(self.path)
+        self.config = self.towers.whole.read_config(self.path)
+        self.width = self.towers.width(self.config)
+        self.tokenize = self.towers.tokenizer(self.path, self.config)
         self.fingerprint = weights_fingerprint(self.path)
-        self.config = CLIP_FAMILY.read_config(self.path)
-        _check_tokenizer(self.path, self.config.text, self.tokenize)
+        if self.tokenize.vocab_size > (rows := self.towers.vocab_size(self.config)):
+            raise UserError(
+                f"{self.path}: its tokenizer has {self.tokenize.vocab_size} ids, but the model "
+                f"only {rows}; put the tokenizer of that {self.towers.what} there"
+            )
 
     @property
     def signature(self) -> str:
         """What has to agree for two values to be comparable. Captions are embedded as written, not
         as PTB words, and follow the prompt."""
         weights = self.fingerprint.removeprefix("sha256:")[:12]
-        return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,clip={weights}]"
+        what = self.towers.what.lower()
+        return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,{what}={weights}]"
 
     def structure(self, tower: Tower) -> Structure[Any]:
         """What one of the two towers is: `structure.merge(params).embed(inputs)`."""
@@ -97,9 +91,9 @@ class ClipFiles:
         (family, config), like = self._family(tower), self.structure(tower)
         return family.load_params(like.shapes, like.logical_axes, config, self.path, mesh=mesh)
 
-    def _family(self, tower: Tower) -> tuple[Family, tuple]:
-        family = VISION_FAMILY if tower == "vision" else _TEXT_FAMILY
-        return family, (getattr(self.config, tower), self.config.projection_dim)
+    def _family(self, tower: Tower) -> tuple[Family, Any]:
+        family, part = self.towers.towers[tower]
+        return family, part(self.config)
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
@@ -107,7 +101,7 @@ class ClipFiles:
 
 
 class ClipScorer:
-    """A CLIP from a Hugging Face directory, with its own tokenizer and image preprocessing.
+    """A CLIP or its like from a Hugging Face directory, with its own tokenizer and preprocessing.
 
     Embeds in batches of one shape: each tower is compiled once, and loaded when first needed.
 
@@ -191,28 +185,9 @@ def _embedding(
     return functools.partial(jax.jit(embed), files.load(tower))
 
 
-def _check_tokenizer(path: pathlib.Path, text: TextConfig, tokenizer: ClipTokenizer) -> None:
-    """The text tower reads its answer off the end-of-text token. Where the tokenizer writes
-    another one, every caption has the same embedding, and CLIPScore is a constant that looks like
-    a value."""
-    # 2: configs from before transformers' PR #24773, for which the tower takes the highest id.
-    legacy = text.eos_token_id == 2 and tokenizer.eos_id == tokenizer.vocab_size - 1
-    if tokenizer.eos_id != text.eos_token_id and not legacy:
-        raise UserError(
-            f"{path}: its tokenizer ends texts with id {tokenizer.eos_id}, but text_config."
-            f"eos_token_id in config.json is {text.eos_token_id}; put the tokenizer of that CLIP "
-            "there, or correct the id"
-        )
-    if tokenizer.vocab_size > text.vocab_size:
-        raise UserError(
-            f"{path}: its tokenizer has {tokenizer.vocab_size} ids, but the model only "
-            f"{text.vocab_size}; put the tokenizer of that CLIP there"
-        )
-
-
 def independence_warning(fingerprint: str, run: Mapping[str, Any]) -> str | None:
     """Why CLIPScore by this CLIP says little about the captioner of `run.json`; None if it does."""
-    encoder, reward = run.get("base", {}).get("clip", {}), run.get("reward_signature") or ""
+    encoder, reward = run.get("base", {}).get("encoder", {}), run.get("reward_signature") or ""
     if encoder.get("fingerprint") == fingerprint:
         part = f"is the captioner's own encoder ({encoder.get('path')})"
     elif fingerprint.removeprefix("sha256:")[:8] in reward:

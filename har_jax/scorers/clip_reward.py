@@ -44,7 +44,7 @@ class ClipScoreReward:
     Making one touches no device. `load` does, and must have been called before a step runs.
 
     Args:
-      directory: a CLIP in Hugging Face's layout.
+      directory: a CLIP or a SigLIP in Hugging Face's layout.
       images: the split whose images are captioned.
       batch_size: images (or texts) embedded at a time, outside of steps.
 
@@ -77,7 +77,7 @@ class ClipScoreReward:
         """Embeds the images, or reads what `save` left in `folder`; returns the text tower, in its
         shards. Every process embeds all images: it does not know which it will draw."""
         path = None if folder is None else pathlib.Path(folder, self.cache_name)
-        shape = (len(self._split), self._files.config.projection_dim)
+        shape = (len(self._split), self._files.width)
         vectors = _read(path, shape)
         if vectors is None:
             with progress(len(self._split), desc="images for clip_score", unit="images") as bar:
@@ -97,7 +97,7 @@ class ClipScoreReward:
 
     def shapes(self, batch: int, rows: int) -> Sequence[tuple[tuple[int, ...], type]]:
         """Token ids [B,R,L] and image embeddings [B,E]."""
-        length, width = self._files.tokenize.context_length, self._files.config.projection_dim
+        length, width = self._files.tokenize.context_length, self._files.width
         return [((batch, rows, length), np.int32), ((batch, width), np.float32)]
 
     def prepare(self, image_ids: ImageIds, captions: Texts) -> tuple[np.ndarray, np.ndarray]:

@@ -182,7 +182,7 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
     phases = {}
     vision = blueprint.config.vision
     if vision is not None and not config.data.features:
-        tokens = b * (vision.n_patches + 1)
+        tokens = b * (vision.n_patches + vision.n_extra)
         phases["encode"] = Phase(2 * matrices("vision.") * tokens / n, 0)
     phases["prefill"] = Phase(2 * body * b * p / n, weight_bytes)
     if plan is not None:

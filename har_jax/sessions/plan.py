@@ -160,7 +160,8 @@ def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
         needed = "SCST starts from an MLE run (configs/mle.py)"
         raise UserError(f"{name} is a run of stage {parent.stage!r}; {needed}")
     before, now = parent.model, config.model
-    keys = ["projector", "prefix_tokens", "projector_hidden", "vision_layer", "prompt"]
+    keys = ["projector", "prefix_tokens", "projector_hidden", "vision_layer", "vision_tokens"]
+    keys += ["prompt"]
     keys += ["lora.rank", "lora.alpha", "lora.targets"] if before.lora.rank or now.lora.rank else []
     for key in keys:
         then, value = (operator.attrgetter(key)(model) for model in (before, now))
@@ -176,7 +177,7 @@ def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
             raise UserError(
                 f"{name} was trained with another {what} ({str(then)[:12]}) than this "
                 f"configuration names ({there['fingerprint'][:12]}); set config.model to its own: "
-                f"clip={before.clip!r}, lm={before.lm!r}"
+                f"encoder={before.encoder!r}, lm={before.lm!r}"
             )
     step = resolve_step(config.init_from, "best")
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}

@@ -188,7 +188,7 @@ def announce(session: Session, info: dict, resumed: bool) -> None:
     some = f" of {whole}" if n < whole else ""
     log.info("  data        %s, %d images%s", config.data.dir, n, some)
     if plan.parts.features is None:
-        log.info("  encoder     %s (frozen)", config.model.clip)
+        log.info("  encoder     %s (frozen)", config.model.encoder)
     else:
         log.info("  features    %s", plan.parts.features.describe())
     log.info("  decoder     %s%s", config.model.lm, _how_it_learns(config.model, blueprint))

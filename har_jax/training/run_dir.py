@@ -88,7 +88,11 @@ def _read_info(path: pathlib.Path) -> dict[str, Any]:
     """`run.json`, whose parts are of the kinds that are read of them."""
     what = "run.json as the run left it"
     read_typed(path / INFO, _Info, what)
-    return read_typed(path / INFO, dict[str, Any], what)
+    info = read_typed(path / INFO, dict[str, Any], what)
+    base = info.get("base") or {}
+    if "clip" in base:  # what the encoder was called once
+        info["base"] = {"encoder": base["clip"], **{k: v for k, v in base.items() if k != "clip"}}
+    return info
 
 
 @contextlib.contextmanager

@@ -55,6 +55,11 @@ class ZeroCap:
         self.lm_path = hf_dir.resolve(lm)
         self.lm_config = GPT2_FAMILY.read_config(self.lm_path)
         self.clip = ClipFiles(clip)
+        if not self.clip.towers.causal:
+            raise UserError(
+                f"{self.clip.path} is a {self.clip.towers.what}, whose text tower reads both ways; "
+                "ZeroCap reads the beginning of a text once for all that may follow; give a CLIP"
+            )
         self.vocabulary = Vocabulary(load_tokenizer(self.lm_path), self.lm_config.vocab_size)
         self.end_id = self.vocabulary.one_id(how.end_token)
         self._before = self.vocabulary.begin if how.bos else ()

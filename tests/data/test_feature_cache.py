@@ -414,3 +414,15 @@ def test_a_manifest_that_is_none(own_copy, tmp_path, text, message):
         FeatureCache(own_copy)
     with pytest.raises(UserError, match=r"does not exist .*prepare features --data=DIR"):
         FeatureCache(tmp_path / "nowhere")
+
+
+def test_which_tokens_were_kept_is_part_of_the_origin(scenes_dir, tmp_path):
+    """Caches from before there was a choice say nothing of it, and have those of the patches."""
+    assert not {"tokens", "compute_dtype"} & ORIGIN.to_json().keys()
+    origin = dataclasses.replace(ORIGIN, tokens="all")
+    cache = make(scenes_dir, tmp_path / "all", origin=origin, names=("val",))
+    assert cache.origin == origin and FeatureCache(tmp_path / "all").origin.tokens == "all"
+    with pytest.raises(UserError, match="all tokens of layer -2 then, patch tokens of layer -2"):
+        cache.check_origin(ORIGIN)
+    other = dataclasses.replace(ORIGIN, tokens="after_first")
+    assert "all tokens but the first of layer -2 now" in origin.differences(other)[0]

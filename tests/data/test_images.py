@@ -165,6 +165,39 @@ def test_equals_hf_on_real_photographs(hf_class, real_data):
         np.testing.assert_array_equal(ours(path), hf_pixels(processor, Image.open(path)))
 
 
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+OTHERS = [
+    ("siglip", {}),
+    ("siglip", {"size": {"height": 32, "width": 24}, "resample": 2}),
+    ("siglip", {"size": {"height": 48, "width": 48}, "do_convert_rgb": None}),
+    ("bit", {"size": {"shortest_edge": 256}, **IMAGENET}),
+    ("bit", {"size": {"shortest_edge": 40}, "crop_size": {"height": 35, "width": 35}}),
+]
+
+
+@pytest.mark.parametrize("suffix", ["", "Fast", "Pil"])
+@pytest.mark.parametrize(("kind", "config"), OTHERS, ids=str)
+def test_equals_hf_for_other_encoders(kind, config, suffix, tmp_path):
+    """SigLIP's processor resizes to one shape, DINOv2's (a BiT's) crops; keys that their files
+    lack are those of their own classes."""
+    import transformers
+
+    name = {"siglip": "SiglipImageProcessor", "bit": "BitImageProcessor"}[kind]
+    processor = getattr(transformers, f"{name}Pil")(**config)
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"image_processor_type": name + suffix})
+    )
+    bare = {**config, "image_processor_type": name + suffix}
+    for contents in (json.loads(file.read_text()), bare):
+        file.write_text(json.dumps(contents))
+        ours = Preprocessor.from_hf(tmp_path)
+        for size in ((61, 43), (43, 61), (300, 40), (224, 224)):
+            image = noise("RGB", size)
+            np.testing.assert_array_equal(ours(image), hf_pixels(processor, image))
+
+
 def test_old_configs_with_plain_numbers(tmp_path):
     """openai/clip-vit-large-patch14's own preprocessor_config.json."""
     config = {
@@ -196,7 +229,7 @@ def test_what_transformers_5_saves(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"do_pad": True}, {"no_such_step": 3}, {"image_processor_type": "SiglipImageProcessor"},
+        {"do_pad": True}, {"no_such_step": 3}, {"image_processor_type": "Siglip2ImageProcessor"},
         {"crop_size": None}, {"size": {"shortest_edge": -1}}, {"size": 10**12}, {"resample": 17},
         {"image_std": [0.5, 0.0, 0.5]}, {"image_mean": [0.1, 0.2]}, {"rescale_factor": "small"},
         {"image_std": [0.5, 1e-40, 0.5]}, {"rescale_factor": 1e-300},

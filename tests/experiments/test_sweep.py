@@ -63,7 +63,7 @@ def test_a_digest_is_of_settings_contents_and_parents():
 
 
 def test_paths_are_not_in_a_digest():
-    elsewhere = mle(**{"data.dir": "elsewhere/scenes", "model.clip": "elsewhere/clip-l"})
+    elsewhere = mle(**{"data.dir": "elsewhere/scenes", "model.encoder": "elsewhere/clip-l"})
     assert digest(elsewhere) == digest(mle())
     assert digest(elsewhere, content=str) != digest(mle(), content=str)
     a, b = (Part(name, "zerocap", {"--clip": Input("c"), "--out": HERE}, "r") for name in "ab")
@@ -112,7 +112,7 @@ def test_what_is_finished_is_not_made_again_and_records_tell_its_settings(world)
     assert record["finished"] and record["settings"]["stage"] == "scst"
     parent = json.loads(pathlib.Path("runs/parts/mle-0.json").read_text())
     assert record["parents"] == {"--config.init_from": parent["hash"]}
-    assert record["inputs"]["model.clip"].startswith("sha256:")
+    assert record["inputs"]["model.encoder"].startswith("sha256:")
     assert record["typed"].startswith("python -m har_jax.train --config=scst:tiny")
     inner = json.loads(pathlib.Path("runs/parts/scst-0/eval/test.json").read_text())
     assert inner["parents"] == {"--checkpoint": record["hash"]}

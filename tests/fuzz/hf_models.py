@@ -28,14 +28,14 @@ def build(root: pathlib.Path) -> None:
     write_mistral(root / "mistral", TEXTS, vocab=300)
     write_clip(root / "clip", TEXTS, 0)
     model = ModelConfig(
-        clip=str(root / "clip"),
+        encoder=str(root / "clip"),
         lm=str(root / "mistral"),
         lora=LoraConfig(2, 4.0, "attn.q"),
         train_lm=False,
     )
     blueprint = draw(model)
     tokenizer = load_tokenizer(root / "mistral")
-    whole = blueprint.changed(ModelConfig(clip=model.clip, lm=model.lm)).with_text(tokenizer)
+    whole = blueprint.changed(ModelConfig(encoder=model.encoder, lm=model.lm)).with_text(tokenizer)
     pixels, values = Preprocessor.for_size(32).to_hf(), split(whole.build(nnx.Rngs(0)))[1]
     llava.save_llava(whole.config, values, tokenizer, pixels, root / "llava", max_tokens=9)
     adapted = split(blueprint.build(nnx.Rngs(0)))[1]
@@ -43,7 +43,7 @@ def build(root: pathlib.Path) -> None:
     lm = part(adapted, "lm")
     peft.save_adapters(lm, model.lora, root / "peft", base=model.lm, lm=blueprint.config.lm)
     settings = {key: getattr(model, key) for key in peft.PROJECTOR_SETTINGS}
-    settings |= {"clip": model.clip, "max_tokens": 9}
+    settings |= {"encoder": model.encoder, "max_tokens": 9}
     peft.save_projector(part(adapted, "projector"), root / "peft", settings)
     jax.clear_caches()
 

@@ -11,12 +11,16 @@ from typing import Any
 
 from har_jax.interchange import llava
 from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
 from har_jax.interchange.families.registry import read_decoder, read_encoder
+from har_jax.interchange.families.siglip import SIGLIP_FAMILY
 from har_jax.models.captioner import CaptionerConfig
 from har_jax.models.decoders import MistralConfig
 from har_jax.models.decoders.gpt2 import GPT2Config
 from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
+from har_jax.models.encoders.dinov2 import Dinov2Config
+from har_jax.models.encoders.siglip import SiglipConfig
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt
 
@@ -28,6 +32,10 @@ WHOLE: list[tuple[Any, dict[str, Any]]] = [
     (CLIP_FAMILY.read_config, CLIP),
     (read_encoder, CLIP["vision_config"]),
     (VISION_FAMILY.read_config, CLIP),
+    (SIGLIP_FAMILY.read_config, SIGLIP_FAMILY.write(SiglipConfig())),
+    (read_encoder, SIGLIP_FAMILY.write(SiglipConfig())["vision_config"]),
+    (read_encoder, DINOV2_FAMILY.write(Dinov2Config(num_register_tokens=4))),
+    (read_encoder, DINOV2_FAMILY.write(Dinov2Config(use_swiglu_ffn=True))),
     (llava.read_llava_config, llava.config_to_hf(LLAVA, 32_000)),
 ]
 MORE = [
@@ -35,6 +43,7 @@ MORE = [
     "sliding_window", "attention_bias", "head_dim", "partial_rotary_factor", "auto_map",
     "torch_dtype", "is_decoder", "text_config_dict", "vision_config_dict", "vision_feature_layer",
     "eos_token_id", "hidden_act", "max_length", "pruned_heads", "num_key_value_heads", "n_inner",
+    "mlp_ratio", "image_size", "num_register_tokens", "projection_size", "patch_size",
 ]  # fmt: skip
 
 

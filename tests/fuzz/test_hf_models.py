@@ -52,13 +52,13 @@ def draw_directory(root: pathlib.Path, rng: random.Random, folder: pathlib.Path)
     def call() -> None:
         if kind == "llava":
             config, _ = llava.read_llava_config(made)
-            model = ModelConfig(clip=str(made), lm=str(made), vision_layer=config.vision_layer)
+            model = ModelConfig(encoder=str(made), lm=str(made), vision_layer=config.vision_layer)
             blueprint = draw_blueprint_of(config, model, made)
             llava.load_llava(blueprint.structure, blueprint.config, made, mesh, RULES)
             Preprocessor.from_hf(made)
             return
         clip, lm = (made if kind == name else root / name for name in ("clip", "mistral"))
-        parts = read_parts(ModelConfig(clip=str(clip), lm=str(lm)))
+        parts = read_parts(ModelConfig(encoder=str(clip), lm=str(lm)))
         load_base(parts.blueprint, mesh, RULES)
 
     return Case(call)
@@ -81,11 +81,11 @@ def test_directories(models, tmp_path, record_property):
 def test_whole_ones_load(models, tmp_path):
     lm = read_decoder(models / "mistral")
     assert peft.read_adapters(models / "peft", lm)[0].rank == 2
-    parts = read_parts(ModelConfig(clip=str(models / "clip"), lm=str(models / "mistral")))
+    parts = read_parts(ModelConfig(encoder=str(models / "clip"), lm=str(models / "mistral")))
     assert load_base(parts.blueprint, make_mesh(), RULES)
     assert draw_blueprint(parts.blueprint.model).config.lm == lm
     config, _ = llava.read_llava_config(models / "llava")
-    model = ModelConfig(clip="a", lm="b", vision_layer=config.vision_layer)
+    model = ModelConfig(encoder="a", lm="b", vision_layer=config.vision_layer)
     found = draw_blueprint_of(config, model, models / "llava")
     n = config.lm.vocab_size
     assert found.config.wordless == () and llava.image_id(models / "llava") == n

@@ -15,8 +15,10 @@ from har_jax.errors import UserError
 from har_jax.foreign import Keys
 from har_jax.interchange import llava
 from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, read_clip
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
 from har_jax.interchange.families.mistral import MISTRAL
+from har_jax.interchange.families.siglip import SIGLIP_FAMILY
 from har_jax.models.functional import split
 from tests.interchange.test_mistral_dir import assert_close
 
@@ -41,6 +43,20 @@ BASE = {
             vocab_size=31, max_position_embeddings=16, eos_token_id=30, bos_token_id=0,
         ),
         projection_dim=6,
+    ),
+    "siglip": dict(
+        vision_config=dict(
+            hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+            image_size=8, patch_size=4,
+        ),
+        text_config=dict(
+            hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=31, max_position_embeddings=16,
+        ),
+    ),
+    "dinov2": dict(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+        mlp_ratio=2,
     ),
 }  # fmt: skip
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
@@ -122,10 +138,52 @@ CHANGES += [
         ("text_config.quantization_config", {"bits": 4}),
     ]
 ]
+CHANGES += [
+    ("siglip", key, value)
+    for key, value in [
+        ("vision_config.hidden_act", "gelu"),
+        ("vision_config.layer_norm_eps", 0.1),
+        ("vision_config.attention_dropout", 0.5),
+        ("vision_config.model_type", "clip_vision_model"),
+        ("vision_config.no_such_key", 1),
+        ("vision_config.vision_use_head", True),
+        ("text_config.hidden_act", "relu"),
+        ("text_config.layer_norm_eps", 0.1),
+        ("text_config.eos_token_id", 2),
+        ("text_config.bos_token_id", 3),
+        ("text_config.projection_size", None),
+        ("initializer_factor", 2.0),
+        ("vision_config.num_patches", 4),
+        ("text_config.quantization_config", {"bits": 4}),
+    ]
+]
+CHANGES += [
+    ("dinov2", key, value)
+    for key, value in [
+        ("hidden_act", "gelu_new"),
+        ("layer_norm_eps", 0.1),
+        ("mlp_ratio", 3),
+        ("use_swiglu_ffn", True),
+        ("use_mask_token", False),
+        ("layerscale_value", 0.3),
+        ("drop_path_rate", 0.4),
+        ("hidden_dropout_prob", 0.5),
+        ("attention_probs_dropout_prob", 0.5),
+        ("qkv_bias", False),
+        ("apply_layernorm", False),
+        ("reshape_hidden_states", False),
+        ("out_features", ["stage1"]),
+        ("image_size", 12),
+        ("no_such_key", 1),
+        ("quantization_config", {"bits": 4}),
+    ]
+]
 CLASSES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, MISTRAL),
     "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, GPT2_FAMILY),
     "clip": (transformers.CLIPConfig, transformers.CLIPModel, CLIP_FAMILY),
+    "siglip": (transformers.SiglipConfig, transformers.SiglipModel, SIGLIP_FAMILY),
+    "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model, DINOV2_FAMILY),
 }
 
 
@@ -162,20 +220,25 @@ def test_a_key_means_what_it_means_in_transformers_or_is_refused_by_name(
     theirs.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     structure, params = split(ours.load(tmp_path))
-    pixels = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    side = config.get("image_size", 8)
+    pixels = np.random.default_rng(1).normal(size=(2, side, side, 3)).astype(np.float32)
     tokens = np.array(TOKENS)
     tokens[:, -1] = 30
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(params):
         net = structure.merge(params)
-        if family == "clip":
+        if family == "dinov2":
+            return net.pooled(pixels)
+        if family in ("clip", "siglip"):
             return net(pixels, tokens)
         return net.logits(net.prefill(net.embed(tokens))[0])
 
     with torch.no_grad():
-        if family == "clip":
-            channels_first = torch.tensor(pixels).permute(0, 3, 1, 2)
+        channels_first = torch.tensor(pixels).permute(0, 3, 1, 2)
+        if family == "dinov2":
+            wanted = theirs(channels_first).pooler_output
+        elif family in ("clip", "siglip"):
             wanted = theirs(
                 pixel_values=channels_first, input_ids=torch.tensor(tokens)
             ).logits_per_image

@@ -61,7 +61,7 @@ def test_llava_in_every_layout(layout, models, tmp_path):
 
     def params(directory):
         config, _ = llava.read_llava_config(directory)
-        blueprint = of_parts(ModelConfig(clip="a", lm="b"), config, directory, directory)
+        blueprint = of_parts(ModelConfig(encoder="a", lm="b"), config, directory, directory)
         structure = blueprint.structure
         return llava.load_llava(structure, blueprint.config, directory, make_mesh(), RULES)
 

@@ -26,7 +26,7 @@ def directories(tmp_path_factory):
         vision_config={**vision, "num_attention_heads": 16, "patch_size": 14},
         projection_dim=768,
     )
-    for name, config in (("clip", clip), ("lm", transformers.MistralConfig())):
+    for name, config in (("encoder", clip), ("lm", transformers.MistralConfig())):
         (here / name).mkdir()
         values = {**config.to_dict(), "model_type": config.model_type}
         (here / name / "config.json").write_text(json.dumps(values))
@@ -34,7 +34,7 @@ def directories(tmp_path_factory):
 
 
 def settings(directories, **changes):
-    where = {"clip": str(directories / "clip"), "lm": str(directories / "lm")}
+    where = {"encoder": str(directories / "encoder"), "lm": str(directories / "lm")}
     return ModelConfig(**where, **changes)
 
 
@@ -96,7 +96,8 @@ def test_a_batch_is_what_the_pipeline_makes(workspace):
     from har_jax.data.pipeline import TrainBatches
 
     where = {
-        name: str(workspace / "models" / d) for name, d in (("clip", "clip-l"), ("lm", "mistral"))
+        name: str(workspace / "models" / d)
+        for name, d in (("encoder", "clip-l"), ("lm", "mistral"))
     }
     parts = read_parts(ModelConfig(**where))
     data = DataConfig(max_tokens=12, captions_per_image=3)
@@ -126,7 +127,7 @@ def test_a_directory_is_looked_for_once(workspace, monkeypatch):
         return workspace / "models" / name.split("/")[1]
 
     monkeypatch.setattr(hf_dir, "_from_hub", snapshot)
-    parts = read_parts(ModelConfig(clip="org/clip-l", lm="org/mistral@v1.0"))
+    parts = read_parts(ModelConfig(encoder="org/clip-l", lm="org/mistral@v1.0"))
     assert parts.identity["lm"]["fingerprint"].startswith("sha256:")
     assert sorted(asked) == [("org/clip-l", None), ("org/mistral", "v1.0")]
 
@@ -162,7 +163,8 @@ def test_trained_parameters_are_born_as_described(workspace):
     from har_jax.loading.weights import load_frozen, new_trained
 
     where = {
-        name: str(workspace / "models" / d) for name, d in (("clip", "clip-l"), ("lm", "mistral"))
+        name: str(workspace / "models" / d)
+        for name, d in (("encoder", "clip-l"), ("lm", "mistral"))
     }
     blueprint = draw(ModelConfig(**where, frozen_dtype="bfloat16", lora=LoraConfig(rank=2)))
     mesh = make_mesh(2, 2, 2)

@@ -28,7 +28,7 @@ MESHES = {"fsdp": (1, 8, 1), "all three": (2, 2, 2)}
 def captioner_on(workspace):
     """The workspace's captioner, with a random projector, on a mesh of these sizes."""
     models = workspace / "models"
-    model = ModelConfig(clip=str(models / "clip-l"), lm=str(models / "mistral"))
+    model = ModelConfig(encoder=str(models / "clip-l"), lm=str(models / "mistral"))
     blueprint = draw(model)
 
     def load(data: int, fsdp: int, tensor: int) -> LoadedCaptioner:

@@ -100,5 +100,5 @@ def test_the_patches_learn_and_the_head_is_thrown_away(monkeypatch):
     x = (pixels / 255 - 0.5).astype(np.float32)
     told = labels(boxes(drawn), np.zeros((24, 2), int), 64, 16)
     head = kept["params"][pretrain.HEAD]
-    after = jax.jit(lambda x: patch_loss(clip.vision.features(x, -2), head, told))(x)
+    after = jax.jit(lambda x: patch_loss(clip.vision.hidden(x, -2)[:, 1:], head, told))(x)
     assert after < 0.8 * (2 * np.log(9))  # what a head of zeros loses

@@ -62,7 +62,7 @@ def vision_tower(model, dtype):
         given = torch.tensor(pixels).permute(0, 3, 1, 2).to(model.dtype)
         out = model.vision_model(given, output_hidden_states=True)
         return out.hidden_states[-2][:, 1:]
-    return model.vision.features(jnp.asarray(pixels, dtype), layer=-2)
+    return model.vision.hidden(jnp.asarray(pixels, dtype), -2)[:, 1:]
 
 
 @pytest.mark.parametrize("family", [mistral, gpt2, clip])

@@ -18,6 +18,7 @@ from har_jax.interchange.families.clip import (
     load_vision,
     read_clip,
 )
+from har_jax.models.captioner import vision_features
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig, VisionTower
 from har_jax.models.functional import part, split
 from tests.helpers import long
@@ -121,8 +122,8 @@ def test_parity_with_transformers(seed, tmp_path):
             "text embedding": clip.text_embedding(tokens),
             "text hidden": clip.text.hidden(tokens),
             "pooled": clip.vision.pooled(pixels),
-            "hidden": clip.vision.features(pixels, layer, with_cls=True),
-            "patches": clip.vision.features(pixels, layer),
+            "hidden": clip.vision.hidden(pixels, layer),
+            "patches": vision_features(clip.vision, pixels, "patch", layer),
         }
 
     wanted = {
@@ -218,8 +219,8 @@ def test_bfloat16_stays_within_its_own_error(tmp_path):
     pixels, tokens = inputs(config, np.random.default_rng(3))
     exact = load_clip(tmp_path)
     coarse = load_clip(tmp_path, dtype="bfloat16")
-    a = exact.vision.features(pixels)
-    b = coarse.vision.features(pixels.astype("bfloat16"))
+    a = exact.vision.hidden(pixels, -2)
+    b = coarse.vision.hidden(pixels.astype("bfloat16"), -2)
     assert b.dtype == "bfloat16"
     assert np.abs(a - b.astype("float32")).max() <= 0.05 * np.abs(a).max()
     assert coarse.text_embedding(tokens).dtype == "float32"
@@ -228,9 +229,9 @@ def test_bfloat16_stays_within_its_own_error(tmp_path):
 def test_bad_use_is_explained():
     vision = VisionTower(VisionConfig(8, 8, 2, 2, image_size=8, patch_size=4), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"10x8x3.*8x8x3"):
-        vision.features(np.zeros((1, 10, 8, 3), np.float32))
+        vision.hidden(np.zeros((1, 10, 8, 3), np.float32))
     with pytest.raises(UserError, match="layer 3 of a tower of 2"):
-        vision.features(np.zeros((1, 8, 8, 3), np.float32), layer=3)
+        vision.hidden(np.zeros((1, 8, 8, 3), np.float32), layer=3)
     with pytest.raises(UserError, match="no projection"):
         vision.embed(np.zeros((1, 8, 8, 3), np.float32))
     with pytest.raises(UserError, match="did you mean 'quick_gelu'"):

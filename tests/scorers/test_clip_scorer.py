@@ -184,7 +184,7 @@ def test_no_clip_there(tmp_path):
 def test_warns_where_clipscore_is_not_independent():
     mine, other = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
     run = {
-        "base": {"clip": {"path": "models/clip-l", "fingerprint": mine}},
+        "base": {"encoder": {"path": "models/clip-l", "fingerprint": mine}},
         "reward_signature": f"0.5*CLIP-S[{other[7:19]}]+CIDEr-D",
     }
     assert "own encoder (models/clip-l)" in independence_warning(mine, run)

@@ -33,7 +33,7 @@ def encode(workspace, out, *more, clip="clip-l"):
         [
             "features",
             f"--data={workspace / 'data'}",
-            f"--clip={workspace / 'models' / clip}",
+            f"--encoder={workspace / 'models' / clip}",
             f"--out={out}",
             *map(str, more),
         ]
@@ -189,7 +189,7 @@ def test_a_stale_cache_is_refused(workspace, cache, tmp_path, capsys):
         return line
 
     other = workspace / "models/clip-b"
-    assert "stale: other weights (" in refused(model__clip=other)
+    assert "stale: other weights (" in refused(model__encoder=other)
     assert "patch tokens of layer -2 then, patch tokens of layer -1 now" in refused(
         model__vision_layer=-1
     )
@@ -197,9 +197,9 @@ def test_a_stale_cache_is_refused(workspace, cache, tmp_path, capsys):
     changed = pathlib.Path(shutil.copytree(workspace / "models/clip-l", tmp_path / "clip"))
     file = changed / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"resample": 2}))
-    assert "stale: preprocessing resample 3 then, 2 now" in refused(model__clip=changed)
-    assert "config.model.clip is not set; give the HF directory of the encoder" in refused(
-        model__clip=""
+    assert "stale: preprocessing resample 3 then, 2 now" in refused(model__encoder=changed)
+    assert "config.model.encoder is not set; give the HF directory of the encoder" in refused(
+        model__encoder=""
     )
 
 
@@ -226,9 +226,9 @@ def test_the_command(workspace, cache, tmp_path, capsys):
     def wrong(*arguments):
         return mistake(capsys, prepare.main, ["features", f"--out={tmp_path / 'new'}", *arguments])
 
-    data, clip = f"--data={workspace / 'data'}", f"--clip={workspace / 'models/clip-l'}"
+    data, clip = f"--data={workspace / 'data'}", f"--encoder={workspace / 'models/clip-l'}"
     assert "--data is missing" in wrong(clip)
-    assert "give either --clip=HF_DIR" in wrong(data)
+    assert "give either --encoder=HF_DIR" in wrong(data)
     assert "--part=2/2; give I/N" in wrong(data, clip, "--part=2/2")
     assert "layer 9 of a tower of 2 layers" in wrong(data, clip, "--layer=9")
     assert "did you mean 'val'" in wrong(data, clip, "--split=vla")
@@ -258,9 +258,11 @@ def test_imported_features_train_a_captioner(workspace, tmp_path, capsys):
     run = tmp_path / "run"
     argv = settings(workspace, run, data__features=cache)
     assert "imported:dino" in mistake(capsys, train.main, argv)
-    argv = settings(workspace, run, data__features=cache, model__clip="", model__projector="pooled")
+    argv = settings(
+        workspace, run, data__features=cache, model__encoder="", model__projector="pooled"
+    )
     assert "set --config.model.projector=patch" in mistake(capsys, train.main, argv)
-    how = {"data__features": cache, "model__clip": "", "data__val_split": "val"}
+    how = {"data__features": cache, "model__encoder": "", "data__val_split": "val"}
     assert train.main(settings(workspace, run, **how)) == 0
     captioner = har_jax.load_captioner(run)
     texts = captioner.generate(array[-16:])

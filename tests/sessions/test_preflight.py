@@ -71,10 +71,10 @@ def directories(tmp_path_factory):
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    for name, config in {"clip": clip, "lm": lm}.items():
+    for name, config in {"encoder": clip, "lm": lm}.items():
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(config))
-    return {name: str(root / name) for name in ("clip", "lm")}
+    return {name: str(root / name) for name in ("encoder", "lm")}
 
 
 def configuration(directories, **changes):
@@ -145,9 +145,9 @@ def described_folder(directories):
     import tempfile
 
     folder = pathlib.Path(tempfile.mkdtemp())
-    config = Config(model=ModelConfig(clip="x/clip-vit-large-patch14", lm="x/Mistral-7B-v0.1"))
+    config = Config(model=ModelConfig(encoder="x/clip-vit-large-patch14", lm="x/Mistral-7B-v0.1"))
     made = described(config, folder).model
-    return {"clip": made.clip, "lm": made.lm}
+    return {"encoder": made.encoder, "lm": made.lm}
 
 
 @pytest.mark.parametrize("name", ["train", "caption"])

@@ -5,7 +5,7 @@ def train_arguments(workspace, run, stage="mle", **overrides):
     """Settings by key, with `__` for a dot: `optim__lr=1e-3`."""
     settings = {
         "data.dir": workspace / "data",
-        "model.clip": workspace / "models/clip-l",
+        "model.encoder": workspace / "models/clip-l",
         "model.lm": workspace / "models/mistral",
         "eval.clip_score": "",
         "steps": 4,

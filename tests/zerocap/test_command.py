@@ -45,7 +45,7 @@ def test_bad_input_is_told_in_a_line(world, photo, capsys, tmp_path):
     swapped = (f"--clip={world.gpt2}", f"--lm={world.clip}")
     assert "'clip' where 'gpt2' is needed" in refused(capsys, photo, *swapped)
     both = (f"--clip={world.gpt2}", f"--lm={world.gpt2}")
-    assert "preprocessor_config.json" in refused(capsys, photo, *both)
+    assert "'gpt2' where 'clip_vision_model'" in refused(capsys, photo, *both)
     for flag, text in {
         "--beams=0": "zerocap.beams is 0; it must be at least 1",
         "--beams=x": "--beams=x: it must be a whole number",

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
 from har_jax.arrays import read_npy
+from har_jax.config import VisionTokens
 from har_jax.data.dataset import Split
 from har_jax.data.description import Word, sha256
 from har_jax.data.protocols import Images
@@ -63,6 +64,7 @@ class Origin:
       fingerprint: of the encoder's weights, or of the imported array.
       kind: patch tokens, or one pooled vector per image (S = 1).
       layer: whose patch tokens; None for pooled and for imported features.
+      tokens: which of the layer's, as `config.CaptionerSettings.vision_tokens` says.
       preprocessing: `Preprocessor.identity`; empty for imported features.
       compute_dtype: what the encoder computed in. Features of another differ by rounding, which is
         told where they are used, and is no reason to refuse them.
@@ -74,6 +76,7 @@ class Origin:
     layer: int | None
     preprocessing: Mapping[str, Any]
     compute_dtype: str = "float32"
+    tokens: VisionTokens = "patches"
 
     @property
     def imported(self) -> bool:
@@ -90,7 +93,7 @@ class Origin:
                 f"other weights ({short(self.fingerprint)} of {self.encoder} then, "
                 f"{short(now.fingerprint)} of {now.encoder} now)"
             )
-        if (self.kind, self.layer) != (now.kind, now.layer):
+        if self._what() != now._what():
             found.append(f"{self._what()} then, {now._what()} now")
         for key in sorted(self.preprocessing.keys() | now.preprocessing.keys()):
             here, there = self.preprocessing.get(key), now.preprocessing.get(key)
@@ -99,15 +102,18 @@ class Origin:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The fields; `compute_dtype` is left out where it is float32, as in older caches."""
+        """The fields; without those that older caches lack, where they are as they were then."""
         fields = dataclasses.asdict(self)
-        if self.compute_dtype == "float32":
-            del fields["compute_dtype"]
+        for field in dataclasses.fields(self):
+            if fields[field.name] == field.default:
+                del fields[field.name]
         return fields
 
     def _what(self) -> str:
         layer = "" if self.layer is None else f" of layer {self.layer}"
-        return {"patch": "patch tokens", "pooled": "pooled features"}[self.kind] + layer
+        which = {"patches": "patch tokens", "all": "all tokens"}
+        tokens = which.get(self.tokens, "all tokens but the first")
+        return {"patch": tokens, "pooled": "pooled features"}[self.kind] + layer
 
 
 class _File(msgspec.Struct):
@@ -158,7 +164,7 @@ class FeatureCache:
             there = "holds no feature cache" if os.path.exists(self.directory) else "does not exist"
             raise UserError(
                 f"{self.directory} {there} (no {MANIFEST}); make one with `python -m "
-                f"har_jax.prepare features --data=DIR --clip=HF_DIR --out={self.directory}`"
+                f"har_jax.prepare features --data=DIR --encoder=HF_DIR --out={self.directory}`"
             )
         manifest = read_json(path, "the manifest of a feature cache")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -217,8 +223,8 @@ class FeatureCache:
         if self.origin.imported and not now.imported:
             raise UserError(
                 f"feature cache {self.directory} holds imported features "
-                f"({self.origin.encoder!r}), not those of {now.encoder}; set --config.model.clip= "
-                "(empty) to train on them"
+                f"({self.origin.encoder!r}), not those of {now.encoder}; set "
+                "--config.model.encoder= (empty) to train on them"
             )
         differences = self.origin.differences(now)
         if differences:

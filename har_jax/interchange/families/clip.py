@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from har_jax.errors import UserError
 from har_jax.foreign import Keys, typed
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.family import Family, TwoTowers
 from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
-from har_jax.interchange.table import Row, linear, norm
+from har_jax.interchange.table import Row, linear, norm, tower_layers
 from har_jax.models.encoders.clip import (
     CLIP,
     CLIPConfig,
     TextConfig,
+    TextTower,
     VisionConfig,
     VisionTower,
 )
 from har_jax.models.sizes import Exponent, Width
+from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer
 
 _BUFFERS = r"(.*\.)?position_ids"
 """Written by transformers before 4.31; no weights."""
@@ -84,23 +87,6 @@ def read_clip(hf: Mapping[str, Any], where: str = "CLIP config") -> CLIPConfig:
     return CLIPConfig(vision, text, **{k: v for k, v in found.items() if v is not None})
 
 
-def _layers(hf: str, path: str) -> list[Row]:
-    heads = {"axes": "(n h) d -> d n h", "bias": "(n h) -> n h"}
-    out = {"axes": "d (n h) -> n h d", "bias": "d -> d"}
-    dense = {"bias": "f -> f"}
-    hf, path = f"{hf}encoder.layers.{{}}", f"{path}layers.{{}}"
-    return [
-        *norm(f"{hf}.layer_norm1", f"{path}.attn_norm", bias=True),
-        *linear(f"{hf}.self_attn.q_proj", f"{path}.attn.q", **heads),
-        *linear(f"{hf}.self_attn.k_proj", f"{path}.attn.k", **heads),
-        *linear(f"{hf}.self_attn.v_proj", f"{path}.attn.v", **heads),
-        *linear(f"{hf}.self_attn.out_proj", f"{path}.attn.o", **out),
-        *norm(f"{hf}.layer_norm2", f"{path}.mlp_norm", bias=True),
-        *linear(f"{hf}.mlp.fc1", f"{path}.mlp.up", **dense),
-        *linear(f"{hf}.mlp.fc2", f"{path}.mlp.down", **dense),
-    ]
-
-
 def vision_table(hf: str = "vision_model.", path: str = "") -> list[Row]:
     """`hf` and `path` are what precedes the names in the file, and ours."""
     embeddings, patch = f"{hf}embeddings.", "patch_embedding"
@@ -109,22 +95,30 @@ def vision_table(hf: str = "vision_model.", path: str = "") -> list[Row]:
         Row(f"{embeddings}{patch}.weight", f"{path}{patch}.kernel", "d c p q -> p q c d"),
         Row(f"{embeddings}position_embedding.weight", f"{path}position_embedding", "s d -> s d"),
         *norm(f"{hf}pre_layrnorm", f"{path}pre_norm", bias=True),  # the file's own spelling
-        *_layers(hf, path),
+        *tower_layers(f"{hf}encoder.layers.{{}}", f"{path}layers.{{}}"),
         *norm(f"{hf}post_layernorm", f"{path}post_norm", bias=True),
         *linear("visual_projection", f"{path}projection"),
     ]
 
 
-def clip_table() -> list[Row]:
+def text_table(path: str = "") -> list[Row]:
+    """See `vision_table`."""
     text, embeddings = "text_model.", "text_model.embeddings."
+    tokens, positions = f"{path}token_embedding.embedding", f"{path}position_embedding"
+    return [
+        Row(f"{embeddings}token_embedding.weight", tokens, "v d -> v d"),
+        Row(f"{embeddings}position_embedding.weight", positions, "t d -> t d"),
+        *tower_layers(f"{text}encoder.layers.{{}}", f"{path}layers.{{}}"),
+        *norm(f"{text}final_layer_norm", f"{path}final_norm", bias=True),
+        *linear("text_projection", f"{path}projection"),
+    ]
+
+
+def clip_table() -> list[Row]:
     return [
         Row("logit_scale", "logit_scale", "->"),
         *vision_table(path="vision."),
-        Row(f"{embeddings}token_embedding.weight", "text.token_embedding.embedding", "v d -> v d"),
-        Row(f"{embeddings}position_embedding.weight", "text.position_embedding", "t d -> t d"),
-        *_layers(text, "text."),
-        *norm(f"{text}final_layer_norm", "text.final_norm", bias=True),
-        *linear("text_projection", "text.projection"),
+        *text_table("text."),
     ]
 
 
@@ -160,6 +154,57 @@ VISION_FAMILY: Family[Seeing] = Family(
         + (r"|visual_projection\..*" * (tower[1] is None))
     ),
     {"vision_model.": ("",)},  # transformers 5's `CLIPVisionModel`
+)
+
+# The tower alone, as a captioner reads it.
+CLIP_VISION: Family[VisionConfig] = Family(
+    ("clip_vision_model", "clip"),
+    lambda hf, where: _vision_config(hf, where)[0],
+    lambda config: VISION_FAMILY.write((config, None)),
+    lambda config, rngs, dtype, **options: VisionTower(config, rngs=rngs, dtype=dtype, **options),
+    vision_table(),
+    lambda config: VISION_FAMILY.ignore((config, None)),
+    VISION_FAMILY.places,
+)
+
+# The text tower and the width of its projection, as `VISION_FAMILY` has the other one.
+_TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
+    ("clip",),
+    lambda hf, where: ((whole := read_clip(hf, where)).text, whole.projection_dim),
+    lambda config: CLIPConfig(text=config[0], projection_dim=config[1]).to_hf(),
+    lambda config, rngs, dtype: TextTower(*config, rngs=rngs, dtype=dtype),
+    text_table(),
+    lambda config: rf"{_BUFFERS}|vision_model\..*|visual_projection\..*|logit_scale",
+)
+
+
+def _tokenizer(directory: Path, config: CLIPConfig) -> ClipTokenizer:
+    """The text tower reads its answer off the end-of-text token. Where the tokenizer writes
+    another one, every caption has the same embedding, and CLIPScore is a constant that looks like
+    a value."""
+    tokenizer, text = load_clip_tokenizer(directory), config.text
+    # 2: configs from before transformers' PR #24773, for which the tower takes the highest id.
+    legacy = text.eos_token_id == 2 and tokenizer.eos_id == tokenizer.vocab_size - 1
+    if tokenizer.eos_id != text.eos_token_id and not legacy:
+        raise UserError(
+            f"{directory}: its tokenizer ends texts with id {tokenizer.eos_id}, but text_config."
+            f"eos_token_id in config.json is {text.eos_token_id}; put the tokenizer of that CLIP "
+            "there, or correct the id"
+        )
+    return tokenizer
+
+
+CLIP_TOWERS: TwoTowers[CLIPConfig] = TwoTowers(
+    "CLIP",
+    CLIP_FAMILY,
+    {
+        "vision": (VISION_FAMILY, lambda config: (config.vision, config.projection_dim)),
+        "text": (_TEXT_FAMILY, lambda config: (config.text, config.projection_dim)),
+    },
+    lambda config: config.projection_dim,
+    _tokenizer,
+    lambda config: config.text.vocab_size,
+    causal=True,
 )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Int32
 
 from har_jax.interchange import hf_dir
 from har_jax.interchange.table import Places, Row
@@ -91,3 +93,41 @@ class Family(Generic[C]):
     def save_module(self, module: Any, directory: str | Path) -> None:
         """`save` of a module that holds its configuration as `config`."""
         self.save(module.config, split(module)[1], Path(directory))
+
+
+class TextTokenizer(Protocol):
+    """From captions to the token ids of a text tower."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of every row."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowers(Generic[C]):
+    """A family that embeds images and texts in one space, so that it can score captions.
+
+    Attributes:
+      what: its name, for signatures and for people.
+      whole: the family of both towers; its `read_config` tells C.
+      towers: "vision" and "text": a family each, and its part of the configuration. Their modules
+        have a method `embed`.
+      width: of the space; `UserError` where the two towers have none in common.
+      tokenizer: of a directory, checked to be that of the network.
+      vocab_size: how many ids its text tower knows.
+      causal: whether a text may be read from its beginning on, piece by piece.
+    """
+
+    what: str
+    whole: Family[C]
+    towers: Mapping[str, tuple[Family, Callable[[C], Any]]]
+    width: Callable[[C], int]
+    tokenizer: Callable[[Path, C], Any]  # a `TextTokenizer`
+    vocab_size: Callable[[C], int]
+    causal: bool = False

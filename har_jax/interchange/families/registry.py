@@ -1,5 +1,5 @@
-"""The decoders and encoders that a captioner can be built on, by the `model_type` of their
-`config.json`."""
+"""The decoders and encoders that a captioner can be built on, and the networks that can score
+captions, by the `model_type` of their `config.json`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from typing import Any
 
 import jax
 
+from har_jax.data.images import Preprocessor
+from har_jax.data.preprocessor_config import has_preprocessor
+from har_jax.errors import UserError
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import VISION_FAMILY
-from har_jax.interchange.families.family import Family
+from har_jax.interchange.families.clip import CLIP_TOWERS, CLIP_VISION
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
+from har_jax.interchange.families.family import Family, TwoTowers
 from har_jax.interchange.families.gpt2 import GPT2_DECODER
 from har_jax.interchange.families.llama import LLAMA
 from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.interchange.families.qwen2 import QWEN2
 from har_jax.interchange.families.qwen3 import QWEN3
+from har_jax.interchange.families.siglip import SIGLIP_TOWERS, SIGLIP_VISION
 from har_jax.interchange.families.smollm3 import SMOLLM3
+from har_jax.interchange.families.unsupported import OTHER_DECODERS, OTHER_ENCODERS
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Params
@@ -26,36 +32,13 @@ from har_jax.sharding import LogicalAxes
 _DECODERS = (MISTRAL, LLAMA, SMOLLM3, QWEN2, QWEN3, GPT2_DECODER)
 DECODERS: dict[str, Family] = {name: family for family in _DECODERS for name in family.model_types}
 ENCODERS: dict[str, Family] = {
-    name: family for family in (VISION_FAMILY,) for name in family.model_types
+    name: family
+    for family in (CLIP_VISION, SIGLIP_VISION, DINOV2_FAMILY)
+    for name in family.model_types
 }
-
-_OWN_EYES = "it has an encoder of its own: give the language model alone"
-_EXPERTS = "its perceptrons are mixtures of experts"
-_AROUND = "its norms stand elsewhere in a layer"
-_BESIDE = "attention and perceptron read the same input"
-OTHER_DECODERS = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "it scales its embeddings, and "
-                    "its norms multiply by 1 + weight"),
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss",
-                     "granitemoe", "phimoe", "llama4_text"), _EXPERTS),
-    **dict.fromkeys(("llava", "mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm",
-                     "llama4", "mistral3", "paligemma"), _OWN_EYES),
-    **dict.fromkeys(("phi", "gpt_neox", "gptj", "falcon", "cohere", "cohere2"), _BESIDE),
-    **dict.fromkeys(("olmo2", "olmo3", "glm4"), _AROUND),
-    **dict.fromkeys(("mamba", "mamba2", "jamba", "rwkv", "recurrent_gemma"), "it has layers that "
-                    "are no attention"),
-    "phi3": "one kernel makes gate and up, and its positions are of another kind",
-    "glm": "its rotary positions turn pairs of neighbours",
-    "opt": "its positions begin at 2, and its norms may stand elsewhere",
-    "bloom": "it has no positions but biases of attention",
-    "mpt": "it has no positions but biases of attention",
-    "t5": "it is an encoder and a decoder",
-    "bart": "it is an encoder and a decoder",
-    "bert": "it is an encoder of texts",
-    "granite": "it scales embeddings, attention and logits",
-    "ministral": "some of its layers have windows and some have none",
-}  # fmt: skip
-"""Types of models that people have, and what in them is another computation than ours."""
+SCORERS: dict[str, TwoTowers] = {
+    name: row for row in (CLIP_TOWERS, SIGLIP_TOWERS) for name in row.whole.model_types
+}
 
 
 def family_of(config: DecoderConfig) -> Family:
@@ -69,13 +52,22 @@ def read_decoder(directory: Path) -> DecoderConfig:
     return DECODERS[model_type].read_config(directory)
 
 
-def _encoder_family(directory: Path) -> Family:
-    return ENCODERS[hf_dir.read_config(directory, ENCODERS)["model_type"]]
-
-
 def read_encoder(directory: Path) -> EncoderConfig:
-    """The configuration of a directory's encoder; no weights are read."""
-    return _encoder_family(directory).read_config(directory)[0]
+    """The configuration of a directory's encoder; no weights are read.
+
+    Where `preprocessor_config.json` is beside it, it is that for the images that this makes: a
+    tower may have been trained on others.
+    """
+    model_type = hf_dir.read_config(directory, ENCODERS, OTHER_ENCODERS)["model_type"]
+    config = ENCODERS[model_type].read_config(directory)
+    if not has_preprocessor(directory):
+        return config
+    return config.reading(*Preprocessor.from_hf(directory).output_size)
+
+
+def encoder_family_of(config: EncoderConfig) -> Family:
+    """The family that an encoder's configuration was read by."""
+    return ENCODERS[config.model_type]
 
 
 def load_encoder(
@@ -85,6 +77,24 @@ def load_encoder(
     directory: Path,
     **placement: Any,
 ) -> Params:
-    """The parameters of a tower without its projection, straight into their shards."""
-    family = _encoder_family(directory)
-    return family.load_params(shapes, logical_axes, (config, None), directory, **placement)
+    """The parameters of a tower alone, straight into their shards."""
+    family = encoder_family_of(config)
+    return family.load_params(shapes, logical_axes, config, directory, **placement)
+
+
+def two_towers(directory: Path) -> TwoTowers:
+    """What scores captions with a directory's network.
+
+    Raises:
+      UserError: the network embeds no texts.
+    """
+    model_type = hf_dir.read_config(directory, {**ENCODERS, **SCORERS}, OTHER_ENCODERS)[
+        "model_type"
+    ]
+    if model_type not in SCORERS:
+        raise UserError(
+            f"{directory} holds a model of type {model_type!r}, which has no text tower, so it "
+            f"cannot compare captions with images; give one of type "
+            f"{' or '.join(map(repr, SCORERS))}"
+        )
+    return SCORERS[model_type]

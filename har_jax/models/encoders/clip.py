@@ -1,6 +1,6 @@
 """CLIP's two towers (Radford et al. 2021, arXiv:2103.00020), for any Hugging Face CLIP config.
 
-The captioner uses the vision tower alone (`VisionTower.features`, or `pooled`); CLIPScore and the
+The captioner uses the vision tower alone (`VisionTower.hidden`, or `pooled`); CLIPScore and the
 contrastive training of the miniature models use both. What each method returns equals what
 `transformers` calls it: `hidden_states[layer]`, `pooler_output`, `image_embeds`, `text_embeds`.
 
@@ -21,7 +21,7 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.models.attention import KVCache
 from har_jax.models.encoders.tower import Block, TowerConfig
-from har_jax.models.functional import fold, stack
+from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding, with_first
 from har_jax.models.layers import Embedding, LayerNorm, Linear, normal, param
 from har_jax.models.sizes import Exponent, Pixels, Rows, TokenId, Width
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
@@ -31,46 +31,18 @@ MAX_LOGIT_SCALE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig(TowerConfig):
+class VisionConfig(ViTConfig):
     hidden_size: Width = 768
     intermediate_size: Width = 3072
     num_attention_heads: Width = 12
-    num_channels: Width = 3
-    image_size: Pixels = 224
     patch_size: Pixels = 32
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_channels != 3:
-            raise UserError(
-                f"CLIP config: num_channels is {self.num_channels}, and images are read as RGB; "
-                "give a CLIP of 3"
-            )
-        if self.patch_size > self.image_size:
-            raise UserError(
-                f"CLIP config: patch_size {self.patch_size} is larger than image_size "
-                f"{self.image_size}, so that there is no patch; correct the config.json"
-            )
+    model_type = "clip_vision_model"
 
     @property
-    def grid(self) -> int:
-        """Patches along one side. As in a strided convolution, a remainder of pixels is dropped."""
-        return self.image_size // self.patch_size
-
-    @property
-    def n_patches(self) -> int:
-        return self.grid**2
-
-    def check_layer(self, layer: int) -> int:
-        """How many layers are run for `hidden_states[layer]`; `UserError` if there is no such."""
-        n_layers = self.num_hidden_layers
-        n_run = layer if layer >= 0 else n_layers + 1 + layer
-        if not 0 <= n_run <= n_layers:
-            raise UserError(
-                f"CLIP feature layer {layer} of a tower of {n_layers} layers; allowed: "
-                f"{-n_layers - 1} to {n_layers}"
-            )
-        return n_run
+    def n_extra(self) -> int:
+        """The class token."""
+        return 1
 
     def build(
         self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
@@ -120,8 +92,8 @@ def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-class VisionTower(nnx.Module):
-    """A ViT with a class token. `pixels` is [B,H,W,3] float, normalised by the `Preprocessor`.
+class VisionTower(ViT):
+    """A ViT with a class token.
 
     `projection_dim=None` leaves the projection out (a `CLIPVisionModel` directory has none).
     """
@@ -136,67 +108,26 @@ class VisionTower(nnx.Module):
         scan_layers: bool = False,
         attention: str = "blocks",
     ):
-        d, p = config.hidden_size, config.patch_size
+        d = config.hidden_size
         self.config = config
         kw = {"rngs": rngs, "dtype": dtype}
-        patch_axes = ("patch", "patch", None, "embed")
-        self.patch_embedding = Linear((p, p, config.num_channels), (d,), patch_axes, **kw)
+        self.patch_embedding = patch_embedding(config, **kw)
         self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5), dtype)
         positions = (config.n_patches + 1, d)
         self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
         self.pre_norm = LayerNorm(d, config.layer_norm_eps, **kw)
-        n_layers = config.num_hidden_layers
 
         def block(rngs: nnx.Rngs) -> Block:
             return Block(config, rngs=rngs, dtype=dtype, attention=attention)
 
-        self.layers: nnx.List[Block] | Block = (
-            stack(lambda key: block(nnx.Rngs(key)), n_layers, rngs.params())
-            if scan_layers
-            else nnx.List([block(rngs) for _ in range(n_layers)])
-        )
+        self.layers = new_blocks(block, config.num_hidden_layers, rngs, scan_layers)
         self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)
 
-    def patchify(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B S p p C"]:
-        """Rows of patches, left to right, top to bottom. One reshape instead of a convolution."""
-        b, height, width, channels = pixels.shape
-        size, p, g = self.config.image_size, self.config.patch_size, self.config.grid
-        if (height, width, channels) != (size, size, self.config.num_channels):
-            raise UserError(
-                f"images of shape {height}x{width}x{channels}, but this CLIP takes "
-                f"{size}x{size}x{self.config.num_channels}; prepare them with "
-                "data.images.Preprocessor.from_hf(the CLIP's directory)"
-            )
-        # [B,gp,gp,C] → [B, g, p, g, p, C] → [B, g, g, p, p, C] → [B, S, p, p, C]
-        x = jnp.asarray(pixels)[:, : g * p, : g * p]
-        x = x.reshape(b, g, p, g, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(b, g * g, p, p, channels)
-
-    def hidden(self, pixels: Float[AnyArray, "B H W C"], layer: int = -1) -> Float[Array, "B S1 D"]:
-        """`hidden_states[layer]` of transformers, CLS first: 0 is before all layers, -1 the last.
-
-        Layers behind `layer` are not computed.
-        """
-        n_run = self.config.check_layer(layer)
-        x_bsd = self.patch_embedding(self.patchify(pixels))
-        cls = self.class_embedding[...].astype(x_bsd.dtype)
-        cls = jnp.broadcast_to(cls, (x_bsd.shape[0], 1, x_bsd.shape[-1]))
-        x_bsd = jnp.concatenate([cls, x_bsd], axis=1)
-        x_bsd = self.pre_norm(x_bsd + self.position_embedding[...].astype(x_bsd.dtype))
-        if isinstance(self.layers, Block):
-            return fold(self.layers, n_run, lambda block, x: block(x, None)[0], x_bsd)
-        for block in self.layers[:n_run]:
-            x_bsd, _ = block(x_bsd, None)
-        return x_bsd
-
-    def features(
-        self, pixels: Float[AnyArray, "B H W C"], layer: int = -2, with_cls: bool = False
-    ) -> Float[Array, "B S D"]:
-        """Patch tokens of a layer; -2 is LLaVA's choice (arXiv:2304.08485): the last layer of a
-        tower trained only through its CLS token need not keep its patches informative."""
-        hidden = self.hidden(pixels, layer)
-        return hidden if with_cls else hidden[:, 1:]
+    def embedded(self, patches: Float[Array, "B S p p C"]) -> Float[Array, "B N D"]:
+        """See `ViT`: the class token first, then a norm."""
+        x_bnd = with_first(self.class_embedding[...][None], self.patch_embedding(patches))
+        return self.pre_norm(x_bnd + self.position_embedding[...].astype(x_bnd.dtype))
 
     def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
         """The last layer's CLS, layer-normed."""

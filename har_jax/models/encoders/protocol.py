@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from flax import nnx
 
@@ -14,13 +14,48 @@ class EncoderConfig(Protocol):
     """Hyper-parameters of an encoder: the shapes of what it reads and says, and how to build it."""
 
     @property
+    def model_type(self) -> str:
+        """Of the vision tower alone, as Hugging Face calls it; for `families.registry`."""
+        ...
+
+    @property
+    def what(self) -> str:
+        """The family's name, for people."""
+        ...
+
+    @property
     def hidden_size(self) -> int: ...
     @property
-    def n_patches(self) -> int: ...
+    def num_hidden_layers(self) -> int: ...
+
     @property
-    def image_size(self) -> int: ...
+    def n_extra(self) -> int:
+        """How many tokens stand before those of the patches: a class token, registers."""
+        ...
+
+    @property
+    def n_patches(self) -> int: ...
+
+    @property
+    def image_size(self) -> int:
+        """Of both sides of the images that it reads."""
+        ...
+
     @property
     def num_channels(self) -> int: ...
+
+    @property
+    def pools(self) -> bool:
+        """Whether it has one vector for a whole image."""
+        ...
+
+    def check_layer(self, layer: int) -> int:
+        """How many layers are run for `hidden_states[layer]`; `UserError` if there is no such."""
+        ...
+
+    def reading(self, height: int, width: int) -> Self:
+        """This encoder for images of such a size; `UserError` where it cannot read them."""
+        ...
 
     def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike, **options: Any) -> Encoder:
         """The encoder with random parameters in `dtype`; options are those of its constructor."""
@@ -31,10 +66,15 @@ class EncoderConfig(Protocol):
 class Encoder(Protocol):
     """Normalised pixels `[B,H,W,C]` to features."""
 
-    def features(self, pixels: Float[AnyArray, "B H W C"], layer: int) -> Float[Array, "B S D"]:
-        """Patch tokens of a layer, counted from either end as Hugging Face counts hidden states."""
+    config: Any  # an `EncoderConfig`
+
+    def hidden(self, pixels: Float[AnyArray, "B H W C"], layer: int) -> Float[Array, "B N D"]:
+        """`hidden_states[layer]` of transformers: 0 is before all layers, -1 behind the last.
+
+        N is `n_extra` and the patches, row by row. Layers behind `layer` are not computed.
+        """
         ...
 
     def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
-        """One vector for the whole image."""
+        """transformers' `pooler_output`: one vector for the whole image."""
         ...

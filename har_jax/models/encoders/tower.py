@@ -1,4 +1,4 @@
-"""What both of CLIP's towers are made of: pre-norm transformer layers with biases."""
+"""What the towers of all encoders are made of: pre-norm transformer layers with biases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from har_jax.models.attention import KV, attend_alone, heads_first
-from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal
+from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal, param
 from har_jax.models.sizes import Epsilon, Layers, Width
 from har_jax.sharding import constrain
 from har_jax.types import Array, Bool, DTypeLike, Float
@@ -17,7 +17,9 @@ from har_jax.types import Array, Bool, DTypeLike, Float
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """What both towers have. Names and defaults are those of Hugging Face's configs."""
+    """What all towers have. Names are those of Hugging Face's configs, defaults CLIP's."""
+
+    what = "CLIP"  # whose it is, for errors; no field
 
     hidden_size: Width = 512
     intermediate_size: Width = 2048
@@ -27,11 +29,21 @@ class TowerConfig:
     layer_norm_eps: Epsilon = 1e-5
 
     def __post_init__(self):
-        check_sizes("CLIP", self, "hidden_size", "num_attention_heads", "hidden_act")
+        check_sizes(self.what, self, "hidden_size", "num_attention_heads", "hidden_act")
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def layer_scale(self) -> bool:
+        """Whether both branches of a layer are scaled, by a vector, before they are added."""
+        return False
+
+    @property
+    def gated(self) -> bool:
+        """Whether MLPs are `GatedMLP`s."""
+        return False
 
 
 class Attention(nnx.Module):
@@ -89,30 +101,55 @@ class Attention(nnx.Module):
         return self.o(out + jnp.einsum("brnts,brnsh->brtnh", weights[..., p:], own.v))
 
 
+class GatedMLP(nnx.Module):
+    """`out(silu(gate(x)) * up(x))`, with biases; gate and up are one matrix."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        d, f, kw = config.hidden_size, config.intermediate_size, {"rngs": rngs, "dtype": dtype}
+        axes, init = ("embed", None, "mlp"), normal(d**-0.5)
+        self.gate_up = Linear((d,), (2, f), axes, bias=True, init=init, **kw)
+        self.out = Linear((f,), (d,), ("mlp", "embed"), bias=True, init=init, **kw)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        gate, up = jnp.moveaxis(self.gate_up(x), -2, 0)
+        return self.out(jax.nn.silu(gate) * up)
+
+
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
     def __init__(
         self, config: TowerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, attention: str = "blocks"
     ):
-        d, eps = config.hidden_size, config.layer_norm_eps
-        self.attn_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype, attention=attention)
-        self.mlp_norm = LayerNorm(d, eps, rngs=rngs, dtype=dtype)
+        d, eps, kw = config.hidden_size, config.layer_norm_eps, {"rngs": rngs, "dtype": dtype}
+        self.attn_norm = LayerNorm(d, eps, **kw)
+        self.attn = Attention(config, attention=attention, **kw)
+        self.mlp_norm = LayerNorm(d, eps, **kw)
         init = (normal((2 * d) ** -0.5), normal(d**-0.5 * (2 * config.num_hidden_layers) ** -0.5))
         f, act = config.intermediate_size, config.hidden_act
-        self.mlp = MLP(d, f, act, init, rngs=rngs, dtype=dtype)
+        self.mlp = GatedMLP(config, **kw) if config.gated else MLP(d, f, act, init, **kw)
+
+        def scale() -> nnx.Param | None:
+            ones = jax.nn.initializers.ones
+            return param(rngs, (d,), ("embed",), ones, dtype) if config.layer_scale else None
+
+        self.attn_scale, self.mlp_scale = scale(), scale()
 
     def __call__(
         self, x_bsd: Float[Array, "B S D"], mask_st: Bool[Array, "S T"] | None
     ) -> tuple[Float[Array, "B S D"], KV]:
         x_bsd = constrain(x_bsd, "batch")
         attended, kv = self.attn(self.attn_norm(x_bsd), mask_st)
-        x_bsd = x_bsd + attended
-        return x_bsd + self.mlp(self.mlp_norm(x_bsd)), kv
+        x_bsd = x_bsd + _scaled(attended, self.attn_scale)
+        return x_bsd + _scaled(self.mlp(self.mlp_norm(x_bsd)), self.mlp_scale), kv
 
     def after(self, x_brtd: Array, prefix: KV, seen_brp: Bool[Array, "B R P"]) -> Array:
         """See `Attention.after`."""
         x_brtd = constrain(x_brtd, "batch")
-        x_brtd = x_brtd + self.attn.after(self.attn_norm(x_brtd), prefix, seen_brp)
-        return x_brtd + self.mlp(self.mlp_norm(x_brtd))
+        attended = self.attn.after(self.attn_norm(x_brtd), prefix, seen_brp)
+        x_brtd = x_brtd + _scaled(attended, self.attn_scale)
+        return x_brtd + _scaled(self.mlp(self.mlp_norm(x_brtd)), self.mlp_scale)
+
+
+def _scaled(x: Array, scale: nnx.Param | None) -> Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
