@@ -12,6 +12,7 @@ import pytest
 from har_jax.objectives.policy_gradient import find_objective
 from har_jax.rewards import mix
 from har_jax.rewards.limit import Limit
+from har_jax.text.words import find_words
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt
 
@@ -74,6 +75,9 @@ def draw(rng: random.Random, folder: pathlib.Path) -> Case:
         try:
             if rng.random() < 0.2:
                 find_objective(spec)
+                return
+            if rng.random() < 0.2:
+                assert isinstance(find_words(spec)("a dog"), list)
                 return
             reward = mix.build(spec, None, REFERENCES)
             ended = np.ones((2, 2), bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import random
 import shutil
@@ -14,11 +15,14 @@ from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.metrics.corpus import score_captions
 from har_jax.rewards import mix
 from har_jax.text import ptb
+from har_jax.text.words import PTB, WHITESPACE, find_words
 from tests.fuzz import hostile
 from tests.fuzz.harness import ALL, Case, attempt
 
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", " "]
 WORDS = ["a", "dog", "A.B.", "it's", "1", "1/2", "U.S.", "(two)", "--", "cats.", "cannot", "gonna"]
+ICU = [find_words("icu")] if importlib.util.find_spec("icu4py") else []
+WORDS += ["犬が走る", "เด็กเล่น", "e\u0301", "10\u202f000"]
 WORDS += ["e.g.", "|||", "$3.50", ":-)", "#1", "a@b.c", "plan B."]
 
 
@@ -37,19 +41,22 @@ def draw(rng: random.Random, folder: pathlib.Path) -> Case:
     ids = rng.sample([0, 1, 7, 2**31 - 1, 2**40], n)
     references = {i: [caption(rng) for _ in range(rng.choice([1, 1, 3]))] for i in ids}
     written = {i: caption(rng) for i in ids}
+    words = rng.choice([PTB, PTB, WHITESPACE, *ICU])
 
     def score() -> None:
-        found = score_captions(references, written)
+        found = score_captions(references, written, words=words)
         values = [v for row in found.per_image.values() for v in row.values()]
         assert np.isfinite(values).all() and min(values) >= 0 and len(found.per_image) == n
         for text in written.values():
-            assert ptb.words(text) == ptb.words(ptb.one_line(text))
-            assert not any(mark in word for mark in BREAKS for word in ptb.words(text))
-        words = [[ptb.words(text) for text in group] for group in references.values()]
-        df = DocumentFrequency.from_references(words)
+            assert words(text) == words(ptb.one_line(text))
+            assert not any(mark in word for mark in BREAKS for word in words(text))
+        divided = [[words(text) for text in group] for group in references.values()]
+        df = DocumentFrequency.from_references(divided, words_by=words.signature)
         df.save(folder / "df.npz")
-        assert DocumentFrequency.load(folder / "df.npz").fingerprint == df.fingerprint
-        reward = mix.build("cider_d + bleu - length - repetition - bias", df, references)
+        again = DocumentFrequency.load(folder / "df.npz")
+        assert (again.fingerprint, again.words_by) == (df.fingerprint, words.signature)
+        spec = "cider_d + bleu - length - repetition - bias"
+        reward = mix.build(spec, df, references, words=words)
         asked = np.array(ids, np.int64), [[text, ""] for text in written.values()]
         total, parts = reward.breakdown(*asked, np.ones((n, 2), bool))
         assert np.isfinite(total).all() and len(parts) == 5
