@@ -1,8 +1,8 @@
-"""From a photograph to the array that a CLIP vision tower was trained on.
+"""From a photograph to the array that a vision tower was trained on.
 
 `decode.decode` makes an upright RGB image of whatever the file holds; `Preprocessor` then does what
 Hugging Face's `CLIPImageProcessor` (PIL backend) does, bit for bit: resize, centre crop, rescale,
-normalise. The one intended difference lies in `decode`: HF feeds a camera's sideways EXIF picture
+normalise. So it does for SigLIP's processor, and for DINOv2's, which is called a BiT's. The one intended difference lies in `decode`: HF feeds a camera's sideways EXIF picture
 to the model as it is stored, here it is turned upright, as a person would see it. (And 16-bit
 grayscale keeps its high byte, where Pillow's conversion, hence HF, may clip it to white.)
 

@@ -8,7 +8,9 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
+from har_jax import load_captioner, prepare
 from har_jax.errors import UserError
+from har_jax.interchange import peft
 from har_jax.interchange.families.dinov2 import DINOV2_FAMILY, load_dinov2, save_dinov2
 from har_jax.interchange.families.registry import ENCODERS, read_encoder, two_towers
 from har_jax.interchange.families.siglip import (
@@ -18,6 +20,7 @@ from har_jax.interchange.families.siglip import (
     save_siglip,
 )
 from har_jax.models.functional import split
+from har_jax.settings import tell_renamed
 from har_jax.sharding import make_mesh
 from tests.models.encoders import draw_dinov2, draw_siglip, torch_dinov2, torch_siglip
 
@@ -190,3 +193,31 @@ def test_dinov2_reads_the_images_that_its_preprocessor_makes(tmp_path):
     config = read_encoder(tmp_path)
     assert (config.image_size, config.n_patches, config.trained_size) == (224, 256, 518)
     assert DINOV2_FAMILY.write(config)["image_size"] == 518
+
+
+def test_a_projector_from_before_is_read(tmp_path):
+    """Its file calls the encoder `clip`, and says nothing of which tokens it reads."""
+    settings = {"projector": "patch", "prefix_tokens": 10, "projector_hidden": 0}
+    settings |= {"vision_layer": -2, "prompt": "", "clip": "models/clip", "max_tokens": 9}
+    kernels = {"linear_1.kernel": np.ones((4, 3), np.float32)}
+    peft.save_projector(kernels, tmp_path, settings)
+    found, tensors = peft.read_projector(tmp_path)
+    assert found["encoder"] == "models/clip" and found["vision_tokens"] == "patches"
+    assert list(tensors) == ["linear_1.weight"]
+    both = peft.PROJECTOR_CONFIG
+    (tmp_path / both).write_text(json.dumps(settings | {"encoder": "models/new"}))
+    assert peft.read_projector(tmp_path)[0]["encoder"] == "models/new"
+
+
+def test_the_old_name_of_the_encoder_is_read_by_prepare_and_by_load_captioner(caplog, tmp_path):
+    tell_renamed.cache_clear()
+    out = f"--out={tmp_path / 'out'}"
+    assert prepare.main(["features", f"--data={tmp_path}", f"--clip={tmp_path}", out]) == 2
+    with pytest.raises(UserError, match="lacks lm, projector"):
+        load_captioner(clip=tmp_path)
+    told = [r.getMessage() for r in caplog.records if "is now called" in r.getMessage()]
+    assert told == [
+        "--clip is now called --encoder; the old name is still read",
+        "load_captioner(clip=) is now called encoder=; the old name is still read",
+    ]
+    tell_renamed.cache_clear()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int32
 
 from har_jax.interchange import hf_dir
 from har_jax.interchange.table import Places, Row
@@ -95,20 +93,6 @@ class Family(Generic[C]):
         self.save(module.config, split(module)[1], Path(directory))
 
 
-class TextTokenizer(Protocol):
-    """From captions to the token ids of a text tower."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of every row."""
-        ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class TwoTowers(Generic[C]):
     """A family that embeds images and texts in one space, so that it can score captions.
@@ -119,7 +103,8 @@ class TwoTowers(Generic[C]):
       towers: "vision" and "text": a family each, and its part of the configuration. Their modules
         have a method `embed`.
       width: of the space; `UserError` where the two towers have none in common.
-      tokenizer: of a directory, checked to be that of the network.
+      tokenizer: of a directory, checked to be that of the network: texts to int32 [N, L], with a
+        `context_length` L and a `vocab_size`.
       vocab_size: how many ids its text tower knows.
       causal: whether a text may be read from its beginning on, piece by piece.
     """
@@ -128,6 +113,6 @@ class TwoTowers(Generic[C]):
     whole: Family[C]
     towers: Mapping[str, tuple[Family, Callable[[C], Any]]]
     width: Callable[[C], int]
-    tokenizer: Callable[[Path, C], Any]  # a `TextTokenizer`
+    tokenizer: Callable[[Path, C], Any]
     vocab_size: Callable[[C], int]
     causal: bool = False

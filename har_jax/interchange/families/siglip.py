@@ -22,7 +22,7 @@ from har_jax.models.encoders.siglip import (
 )
 from har_jax.text.siglip_tokenizer import load_siglip_tokenizer
 
-_HARMLESS = HARMLESS | {"tie_word_embeddings"}
+_HARMLESS = HARMLESS | {"tie_word_embeddings"}  # a SigLIP has no output layer
 
 
 def _keys(tower: type, *model_types: str) -> Keys:
