@@ -17,7 +17,7 @@ from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
 from har_jax.data.decode import decode
 from har_jax.errors import UserError
-from har_jax.interchange import llava
+from har_jax.interchange import llava, llava_processor
 from har_jax.interchange.families.mistral import load_mistral
 from har_jax.loading.parts import read_parts
 from har_jax.models.captioner import Captioner
@@ -166,14 +166,16 @@ def test_a_tied_decoder(workspace, tmp_path, free):
 def test_the_tokenizer_of_mistral_7b(real_data, tmp_path):
     """From a `tokenizer.model` alone: `<image>` is 32000, and nothing else changes."""
     ours = load_tokenizer(real_data / "tokenizers/mistral_v1")
-    text, image_id = llava.tokenizer_with_image(ours)
+    text, image_id = llava_processor.tokenizer_with_image(ours)
     assert image_id == 32_000
     (tmp_path / "tokenizer.json").write_text(text)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(llava.tokenizer_config(ours)))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(llava_processor.tokenizer_config(ours))
+    )
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert isinstance(theirs.backend_tokenizer, Tokenizer)
     for caption in ["a dog on a sofa.", "Zwei Männer; 2 Hüte!", "A 'quoted' sign 犬 🙂"]:
-        assert llava.text_input(ours, caption) == f"<image> {caption}"
+        assert llava_processor.text_input(ours, caption) == f"<image> {caption}"
         assert theirs(f"<image><image> {caption}").input_ids == [
             ours.bos_id, image_id, image_id, *ours.encode(caption)[:-1],
         ]  # fmt: skip

@@ -22,48 +22,49 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tokenizers import AddedToken, Tokenizer, processors
 
+from har_jax.config import VisionTokens
+from har_jax.data.images import Preprocessor
+from har_jax.data.preprocessor_config import has_preprocessor
 from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.foreign import Keys, shortened
 from har_jax.interchange import hf_dir
-from har_jax.interchange.families.clip import read_tower, vision_table
+from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
-from har_jax.interchange.families.registry import DECODERS, family_of
-from har_jax.interchange.table import Row, linear
+from har_jax.interchange.families.registry import (
+    DECODERS,
+    ENCODERS,
+    encoder_family_of,
+    family_of,
+)
+from har_jax.interchange.families.unsupported import OTHER_DECODERS, OTHER_ENCODERS
+from har_jax.interchange.llava_processor import (
+    IMAGE_TOKEN,
+    generation_config,
+    tokenizer_config,
+    tokenizer_with_image,
+)
+from har_jax.interchange.table import Places, Row, linear
 from har_jax.interchange.weights import load, save
-from har_jax.models.captioner import Captioner, CaptionerConfig
-from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
+from har_jax.models.captioner import Captioner, CaptionerConfig, first_token
+from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Params, Structure
 from har_jax.models.sizes import Layer, TokenId
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import CaptionTokenizer
-
-IMAGE_TOKEN = "<image>"
-
-PLACES = {
-    "language_model.model.": ("model.language_model.", "language_model."),
-    "language_model.lm_head.": ("lm_head.",),
-    "vision_tower.vision_model.": (
-        "model.vision_tower.vision_model.",
-        "model.vision_tower.",
-        "vision_tower.",
-    ),
-    "multi_modal_projector.": ("model.multi_modal_projector.",),
-}
-"""How else transformers has begun the names of `llava_table`, see `table.located`."""
 
 KEYS = Keys(
     used={
         "image_token_index": TokenId | None,
         "image_token_id": TokenId | None,
         "vision_feature_layer": Layer | list[Layer] | None,
+        "vision_feature_select_strategy": Literal["default", "full"] | None,
         "text_config": dict[str, Any],
         "vision_config": dict[str, Any],
         "tie_word_embeddings": bool | None,
@@ -71,7 +72,6 @@ KEYS = Keys(
     },
     fixed={
         **FIXED,
-        "vision_feature_select_strategy": ("default",),
         "projector_hidden_act": ("gelu",),
         "multimodal_projector_bias": (True,),
     },
@@ -81,9 +81,9 @@ KEYS = Keys(
 )
 
 
-def check_expressible(config: CaptionerConfig) -> VisionConfig:
+def check_expressible(config: CaptionerConfig) -> EncoderConfig:
     """Its tower; `UserError` saying why, if LLaVA has no place for this captioner."""
-    if not isinstance(config.vision, VisionConfig):
+    if config.vision is None:
         raise UserError(
             "a captioner of imported features cannot be exported as LLaVA: it has no encoder of "
             "images; --format=decoder exports the decoder alone"
@@ -102,38 +102,89 @@ def check_expressible(config: CaptionerConfig) -> VisionConfig:
             f"projector is as wide as its decoder, {width} here; train with "
             f"model.projector_hidden=0 or {width}; --format=decoder exports the decoder alone"
         )
+    if first_token(config.vision, config.vision_tokens) not in _STRATEGIES:
+        raise UserError(
+            f"a captioner with model.vision_tokens={config.vision_tokens!r} on a "
+            f"{config.vision.what} cannot be exported as LLaVA, which drops the first of a layer's "
+            f"tokens or none, but not the {config.vision.n_extra} before the patches; train with "
+            "model.vision_tokens=all or after_first; --format=decoder exports the decoder alone"
+        )
     return config.vision
 
 
+_STRATEGIES = {0: "full", 1: "default"}
+"""`vision_feature_select_strategy`, by the first token that is read."""
+
+
+def _vision_tokens(tower: EncoderConfig, strategy: str | None) -> VisionTokens:
+    """What a strategy means of a tower: whatever it is, LLaVA's default drops one token."""
+    first = 0 if strategy == "full" else 1
+    if first == tower.n_extra:
+        return "patches"
+    return "after_first" if first else "all"
+
+
 def llava_table(config: CaptionerConfig) -> list[Row]:
-    """Of a whole `Captioner` with a patch projector."""
+    """Of a whole `Captioner` with a patch projector, as transformers names it in files."""
     projector, ours = "multi_modal_projector.linear", "projector.linear"
-    lm = family_of(config.lm).table
+    lm, tower = family_of(config.lm), encoder_family_of(check_expressible(config))
+
+    def of_text(hf: str) -> str:  # whatever the decoder's own files begin with
+        begun = next((b for b in lm.places if hf.startswith(b)), None)
+        return hf if begun is None else f"model.{hf.removeprefix(begun)}"
+
     return [
-        *vision_table("vision_tower.vision_model.", "vision."),
+        *(Row(f"vision_tower.{r.hf}", f"vision.{r.path}", r.axes) for r in tower.table),
         *linear(f"{projector}_1", f"{ours}_1", bias="f -> f"),
         *linear(f"{projector}_2", f"{ours}_2", bias="f -> f"),
-        *(Row(f"language_model.{r.hf}", f"lm.{r.path}", r.axes) for r in lm),
+        *(Row(f"language_model.{of_text(r.hf)}", f"lm.{r.path}", r.axes) for r in lm.table),
     ]
+
+
+def llava_places(config: CaptionerConfig) -> Places:
+    """How else transformers has begun the names of `llava_table`, see `table.located`."""
+    places: dict[str, tuple[str, ...]] = {
+        "language_model.model.": ("model.language_model.", "language_model."),
+        "language_model.lm_head.": ("lm_head.",),
+        "multi_modal_projector.": ("model.multi_modal_projector.",),
+    }
+    tower = encoder_family_of(check_expressible(config)).places or {"": ()}
+    for begun, others in tower.items():
+        names = (begun, *others)
+        within = ("model.vision_tower.", "vision_tower.")
+        places[f"vision_tower.{begun}"] = tuple(w + name for w in within for name in names)
+    return places
 
 
 def config_to_hf(config: CaptionerConfig, image_id: int) -> dict[str, Any]:
     """The `config.json`; the vocabulary reaches to `image_id` at least."""
-    text = family_of(config.lm).write(config.lm)
+    tower = check_expressible(config)
+    text = family_of(config.lm).write(_tied(config).lm)
     text["vocab_size"] = max(config.lm.vocab_size, image_id + 1)
+    strategy = _STRATEGIES[first_token(tower, config.vision_tokens)]
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": image_id,  # transformers' name for it on disk; `image_token_id` there
         "image_seq_length": config.visual_tokens,
         "vision_feature_layer": config.vision_layer,
-        "vision_feature_select_strategy": "default",  # the patches without CLS
+        "vision_feature_select_strategy": strategy,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "tie_word_embeddings": text["tie_word_embeddings"],
         "text_config": text,
-        "vision_config": CLIPConfig(vision=check_expressible(config)).to_hf()["vision_config"],
+        "vision_config": encoder_family_of(tower).write(tower),
     }
+
+
+def _tied(config: CaptionerConfig) -> CaptionerConfig:
+    """The captioner as LLaVA can hold it: transformers ties its output layer to `embed_tokens`, so
+    a decoder that calls its embeddings otherwise (GPT-2) gets an output layer of its own."""
+    named = any(row.hf == "model.embed_tokens.weight" for row in family_of(config.lm).table)
+    lm: Any = config.lm
+    if named or not getattr(lm, "tie_word_embeddings", False):
+        return config
+    return dataclasses.replace(config, lm=dataclasses.replace(lm, tie_word_embeddings=False))
 
 
 def save_llava(
@@ -163,21 +214,22 @@ def save_llava(
     vision = check_expressible(config)
     text, image_id = tokenizer_with_image(tokenizer)
     contents = {**config_to_hf(config, image_id), "har_jax": {"prompt": prompt}}
-    save(_extended(config, params, image_id), directory, llava_table(config), contents)
+    weights = _completed(config, _extended(config, params, image_id))
+    save(weights, directory, llava_table(config), contents)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-    for name, contents in {
+    for name, values in {
         "tokenizer_config.json": tokenizer_config(tokenizer),
         "preprocessor_config.json": {**preprocessor, "processor_class": "LlavaProcessor"},
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE_TOKEN,
             "patch_size": vision.patch_size,
-            "vision_feature_select_strategy": "default",
-            "num_additional_image_tokens": 1,  # CLS, which the strategy then takes off
+            "vision_feature_select_strategy": contents["vision_feature_select_strategy"],
+            "num_additional_image_tokens": vision.n_extra,  # before the strategy takes one off
         },
         "generation_config.json": generation_config(config, max_tokens, image_id),
     }.items():
-        hf_dir.write_json(directory / name, contents)
+        hf_dir.write_json(directory / name, values)
     return image_id
 
 
@@ -192,26 +244,20 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
     where = str(path / "config.json")
     hf = hf_dir.read_config(path, ["llava"])
     found = KEYS.read(hf, where)
-    tied = found.get("tie_word_embeddings")
     lacking = [key for key in ("text_config", "vision_config") if key not in found]
     if lacking:
         raise UserError(
             f"{where} lacks {' and '.join(lacking)}, so it is not of a LLaVA that transformers "
             "reads; convert it with transformers' script, or give another directory"
         )
-    text = found["text_config"]
-    model_type = text.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DECODERS:
-        raise UserError(
-            f"{path}: a LLaVA whose decoder is a {shortened(repr(model_type))}; only those with a "
-            f"{' or '.join(map(repr, DECODERS))} are read"
-        )
-    lm: Any = DECODERS[model_type].read(text, f"{where}: text_config")
-    if tied not in (None, False, lm.tie_word_embeddings):
-        raise UserError(
-            f"{where}: tie_word_embeddings={tied}, but its text_config says "
-            f"{lm.tie_word_embeddings}; make both alike, as the weights are"
-        )
+    lm: Any = _part(DECODERS, OTHER_DECODERS, "llama", found["text_config"], where, "text_config")
+    if found.get("tie_word_embeddings") and not lm.tie_word_embeddings:
+        if any("lm_head" in name for name in hf_dir.open_weights(path)[0]):
+            raise UserError(
+                f"{where}: tie_word_embeddings=True, but its text_config says False, and the "
+                "weights have an output layer; make both alike, as the weights are"
+            )
+        lm = dataclasses.replace(lm, tie_word_embeddings=True)
     if _image_id(found) == lm.vocab_size - 1:
         lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
     layer = found.get("vision_feature_layer")
@@ -220,14 +266,43 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
             f"{where}: vision_feature_layer={layer} reads several layers of the tower at once, "
             "which is not supported; only one is, a number such as -2"
         )
-    tower = read_tower(VisionConfig, found["vision_config"], f"{where}: vision_config")
+    tower: EncoderConfig = _part(
+        ENCODERS,
+        OTHER_ENCODERS,
+        "clip_vision_model",
+        found["vision_config"],
+        where,
+        "vision_config",
+    )
+    if has_preprocessor(path):
+        tower = tower.reading(*Preprocessor.from_hf(path).output_size)
     config = CaptionerConfig(
         vision=tower,
         lm=lm,
         vision_layer=-2 if layer is None else layer[0] if isinstance(layer, list) else layer,
+        vision_tokens=_vision_tokens(tower, found.get("vision_feature_select_strategy")),
     )
     tower.check_layer(config.vision_layer)
     return config, found.get("har_jax") or {}
+
+
+def _part(
+    families: Mapping[str, Family],
+    others: Mapping[str, str],
+    default: str,
+    values: Mapping[str, Any],
+    where: str,
+    key: str,
+) -> Any:
+    """One of the two networks within a LLaVA's `config.json`."""
+    model_type = values.get("model_type", default)  # as transformers reads a part without one
+    if not isinstance(model_type, str) or model_type not in families:
+        why = others.get(model_type) if isinstance(model_type, str) else None
+        raise UserError(
+            f"{where}: {key} is of type {shortened(repr(model_type))}{f' ({why})' if why else ''}; "
+            f"of a LLaVA are read those of type {', '.join(families)}"
+        )
+    return families[model_type].read({**values, "model_type": model_type}, f"{where}: {key}")
 
 
 def image_id(path: Path) -> int:
@@ -249,7 +324,7 @@ def load_llava(
     Args:
       structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
     """
-    text = hf_dir.read_config(path, ["llava"])["text_config"]
+    text = {"model_type": config.lm.model_type} | hf_dir.read_config(path, ["llava"])["text_config"]
     stored = family_of(config.lm).read(text, str(path / "config.json")).vocab_size
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
     shapes = dict(structure.shapes)
@@ -258,12 +333,12 @@ def load_llava(
             shape = list(shapes[name].shape)
             shape[axis] = stored
             shapes[name] = shapes[name].update(shape=tuple(shape))
-    ignore = r".*rotary_emb\.inv_freq|.*position_ids"  # buffers that old files carry
-    if "lm.lm_head.kernel" not in shapes:
-        ignore += r"|.*lm_head\.weight"
+    tower = encoder_family_of(check_expressible(config))
+    ignored = (family_of(config.lm).ignore(config.lm), tower.ignore(config.vision))
+    ignore = r"(.*\.)?(" + "|".join(ignored) + ")"  # whatever the parts' names begin with
     axes, table = structure.logical_axes, llava_table(config)
-    places: dict[str, Any] = {"mesh": mesh, "rules": rules, "places": PLACES}
-    params = load(shapes, axes, path, table, ignore=ignore, **places)
+    placement: dict[str, Any] = {"mesh": mesh, "rules": rules, "places": llava_places(config)}
+    params = load(shapes, axes, path, table, ignore=ignore, **placement)
     longer = {name: params.pop(name) for name in rows if name in params}
     wanted = structure.shapes
 
@@ -275,22 +350,21 @@ def load_llava(
     return params | jax.jit(cut, out_shardings=out, donate_argnums=0)(longer)
 
 
-def generation_config(
-    config: CaptionerConfig, max_tokens: int, image_id: int | None = None
-) -> dict[str, Any]:
-    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
-    row of the vocabulary that no token has."""
-    suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
-    if image_id is not None:
-        suppressed.add(image_id)
-    return {
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
-        "pad_token_id": config.eos_ids[0],
-        "do_sample": False,
-        "max_new_tokens": max_tokens,
-        **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
-    }
+def _completed(config: CaptionerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """With what transformers' modules have besides: an output layer of its own where `_tied` says
+    so, and parameters of the tower that captioning never reads (DINOv2's token of what is masked),
+    as zeros."""
+    made = dict(params)
+    if _tied(config) is not config:
+        made["lm.lm_head.kernel"] = np.ascontiguousarray(
+            gather(made["lm.embed_tokens.embedding"]).T
+        )
+    tower = check_expressible(config)
+    whole = encoder_family_of(tower).structure(tower, "float32").shapes
+    for name, like in whole.items():
+        if not name.startswith("layers.") and f"vision.{name}" not in made:
+            made[f"vision.{name}"] = np.zeros(like.shape, like.dtype)
+    return made
 
 
 def _extended(
@@ -305,59 +379,3 @@ def _extended(
             mean = np.mean(rows, axis=axis, keepdims=True, dtype=np.float64).astype(rows.dtype)
             longer[name] = np.concatenate([rows, np.repeat(mean, missing, axis=axis)], axis=axis)
     return longer
-
-
-def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
-    """`tokenizer.json` with `<image>`, and the id that it got.
-
-    Its post-processor puts `<bos>` first, if there is one, as the decoder was trained.
-    """
-    grown = Tokenizer.from_str(tokenizer.to_json())
-    grown.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
-    begin = [(tokenizer.token(i), i) for i in tokenizer.begin]
-    before = "".join(f"{bos} " for bos, _ in begin)
-    grown.post_processor = processors.TemplateProcessing(
-        single=f"{before}$A", pair=f"{before}$A $B", special_tokens=begin
-    )
-    image_id = grown.token_to_id(IMAGE_TOKEN)
-    assert image_id is not None  # it was just added
-    return grown.to_str(pretty=True), image_id
-
-
-def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
-    """The text that the exported processor turns into the ids of image and prompt.
-
-    Some tokenizers, such as Mistral-7B's, mark the beginning of a text as a space; after `<image>`
-    the same ids take a space that is written.
-
-    Raises:
-      UserError: neither way gives the prompt's ids.
-    """
-    text, image_id = tokenizer_with_image(tokenizer)
-    grown = Tokenizer.from_str(text)
-    wanted = [*tokenizer.begin, image_id, *tokenizer.encode(prompt)[:-1]]
-    for between in ("", " "):
-        if grown.encode(written := f"{IMAGE_TOKEN}{between}{prompt.strip()}").ids == wanted:
-            return written
-    raise UserError(
-        f"the prompt {prompt!r} has other ids after {IMAGE_TOKEN} than alone, so the exported "
-        "processor could not reproduce it; --format=decoder exports the decoder alone"
-    )
-
-
-def tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
-    eos = tokenizer.token(tokenizer.eos_id)
-    return {
-        # Tells transformers to take tokenizer.json as it is. Named by another class, such as
-        # LlamaTokenizer, it rebuilds the pre-tokenizer that the class expects.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "LlavaProcessor",
-        "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
-        "eos_token": eos,
-        "pad_token": eos,
-        "padding_side": "left",
-        "image_token": IMAGE_TOKEN,
-        "extra_special_tokens": {"image_token": IMAGE_TOKEN},
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1_000_000,
-    }

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from har_jax.errors import UserError
-from har_jax.interchange import llava
+from har_jax.interchange import llava_processor
 from har_jax.loading.parts import read_parts
 from har_jax.text.tokenizer import load_tokenizer, train_tokenizer
 from tests.test_export import configure
@@ -158,7 +158,7 @@ def test_a_captioner_takes_them_over(workspace, directories, family, tmp_path):
     config = dataclasses.replace(blueprint, config=config).with_text(tokenizer).config
     assert config.bos_id == tokenizer.bos_id and config.eos_ids == tokenizer.eos_ids
     assert config.wordless[-1] == (tokenizer.vocab_size, rows)
-    written = llava.generation_config(config, 9)
+    written = llava_processor.generation_config(config, 9)
     ends = list(config.eos_ids)
     assert written["eos_token_id"] == (ends if len(ends) > 1 else ends[0])
     assert written["pad_token_id"] == ends[0] and written["bos_token_id"] == config.bos_id
@@ -175,15 +175,15 @@ def test_as_a_llavas(directories, family, tmp_path):
     """`<image>` joins the vocabulary, BOS comes first where there is one, and the exported
     directory is read as what it was."""
     ours = load_tokenizer(directories[family])
-    text, image_id = llava.tokenizer_with_image(ours)
+    text, image_id = llava_processor.tokenizer_with_image(ours)
     assert image_id == ours.vocab_size
     (tmp_path / "tokenizer.json").write_text(text)
-    write(tmp_path, None, tokenizer_config=llava.tokenizer_config(ours))
+    write(tmp_path, None, tokenizer_config=llava_processor.tokenizer_config(ours))
     write(tmp_path, None, generation_config={"eos_token_id": list(ours.eos_ids)})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.bos_token_id == ours.bos_id and theirs.eos_token_id == ours.eos_id
     for caption in ("a dog on a sofa.", "Zwei Männer; 2 Hüte!", ""):
-        written = llava.text_input(ours, caption)
+        written = llava_processor.text_input(ours, caption)
         expected = [*ours.begin, image_id, *ours.encode(caption)[:-1]]
         assert theirs(written).input_ids == expected
     again = load_tokenizer(tmp_path)

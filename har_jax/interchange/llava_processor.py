@@ -1,0 +1,87 @@
+"""What stands beside the weights of a LLaVA directory: its tokenizer, its text, how it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from har_jax.errors import UserError
+from har_jax.models.captioner import CaptionerConfig
+from har_jax.text.tokenizer import CaptionTokenizer
+
+IMAGE_TOKEN = "<image>"
+
+
+def generation_config(
+    config: CaptionerConfig, max_tokens: int, image_id: int | None = None
+) -> dict[str, Any]:
+    """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
+    row of the vocabulary that no token has."""
+    suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
+    if image_id is not None:
+        suppressed.add(image_id)
+    return {
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids),
+        "pad_token_id": config.eos_ids[0],
+        "do_sample": False,
+        "max_new_tokens": max_tokens,
+        **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
+    }
+
+
+def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
+    """`tokenizer.json` with `<image>`, and the id that it got.
+
+    Its post-processor puts `<bos>` first, if there is one, as the decoder was trained.
+    """
+    grown = Tokenizer.from_str(tokenizer.to_json())
+    grown.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
+    begin = [(tokenizer.token(i), i) for i in tokenizer.begin]
+    before = "".join(f"{bos} " for bos, _ in begin)
+    grown.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A", pair=f"{before}$A $B", special_tokens=begin
+    )
+    image_id = grown.token_to_id(IMAGE_TOKEN)
+    assert image_id is not None  # it was just added
+    return grown.to_str(pretty=True), image_id
+
+
+def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:
+    """The text that the exported processor turns into the ids of image and prompt.
+
+    Some tokenizers, such as Mistral-7B's, mark the beginning of a text as a space; after `<image>`
+    the same ids take a space that is written.
+
+    Raises:
+      UserError: neither way gives the prompt's ids.
+    """
+    text, image_id = tokenizer_with_image(tokenizer)
+    grown = Tokenizer.from_str(text)
+    wanted = [*tokenizer.begin, image_id, *tokenizer.encode(prompt)[:-1]]
+    for between in ("", " "):
+        if grown.encode(written := f"{IMAGE_TOKEN}{between}{prompt.strip()}").ids == wanted:
+            return written
+    raise UserError(
+        f"the prompt {prompt!r} has other ids after {IMAGE_TOKEN} than alone, so the exported "
+        "processor could not reproduce it; --format=decoder exports the decoder alone"
+    )
+
+
+def tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    eos = tokenizer.token(tokenizer.eos_id)
+    return {
+        # Tells transformers to take tokenizer.json as it is. Named by another class, such as
+        # LlamaTokenizer, it rebuilds the pre-tokenizer that the class expects.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "LlavaProcessor",
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
+        "eos_token": eos,
+        "pad_token": eos,
+        "padding_side": "left",
+        "image_token": IMAGE_TOKEN,
+        "extra_special_tokens": {"image_token": IMAGE_TOKEN},
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+    }
