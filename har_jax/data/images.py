@@ -2,9 +2,10 @@
 
 `decode.decode` makes an upright RGB image of whatever the file holds; `Preprocessor` then does what
 Hugging Face's `CLIPImageProcessor` (PIL backend) does, bit for bit: resize, centre crop, rescale,
-normalise. So it does for SigLIP's processor, and for DINOv2's, which is called a BiT's. The one intended difference lies in `decode`: HF feeds a camera's sideways EXIF picture
-to the model as it is stored, here it is turned upright, as a person would see it. (And 16-bit
-grayscale keeps its high byte, where Pillow's conversion, hence HF, may clip it to white.)
+normalise. So it does for SigLIP's processor, and for DINOv2's, which is called a BiT's. The one
+intended difference lies in `decode`: HF feeds a camera's sideways EXIF picture to the model as it
+is stored, here it is turned upright, as a person would see it. (And 16-bit grayscale keeps its high
+byte, where Pillow's conversion, hence HF, may clip it to white.)
 
 Only what the crop keeps is made: of a picture of a few kilobytes, a million pixels high and one
 wide, CLIP's resize alone would have 50 billion. Beyond `_MOST_RESIZED` pixels, which is sides of
