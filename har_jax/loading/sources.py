@@ -126,7 +126,13 @@ def from_llava(directory: PathLike, place: Placement, prompt: str | None = None)
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
     max_tokens = _max_tokens(max_tokens, generation)
     model = place.model(
-        ModelConfig(encoder=str(path), lm=str(path), vision_layer=read.vision_layer, prompt=prompt),
+        ModelConfig(
+            encoder=str(path),
+            lm=str(path),
+            vision_layer=read.vision_layer,
+            vision_tokens=read.vision_tokens,
+            prompt=prompt,
+        ),
         _stored_dtype(path),
     )
     blueprint = of_parts(model, read, path, path).with_text(tokenizer, image_id)
