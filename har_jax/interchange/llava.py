@@ -251,12 +251,7 @@ def read_llava_config(path: Path) -> tuple[CaptionerConfig, dict[str, Any]]:
             "reads; convert it with transformers' script, or give another directory"
         )
     lm: Any = _part(DECODERS, OTHER_DECODERS, "llama", found["text_config"], where, "text_config")
-    if found.get("tie_word_embeddings") and not lm.tie_word_embeddings:
-        if any("lm_head" in name for name in hf_dir.open_weights(path)[0]):
-            raise UserError(
-                f"{where}: tie_word_embeddings=True, but its text_config says False, and the "
-                "weights have an output layer; make both alike, as the weights are"
-            )
+    if found.get("tie_word_embeddings"):  # either ties them, says transformers
         lm = dataclasses.replace(lm, tie_word_embeddings=True)
     if _image_id(found) == lm.vocab_size - 1:
         lm = dataclasses.replace(lm, vocab_size=lm.vocab_size - 1)
@@ -325,13 +320,20 @@ def load_llava(
       structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
     """
     text = {"model_type": config.lm.model_type} | hf_dir.read_config(path, ["llava"])["text_config"]
-    stored = family_of(config.lm).read(text, str(path / "config.json")).vocab_size
+    stored: Any = family_of(config.lm).read(text, str(path / "config.json"))
+    heads = [n for n in hf_dir.open_weights(path)[0] if n.endswith("lm_head.weight")]
+    tied = "lm.lm_head.kernel" not in structure.shapes
+    if heads and tied and not stored.tie_word_embeddings:
+        raise UserError(
+            f"{path / 'config.json'}: tie_word_embeddings=True, but its text_config says False and "
+            "the weights have an output layer; make both alike, as the weights are"
+        )
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
     shapes = dict(structure.shapes)
     for name, axis in rows.items():
         if name in shapes:
             shape = list(shapes[name].shape)
-            shape[axis] = stored
+            shape[axis] = stored.vocab_size
             shapes[name] = shapes[name].update(shape=tuple(shape))
     tower = encoder_family_of(check_expressible(config))
     ignored = (family_of(config.lm).ignore(config.lm), tower.ignore(config.vision))

@@ -42,6 +42,7 @@ SMALL = dataclasses.replace(
     COCO,
     steps=8_850,  # 5 epochs
     batch_size=64,
+    microbatches=4,
     checkpoint_every=1_770,
     model=dataclasses.replace(
         COCO.model,

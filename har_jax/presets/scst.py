@@ -41,6 +41,7 @@ COCO = dataclasses.replace(
 SMALL = dataclasses.replace(
     COCO,
     batch_size=32,
+    microbatches=4,
     steps=17_700,
     checkpoint_every=1_770,
     data=mle.SMALL.data,
@@ -51,6 +52,7 @@ SMALL = dataclasses.replace(
 
 CLIPCAP = dataclasses.replace(
     SMALL,
+    microbatches=1,
     data=mle.CLIPCAP.data,
     model=mle.CLIPCAP.model,
     eval=dataclasses.replace(mle.CLIPCAP.eval, every=1_770),

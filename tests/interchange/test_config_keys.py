@@ -337,12 +337,14 @@ def test_llava_of_the_hub_loads(tmp_path):
         ("vision_feature_layer", [-2], ""),
         ("vision_feature_layer", [-2, -5], "vision_feature_layer=[-2, -5] reads several layers"),
         ("vision_feature_layer", 30, "feature layer 30 of a tower of 24"),
-        ("vision_feature_select_strategy", "full", "vision_feature_select_strategy='full' (only"),
-        ("tie_word_embeddings", True, "tie_word_embeddings=True, but its text_config says False"),
+        ("vision_feature_select_strategy", "full", ""),
+        ("vision_feature_select_strategy", "first", "vision_feature_select_strategy is 'first'"),
+        ("tie_word_embeddings", True, ""),
         ("text_config.rope_scaling", {"type": "yarn", **YARN}, "text_config: rope_scaling: type="),
         ("quantization_config", {"bits": 4}, "its weights are quantized"),
         ("image_token_index", "x", "image_token_index is 'x': needs"),
-        ("vision_config.model_type", "siglip_vision_model", "model_type='siglip_vision_model'"),
+        ("vision_config.model_type", "siglip_vision_model", ""),
+        ("vision_config.model_type", "vit", "vision_config is of type 'vit'"),
         ("vision_config", None, "vision_config"),
         ("mm_hidden_size", 1024, "mm_hidden_size=1024"),
     ],
@@ -386,7 +388,7 @@ def test_many_unknown_keys_are_a_few_and_a_count():
 
 def test_sizes_that_no_model_has_are_refused_before_anything_is_loaded():
     config = MISTRAL.write(MISTRAL.read({"model_type": "mistral"}, "")) | {"head_dim": 7}
-    with pytest.raises(UserError, match="head_dim 7 is odd"):
+    with pytest.raises(UserError, match=r"head_dim 7\), which is odd"):
         MISTRAL.read(config)
     vision = {"model_type": "clip_vision_model", "num_channels": 4}
     with pytest.raises(UserError, match="num_channels is 4, and images are read as RGB"):

@@ -77,7 +77,9 @@ def _rope(found: Found, where: str) -> dict[str, Any]:
     for key in ("rope_parameters", "rope_scaling"):  # the second is the older name, and wins
         values = found.pop(key, None) or {}
         read = ROPE.read(values, f"{where}: {key}")
-        said |= read | {"rope_type": values.get("rope_type", values.get("type"))} if values else {}
+        if values:
+            kept = {"rope_theta": said["rope_theta"]} if "rope_theta" in said else {}
+            said = kept | read | {"rope_type": values.get("rope_type", values.get("type"))}
     theta = {"rope_theta": said.pop("rope_theta")} if "rope_theta" in said else {}
     said = {key: value for key, value in said.items() if value is not None}
     kind = said.get("rope_type", "default")
@@ -216,6 +218,11 @@ def sliding(found: Found, where: str) -> dict[str, Any]:
         first, n = found["max_window_layers"] or 0, found["num_hidden_layers"]
         types = ["full_attention" if i < first else "sliding_attention" for i in range(n)]
         types = types if window else ["full_attention"] * n
+    if len(types) != found["num_hidden_layers"]:
+        raise UserError(
+            f"{where}: layer_types has {len(types)} entries for {found['num_hidden_layers']} "
+            "layers; give the config.json as it was saved or downloaded"
+        )
     known = {"full_attention": False, "sliding_attention": True}
     if odd := sorted(set(types) - set(known)):
         raise UserError(

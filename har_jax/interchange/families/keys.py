@@ -6,7 +6,7 @@ BOOKKEEPING = frozenset({
     "model_type", "architectures", "transformers_version", "torch_dtype", "dtype",
     "attn_implementation", "tokenizer_class", "name_or_path", "num_labels", "id2label",
     "label2id", "problem_type", "finetuning_task", "task_specific_params", "custom_pipelines",
-    "license", "unsloth_version", "unsloth_fixed",
+    "license", "unsloth_version", "unsloth_fixed", "is_llama_config", "transformers.js_config",
 })  # fmt: skip
 """Where a model comes from, and what others use it for."""
 
@@ -49,6 +49,8 @@ FIXED = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1, 1.0),
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "quantization_config": (),
     "auto_map": (),
 }

@@ -59,7 +59,7 @@ SMOLLM3 = causal_lm(
         use_sliding_window=False,
     ),
     used={
-        **{key: kind for key, kind in LAYER_TYPES.items() if key != "max_window_layers"},
+        **LAYER_TYPES,  # `max_window_layers` is there in the published one, and nothing reads it
         **BIASES,
         "no_rope_layers": list[int] | None,
         "no_rope_layer_interval": Layers,
