@@ -150,7 +150,7 @@ def changed(family: str, **keys) -> dict:
         (
             "qwen2",
             {"use_sliding_window": True, "layer_types": ["full_attention"] * 9},
-            "but . layer",
+            "layer_types has 9 entries",
         ),
         ("smollm3", {"no_rope_layers": []}, "entries that say what each layer is, but . layer"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False .* give another GPT-2"),
