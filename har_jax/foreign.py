@@ -17,7 +17,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any, TypeVar, cast, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import msgspec
 
@@ -177,13 +177,17 @@ def typed(value: Any, kind: Any, where: str, fix: str = "copy or download it aga
         raise UserError(f"{where} is nested too deeply; {fix}") from None
 
 
-def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T:
+@overload
+def read_typed(path: str | PathLike[str], kind: type[T], what: str) -> T: ...
+@overload
+def read_typed(path: str | PathLike[str], kind: Any, what: str) -> Any: ...
+def read_typed(path: str | PathLike[str], kind: Any, what: str) -> Any:
     """`read_json` and `typed` of a file.
 
     Raises:
       UserError: as these two.
     """
-    return cast(T, typed(read_json(path, what), kind, repr(str(path)), f"give {what}"))
+    return typed(read_json(path, what), kind, repr(str(path)), f"give {what}")
 
 
 def shortened(text: str, most: int = 100) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PathLike = str | os.PathLike[str]
-T = TypeVar("T")
 
 DEFINING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 """What decides a tokenizer's ids; where there is the first, the others do not matter."""
@@ -127,10 +126,10 @@ def fingerprint_of(directory: pathlib.Path, *more: object) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: pathlib.Path, kind: type[T] = dict[str, Any]) -> T:
+def read_json(path: pathlib.Path, kind: Any = dict[str, Any]) -> Any:
     """The contents of a JSON file as `kind`; those of an empty one where there is none."""
     if not path.exists():
-        return cast(T, {})
+        return {}
     return foreign.read_typed(path, kind, "the files of a tokenizer as they were saved")
 
 

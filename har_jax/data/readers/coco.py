@@ -237,7 +237,7 @@ def _each(
         refuse_useless(f"{path} is not a captions file", len(rows) - bad, len(rows), first, FORMATS)
 
 
-def _field(row: Any, key: str, kind: type[T] | Any = object) -> Any:
+def _field(row: Any, key: str, kind: Any = object) -> Any:
     """A value of a row.
 
     Raises:

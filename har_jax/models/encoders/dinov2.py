@@ -8,7 +8,7 @@ What each method returns equals what `transformers` calls it: `hidden_states[lay
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -83,7 +83,7 @@ class Dinov2Config(ViTConfig):
         """Patches along one side of the images that it was trained on last."""
         return self.trained_size // self.patch_size
 
-    def reading(self, height: int, width: int) -> Self:
+    def reading(self, height: int, width: int) -> Dinov2Config:
         """See `protocol.EncoderConfig`. Its positions are resized for any square image."""
         if height != width or height < self.patch_size:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
@@ -55,7 +55,7 @@ class EncoderConfig(Protocol):
         """How many layers are run for `hidden_states[layer]`; `UserError` if there is no such."""
         ...
 
-    def reading(self, height: int, width: int) -> Self:
+    def reading(self, height: int, width: int) -> EncoderConfig:
         """This encoder for images of such a size; `UserError` where it cannot read them."""
         ...
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -73,7 +73,7 @@ class ViTConfig(TowerConfig):
             )
         return n_run
 
-    def reading(self, height: int, width: int) -> Self:
+    def reading(self, height: int, width: int) -> ViTConfig:
         """See `protocol.EncoderConfig`. Positions are as many as patches: there is one size."""
         if (height, width) != (self.image_size, self.image_size):
             raise UserError(
