@@ -116,7 +116,7 @@ def _plain(tower: Mapping[str, Any]) -> dict[str, Any]:
 def _dinov2(tower: Mapping[str, Any]) -> dict[str, Any]:
     found = _plain(tower)
     ratio = found.pop("intermediate_size") / found["hidden_size"]
-    return {**found, "mlp_ratio": ratio}
+    return {**found, "mlp_ratio": max(1, round(ratio))}  # transformers takes whole ones only
 
 
 FAMILIES: dict[str, Callable[..., Towers]] = {

@@ -35,7 +35,8 @@ def _spelt(config: TransformerConfig) -> dict[str, Any]:
     windows = spelt_sliding(config)
     del windows["max_window_layers"]
     turns = [int(bool(kind.turns)) for kind in config.kinds]
-    return {"no_rope_layers": turns, **spelt_biases(config), **windows}
+    # transformers' own padding row is 128,004, which a smaller vocabulary does not have.
+    return {"no_rope_layers": turns, "pad_token_id": None, **spelt_biases(config), **windows}
 
 
 SMOLLM3 = causal_lm(
