@@ -79,13 +79,15 @@ PAIRS = {
     ("clip", "gpt2"): {**ADAPTERS, "model__lora__targets": "attn.qkv|mlp.up"},
 }
 """Each encoder and each decoder once (Mistral has the other tests), and how it is trained."""
-CASES = [(*pair, changes) for pair, changes in PAIRS.items()]
+# A case is two minutes of compiling: one of them by default, the furthest from Mistral.
+CASES = [(*pair, PAIRS[pair]) for pair in PAIRS if pair == ("clip", "gpt2")]
 OTHERS = [
     (encoder, decoder, {**ADAPTERS, "model__frozen_dtype": "int8"})
     for encoder in ENCODERS
     for decoder in DECODERS
     if (encoder, decoder) not in PAIRS
 ]
+OTHERS += [(*pair, changes) for pair, changes in PAIRS.items() if pair != ("clip", "gpt2")]
 
 FURTHER = [pytest.param(*case, marks=pytest.mark.long) for case in OTHERS]
 
