@@ -8,6 +8,7 @@ import jax
 import pytest
 from flax import nnx
 
+from har_jax.interchange.families.registry import DECODERS
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
@@ -32,6 +33,29 @@ LM = MistralConfig(
     head_dim=4,
     sliding_window=None,
 )
+
+_KEYS = {name: getattr(LM, name) for name in (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "sliding_window",
+)}  # fmt: skip
+_GPT2 = {"n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
+# What a family's files say beside its sizes, for each of its options to be at work.
+_OWN = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "gpt2": {"vocab_size": LM.vocab_size, **_GPT2},
+}
+
+
+def small_lm(family: str, **changes: Any) -> Any:
+    """A decoder's configuration as large as `LM`, of any family; `changes` are Hugging Face's."""
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    sizes = {} if family == "gpt2" else _KEYS
+    values = {"model_type": family, **ends, **sizes, **_OWN.get(family, {}), **changes}
+    return DECODERS[family].read(values, family)
+
+
+OTHER_FAMILIES = [family for family in DECODERS if family != "mistral"]
 
 
 def long(cases: Iterable[Any]) -> list[Any]:

@@ -152,6 +152,7 @@ class LoadedCaptioner:
         how = how or DecodeSettings(method, **settings)
         max_tokens = how.max_tokens or self.config.data.max_tokens
         structure = self.structure
+        self.blueprint.config.check_places(max_tokens)
 
         def write(params: Params, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             captioner = structure.merge(params)

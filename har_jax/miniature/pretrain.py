@@ -1,4 +1,4 @@
-"""Trains a small CLIP contrastively and a small language model on captions, all in memory.
+"""Trains two small towers contrastively and a small language model on captions, all in memory.
 
 Used for the miniature foundation models only. Both go through `fit`: one jitted, donated step and
 Muon, which needs about a third of AdamW's steps here (a CLIP on drawn scenes after 200 steps of 128
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
@@ -19,10 +20,11 @@ from optax.contrib import muon
 
 from har_jax.miniature import patches
 from har_jax.miniature.patches import Pictures
-from har_jax.models.decoders import Mistral
 from har_jax.models.decoders.gpt2 import GPT2
-from har_jax.models.encoders.clip import CLIP, MAX_LOGIT_SCALE, VisionTower, unit
+from har_jax.models.decoders.transformer import Transformer
+from har_jax.models.encoders.clip import MAX_LOGIT_SCALE, unit
 from har_jax.models.encoders.tower import Block
+from har_jax.models.encoders.vit import ViT
 from har_jax.models.functional import Params, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
@@ -33,8 +35,9 @@ Batch = Mapping[str, Any]
 HEAD = "patches"  # the parameter that reads what patches show
 _HEAD_AXES = ("embed", "vocab")
 FEATURES = -2  # the layer that it reads, as captioners do by default
-LanguageModel = Mistral | GPT2
-L = TypeVar("L", Mistral, GPT2)
+Encode = Callable[[Sequence[str]], Int[np.ndarray, "N T"]]
+LanguageModel = Transformer | GPT2
+L = TypeVar("L", Transformer, GPT2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,25 @@ class Schedule:
     def rate(self, peak: float) -> optax.Schedule:
         warmup = max(1, round(self.warmup * self.steps))
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(self.steps, warmup + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+    """A vision tower and a text tower that are to be trained on pairs.
+
+    Attributes:
+      model: has `vision`, a `ViT`; `text`, whose `embed` reads rows of tokens; `logit_scale`.
+      shared: from what the model's `vision` pools to the space shared with texts.
+      encode: texts to rows of tokens, of one length.
+      end_id: what ends a text, where nothing that follows it is read; None where it is.
+      save: writes what is kept of the trained model.
+    """
+
+    model: Any
+    shared: Callable[[Any, Float[Array, "B D"]], Float[Array, "B E"]]
+    encode: Encode
+    end_id: int | None
+    save: Callable[[Any, Path], None]
 
 
 def optimizer(
@@ -108,8 +130,8 @@ def contrastive_loss(logits_bb: Float[Array, "B B"]) -> Float[Array, ""]:
     return (towards_text + towards_image) / 2
 
 
-def train_clip(
-    model: CLIP,
+def train_pairs(
+    towers: Towers,
     pictures: Pictures,
     tokens: Sequence[Int[np.ndarray, "_ T"]],
     schedule: Schedule,
@@ -119,8 +141,10 @@ def train_clip(
     seed: int,
     label: str,
     shift: int = 6,
-) -> CLIP:
-    """Trains on pairs of an image and one of its captions, drawn anew each time it comes round.
+) -> Any:
+    """`towers.model`, trained on pairs of an image and one of its captions, drawn anew each time it
+    comes round. The loss is CLIP's in every family: SigLIP's own, which asks of each pair by itself
+    whether it is one, wants larger batches; so its `logit_bias` stays where it began.
 
     Where it is known which things an image shows, the patches of the vision tower learn to tell
     them, alone at first (`looking`) and then beside the pairs, by a linear map of the layer that
@@ -132,8 +156,8 @@ def train_clip(
       shift: images are moved by up to so many pixels each way, their edges repeated. Captions stay
         true, unlike under flips and crops (validation R@1 on scenes 46 % against 43 %).
     """
-    structure, params = split(model)
-    pixels, vision = pictures.pixels, model.config.vision
+    structure, params = split(towers.model)
+    pixels, vision = pictures.pixels, towers.model.vision.config
     rng = np.random.default_rng(seed)
 
     def batches(size: int) -> Iterable[tuple[np.ndarray, dict[str, Any]]]:
@@ -152,7 +176,7 @@ def train_clip(
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         own = {name: value for name, value in params.items() if name != HEAD}
-        return clip_loss(structure.merge(own), params.get(HEAD), batch)
+        return pair_loss(towers, structure.merge(own), params.get(HEAD), batch)
 
     def clip_scale(params: Params) -> Params:
         scale = jnp.minimum(params["logit_scale"], jnp.log(MAX_LOGIT_SCALE))
@@ -161,7 +185,7 @@ def train_clip(
     axes = structure.logical_axes
     if pictures.boxes is not None:
         shown = (batch for _, batch in batches(looking.batch_size))
-        seen = _look(model.vision, shown, looking, f"{label}, patches")
+        seen = _look(towers.model.vision, shown, looking, f"{label}, patches")
         params |= {name if name == HEAD else f"vision.{name}": x for name, x in seen.items()}
         axes = {**axes, HEAD: _HEAD_AXES}
     trained = fit(axes, params, loss, pairs(), schedule, label, project=clip_scale)
@@ -169,35 +193,40 @@ def train_clip(
     return structure.merge(trained)
 
 
-def _look(tower: VisionTower, shown: Iterable[Batch], schedule: Schedule, label: str) -> Params:
+def _look(tower: ViT, shown: Iterable[Batch], schedule: Schedule, label: str) -> Params:
     """The parameters of a vision tower whose patches tell what lies on them, and of the head."""
     structure, params = split(tower)
     params[HEAD] = jnp.zeros((tower.config.hidden_size, sum(patches.CLASSES)))
 
     def loss(params: Params, batch: Batch) -> Float[Array, ""]:
         own = {name: value for name, value in params.items() if name != HEAD}
-        seen_bsd = structure.merge(own).hidden(batch["pixels"], FEATURES)[:, 1:]
+        seen_bnd = structure.merge(own).hidden(batch["pixels"], FEATURES)
+        seen_bsd = seen_bnd[:, tower.config.n_extra :]
         return patch_loss(seen_bsd, params[HEAD], batch["patches"])
 
     axes = {**structure.logical_axes, HEAD: _HEAD_AXES}
     return fit(axes, params, loss, shown, schedule, label)
 
 
-def clip_loss(clip: CLIP, head_dc: Float[Array, "D C"] | None, batch: Batch) -> Float[Array, ""]:
-    """Of the pairs of a batch; with a head, of their patches too."""
+def pair_loss(
+    towers: Towers, model: Any, head_dc: Float[Array, "D C"] | None, batch: Batch
+) -> Float[Array, ""]:
+    """Of the pairs of a batch; with a head, of their patches too. `model` is `towers`' with other
+    parameters."""
+    vision: ViT = model.vision
+    # Stopping on the way to the last layer at the one that the head reads.
+    seen_bnd = vision.hidden(batch["pixels"], FEATURES)
+    last_bnd = seen_bnd
+    assert not isinstance(vision.layers, Block)  # a miniature's layers are apart
+    for block in vision.layers[FEATURES + 1 :]:
+        last_bnd, _ = block(last_bnd, None)
+    image_be = unit(towers.shared(model, vision.pool(last_bnd)))
+    text_be = unit(model.text.embed(batch["tokens"]))
+    loss = contrastive_loss(jnp.exp(model.logit_scale[...]) * image_be @ text_be.T)
     if head_dc is None:
-        return contrastive_loss(clip(batch["pixels"], batch["tokens"]))
-    # As `clip(...)`, stopping on the way at the layer that the head reads.
-    seen_bsd = clip.vision.hidden(batch["pixels"], FEATURES)
-    last_bsd = seen_bsd
-    assert not isinstance(clip.vision.layers, Block)  # a miniature's layers are apart
-    for block in clip.vision.layers[FEATURES + 1 :]:
-        last_bsd, _ = block(last_bsd, None)
-    projection = clip.vision.projection
-    assert projection is not None  # only towers without a text tower lack it
-    image_be = unit(projection(clip.vision.post_norm(last_bsd[:, 0])))
-    logits_bb = jnp.exp(clip.logit_scale[...]) * image_be @ clip.text_embedding(batch["tokens"]).T
-    return contrastive_loss(logits_bb) + patch_loss(seen_bsd[:, 1:], head_dc, batch["patches"])
+        return loss
+    seen_bsd = seen_bnd[:, vision.config.n_extra :]
+    return loss + patch_loss(seen_bsd, head_dc, batch["patches"])
 
 
 def patch_loss(
@@ -222,8 +251,8 @@ def shifted(
     return pixels[np.arange(b)[:, None, None], y[:, :, None], x[:, None, :]]
 
 
-def clip_figures(
-    model: CLIP, pixels: Float[np.ndarray, "N H W 3"], tokens: Int[np.ndarray, "N T"]
+def pair_figures(
+    towers: Towers, model: Any, pixels: Float[np.ndarray, "N H W 3"], tokens: Int[np.ndarray, "N T"]
 ) -> dict[str, float]:
     """How well pairs (row i with row i) are told from others.
 
@@ -231,8 +260,13 @@ def clip_figures(
     caption and of the next image's; `recall_at_1` counts images nearest to their own caption.
     """
     structure, params = split(model)
-    image_ne = jax.jit(lambda p, x: structure.merge(p).image_embedding(x))(params, pixels)
-    text_ne = jax.jit(lambda p, x: structure.merge(p).text_embedding(x))(params, tokens)
+
+    def image_of(params: Params, pixels: Array) -> Array:
+        model = structure.merge(params)
+        return unit(towers.shared(model, model.vision.pooled(pixels)))
+
+    image_ne = jax.jit(image_of)(params, pixels)
+    text_ne = jax.jit(lambda p, x: unit(structure.merge(p).text.embed(x)))(params, tokens)
     cos_nn = np.asarray(image_ne @ text_ne.T)
     score_nn = 2.5 * np.maximum(cos_nn, 0)
     return {

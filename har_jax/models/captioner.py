@@ -55,6 +55,24 @@ class CaptionerConfig(CaptionerSettings):
         return self.features_shape[0] if self.projector == "patch" else self.prefix_tokens
 
     @property
+    def prefix_length(self) -> int:
+        """What the decoder reads before a caption: BOS, visual tokens, prompt."""
+        return (self.bos_id is not None) + self.visual_tokens + len(self.prompt_ids)
+
+    def check_places(self, max_tokens: int) -> None:
+        """`UserError` where captions would go on behind the last learned position (GPT-2's)."""
+        most = getattr(self.lm, "most_positions", None)
+        before = self.prefix_length - 1  # no place is needed for a caption's last token
+        if most is not None and before + max_tokens > most:
+            raise UserError(
+                f"captions of max_tokens={max_tokens} after {self.prefix_length} tokens (BOS, "
+                f"{self.visual_tokens} visual ones and the prompt's {len(self.prompt_ids)}) need "
+                f"{before + max_tokens} places, but this {self.lm.model_type} has learned "
+                f"positions for {most}; lower max_tokens to at most {max(most - before, 0)}, shorten "
+                "the prompt, or use projector=pooled"
+            )
+
+    @property
     def features_shape(self) -> tuple[int, int]:
         """(S, Dv) of what the projector reads."""
         if self.vision is not None:

@@ -65,7 +65,9 @@ def add_foundation(commands: Any) -> None:
         description=(
             "Train the miniature models that stand for CLIP ViT-L/14, for the independent ViT-B/32 "
             "that scores, for Mistral-7B and for GPT-2; written as Hugging Face directories under "
-            "--out."
+            "--out. --encoder and --decoder choose other families for the captioner's two, which "
+            "then lie in OUT/FAMILY; a miniature DINOv2 is DINOv2 in its architecture alone: it "
+            "learns from captions, beside a text tower that is thrown away."
         ),
     )
     data = "dataset, e.g. data/scenes"
@@ -74,6 +76,12 @@ def add_foundation(commands: Any) -> None:
     more = "scenes drawn beyond a dataset of scenes, with captions, for the CLIPs alone "
     more += "(default: 12000; none beyond other datasets)"
     parser.add_argument("--scenes", type=word(Images), metavar="N", help=more)
+    for part, default, families in (
+        ("encoder", "clip", "clip, siglip, dinov2, dinov2_with_registers"),
+        ("decoder", "mistral", "mistral, llama, smollm3, qwen2, qwen3, gpt2"),
+    ):
+        text = f"family of the captioner's {part}: {families} (default: {default})"
+        parser.add_argument(f"--{part}", default=default, metavar="FAMILY", help=text)
 
 
 def foundation(arguments: argparse.Namespace) -> None:
@@ -89,6 +97,8 @@ def foundation(arguments: argparse.Namespace) -> None:
         out_dir=arguments.out,
         seed=arguments.seed,
         scenes=arguments.scenes,
+        encoder=arguments.encoder,
+        decoder=arguments.decoder,
     )
 
 

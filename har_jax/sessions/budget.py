@@ -101,8 +101,7 @@ def decode_weights_bytes(blueprint: Blueprint, mesh: Mesh) -> float:
 
 def prefix_length(blueprint: Blueprint) -> int:
     """P, with BOS and prompt."""
-    config = blueprint.config
-    return config.visual_tokens + (config.bos_id is not None) + len(config.prompt_ids)
+    return blueprint.config.prefix_length
 
 
 def cache_bytes_per_token(blueprint: Blueprint, mesh: Mesh) -> float:

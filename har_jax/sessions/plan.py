@@ -94,6 +94,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         captions = [caption for those in train_split.captions for caption in those]
         needed = tokens_needed([len(ids) for ids in parts.tokenizer.encode_batch(captions)])
         config = dataclasses.replace(config, data=dataclasses.replace(data, max_tokens=needed))
+    parts.blueprint.config.check_places(config.data.max_tokens)
     if config.batch_size > len(train_split):
         raise UserError(
             f"config.batch_size={config.batch_size} is more than the {len(train_split)} images of "

@@ -172,6 +172,7 @@ class Verdict:
 def examine(blueprint: Blueprint, config: Config, devices: Any, names: tuple[str, ...]) -> Verdict:
     """Compiles the programs of a configuration, until one does not fit."""
     blueprint = blueprint.changed(config.model)
+    blueprint.config.check_places(config.data.max_tokens)
     mesh = choose_mesh(blueprint, config, devices)
     sizes = {f"mesh.{axis}": n for axis, n in mesh.shape.items()}
     config = config.changed(**sizes)

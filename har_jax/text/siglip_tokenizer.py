@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,6 +19,7 @@ from jaxtyping import Int32
 from har_jax.errors import UserError
 from har_jax.foreign import typed
 from har_jax.text import tokenizer_files as files
+from har_jax.text.tokenizer import EOS, SMALLEST_VOCABULARY, UNK, byte_level
 from har_jax.text.tokenizer_files import PathLike, fingerprint_of
 
 SENTENCEPIECE = "spiece.model"
@@ -105,6 +106,43 @@ def load_siglip_tokenizer(directory: PathLike, context_length: int) -> SiglipTok
         pads_left=side == "left",
         fingerprint=fingerprint_of(directory, context_length, side, kind, more),
     )
+
+
+def train_siglip_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: PathLike, context_length: int
+) -> SiglipTokenizer:
+    """Trains a BPE of lower-cased texts, which end in `</s>` and are filled up with it, and writes
+    it as transformers and `load_siglip_tokenizer` read it.
+
+    Google's are SentencePiece models; what the text tower needs of one is the end and the filling.
+
+    Raises:
+      UserError: `vocab_size` does not hold the bytes and special tokens.
+    """
+    from tokenizers import normalizers, processors
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_VOCABULARY}")
+    tokenizer = byte_level([text.lower() for text in texts], vocab_size, [UNK, EOS])
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}",
+        pair=f"$A {EOS} $B {EOS}",
+        special_tokens=[(EOS, tokenizer.token_to_id(EOS))],
+    )
+    out_dir = pathlib.Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": UNK,
+        **dict.fromkeys(("eos_token", "pad_token"), EOS),
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length,
+    }
+    files.write_json(out_dir / "tokenizer_config.json", config)
+    return load_siglip_tokenizer(out_dir, context_length)
 
 
 def canonical(text: str, lowers: bool = True) -> str:

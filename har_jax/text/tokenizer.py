@@ -140,7 +140,9 @@ def load_tokenizer(directory: PathLike) -> CaptionTokenizer:
     return CaptionTokenizer(tokenizer, ends=ends, fingerprint=fingerprint)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) -> CaptionTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: PathLike, *, bos: bool = True
+) -> CaptionTokenizer:
     """Trains a byte-level BPE and writes `tokenizer.json` and `tokenizer_config.json`.
 
     Special tokens stand as in Llama and Mistral: `<unk>` 0, `<s>` 1, `</s>` 2, no padding. Every
@@ -148,6 +150,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
 
     Args:
       vocab_size: the most ids there may be; fewer if the texts have no more pairs to merge.
+      bos: whether texts begin with one; without, there is no `<s>`, as Qwen's have none.
 
     Raises:
       UserError: `vocab_size` does not hold the bytes and special tokens.
@@ -156,18 +159,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: PathLike) ->
 
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_VOCABULARY}")
-    tokenizer = _byte_level(texts, vocab_size, [UNK, BOS, EOS])
+    tokenizer = byte_level(texts, vocab_size, [UNK, *([BOS] if bos else []), EOS])
     # Only those who ask for special tokens get BOS, as with Mistral's.
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
-    )
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
+        )
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(os.fspath(out_dir / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": UNK,
-        "bos_token": BOS,
+        "bos_token": BOS if bos else None,
         "eos_token": EOS,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
@@ -191,7 +195,7 @@ def train_gpt2_tokenizer(
 
     if vocab_size < SMALLEST_GPT2_VOCABULARY:
         raise UserError(f"vocab_size is {vocab_size}; give at least {SMALLEST_GPT2_VOCABULARY}")
-    tokenizer = _byte_level(texts, vocab_size - 1, [])
+    tokenizer = byte_level(texts, vocab_size - 1, [])
     tokenizer.add_special_tokens([AddedToken(GPT2_END, normalized=False, special=True)])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     out_dir = pathlib.Path(out_dir)
@@ -211,7 +215,7 @@ def train_gpt2_tokenizer(
     return load_tokenizer(out_dir)
 
 
-def _byte_level(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
+def byte_level(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` ids, of which the special tokens are the first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -10,7 +10,7 @@ from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.beam import beam_search
 from har_jax.errors import UserError
 from har_jax.models.logprobs import length_mask
-from tests.helpers import images, jitted, small_captioner
+from tests.helpers import images, jitted, long, small_captioner, small_lm
 
 
 def prefix(captioner, b):
@@ -55,8 +55,9 @@ def test_one_beam_is_greedy():
     np.testing.assert_array_equal(found.lengths, greedy.lengths)
 
 
-def test_beams_report_their_log_probability():
-    captioner = small_captioner()
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "qwen3", *long(["llama", "smollm3"])])
+def test_beams_report_their_log_probability(family):
+    captioner = small_captioner(lm=small_lm(family))
     cache = prefix(captioner, 2)
     found = search(captioner, cache, beams=4, max_tokens=6)
     mask = length_mask(found.lengths, 6)

@@ -8,7 +8,7 @@ import pytest
 from har_jax.decoding import DecodePlan, decode
 from har_jax.decoding.sampling import draw, truncate
 from har_jax.models.logprobs import length_mask
-from tests.helpers import images, small_captioner
+from tests.helpers import OTHER_FAMILIES, images, small_captioner, small_lm
 
 T = 7
 
@@ -26,9 +26,22 @@ def rollout_of(captioner, pixels, plan, seed=0):
     return cache, jax.jit(lambda c, k: decode(captioner, c, plan, k))(cache, jax.random.key(seed))
 
 
-@pytest.mark.parametrize("changes", [{}, {"projector": "pooled"}, {"prompt_ids": (5, 9)}])
+# In one layout or the other, with BOS or without.
+FAMILIES = {
+    family: {"lm": small_lm(family), "scan_layers": bool(i % 2), "bos_id": (1, None)[i % 2]}
+    for i, family in enumerate(OTHER_FAMILIES)
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"projector": "pooled"}, {"prompt_ids": (5, 9)}, *FAMILIES.values()],
+    ids=["plain", "pooled", "prompt", *FAMILIES],
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_score_equals_decode(changes, temperature):
+    if "lm" in changes and temperature != 1:
+        pytest.skip("a family's decoder does not know of it")
     captioner = small_captioner(**changes)
     plan = DecodePlan(T, greedy=True, samples=3, temperature=temperature)
     cache, rollout = rollout_of(captioner, images(8), plan)

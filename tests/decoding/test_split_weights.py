@@ -14,7 +14,7 @@ from har_jax.decoding.weights import for_decoding
 from har_jax.models.functional import split
 from har_jax.sessions.collectives import collectives, in_decode_loop
 from har_jax.sharding import batch_sharding, make_mesh
-from tests.helpers import LM, images, long, small_captioner
+from tests.helpers import LM, images, long, small_captioner, small_lm
 
 T, V = 5, 4096
 PLAN = DecodePlan(T, greedy=True, samples=1)
@@ -31,6 +31,24 @@ def writer(structure):
         return rollout.together
 
     return write
+
+
+FAMILY = "gpt2", "qwen3", *long(["llama", "qwen2", "smollm3"])
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_the_same_captions_of_every_family(family):
+    """As the next test has them, whatever the decoder's parts: one kernel of q, k and v, learned
+    positions, biases, norms of heads."""
+    structure, params = split(small_captioner(lm=small_lm(family), scan_layers=True, scale=4.0))
+    expected = jax.jit(writer(structure))(params, images(8))
+    mesh = make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, structure.shardings(mesh))
+        spread = jax.device_put(images(8), batch_sharding(mesh))
+        got = jax.jit(writer(structure))(placed, spread)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    np.testing.assert_allclose(got.logp, expected.logp, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [False, *long([True])], ids=["head", "tied"])

@@ -192,7 +192,7 @@ def test_an_interrupted_build_leaves_nothing_behind(data, tmp_path, monkeypatch)
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(foundation, "train_clip", stop)
+    monkeypatch.setattr(foundation, "train_pairs", stop)
     with pytest.raises(KeyboardInterrupt):
         build(data, tmp_path / "mini", recipe=SMALL)
     assert list((tmp_path / "mini").iterdir()) == []
@@ -202,12 +202,12 @@ def test_long_captions_keep_their_end_of_text(data, tmp_path, monkeypatch):
     """A caption cut in training still ends: pooling would otherwise read its first token."""
     seen = {}
 
-    def look(model, pixels, tokens, *_, **__):
+    def look(towers, pixels, tokens, *_, **__):
         seen["rows"] = np.concatenate(tokens)
-        seen["eos"] = model.config.text.eos_token_id
+        seen["eos"] = towers.end_id
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(foundation, "train_clip", look)
+    monkeypatch.setattr(foundation, "train_pairs", look)
     with pytest.raises(KeyboardInterrupt):
         build(data, tmp_path / "mini", recipe=dataclasses.replace(SMALL, max_text_tokens=4))
     assert seen["rows"].shape[1] == 4
@@ -282,7 +282,7 @@ def test_more_scenes_are_of_scenes_alone(data, tmp_path):
 
 def test_another_number_of_scenes_is_another_recipe(few_scenes, tmp_path, monkeypatch):
     directory, _ = few_scenes
-    monkeypatch.setattr(foundation, "train_clip", lambda model, *_, **__: model)
+    monkeypatch.setattr(foundation, "train_pairs", lambda towers, *_, **__: towers.model)
     build(directory, tmp_path / "m", recipe=SMALL, say=lambda _: None)
     with pytest.raises(UserError, match="made of other recipe"):
         build(directory, tmp_path / "m", recipe=SMALL, scenes=SMALL.scenes + 1)

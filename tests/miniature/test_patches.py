@@ -4,9 +4,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from har_jax.interchange.families.clip import save_clip
 from har_jax.miniature import patches, pretrain
 from har_jax.miniature.patches import COLOURS, SHAPES, Pictures, boxes, labels
-from har_jax.miniature.pretrain import Schedule, patch_loss, shifted, train_clip
+from har_jax.miniature.pretrain import Schedule, Towers, patch_loss, shifted, train_pairs
 from har_jax.miniature.scenes.dice import Dice
 from har_jax.miniature.scenes.draw import RGB, render
 from har_jax.miniature.scenes.world import Scene, Thing, sample_scene
@@ -85,8 +86,8 @@ def test_the_patches_learn_and_the_head_is_thrown_away(monkeypatch):
         return dict(kept["params"])
 
     monkeypatch.setattr(pretrain, "fit", look)
-    clip = train_clip(
-        start,
+    clip = train_pairs(
+        Towers(start, lambda m, x: m.vision.projection(x), lambda texts: texts[0], 3, save_clip),
         Pictures(pixels, [["a"]] * 24, boxes(drawn)),
         texts,
         Schedule(2, 24, lr=0.01),

@@ -17,13 +17,13 @@ from har_jax.models.functional import split, structure_of
 from har_jax.models.layers import Linear
 from har_jax.models.layouts import convert
 from har_jax.sharding import make_mesh, replicated
-from tests.helpers import LM
+from tests.helpers import LM, OTHER_FAMILIES, small_lm
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets="attn.(q|o)|mlp.down|lm_head")
 SCALE = CONFIG.alpha / CONFIG.rank
 
 
-def build(config=None, **layout):
+def build(config=None, lm=LM, **layout):
     """A decoder with adapters, as `loading.blueprint` makes it."""
 
     def adapt(block, rngs):
@@ -31,7 +31,7 @@ def build(config=None, **layout):
 
     rngs = nnx.Rngs(0)
     hook = adapt if config is not None and layout.get("scan_layers") else None
-    model = Mistral(LM, rngs=rngs, adapt=hook, **layout)
+    model = Mistral(lm, rngs=rngs, adapt=hook, **layout)
     if config is not None:
         lora.attach(model, config, rngs=rngs)
     return model
@@ -197,31 +197,35 @@ def test_logits_past_the_head_are_float32_with_an_adapter_too():
     assert model.lm_head(x).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("family", ["mistral", *OTHER_FAMILIES])
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_adapters_in_every_layout(scan_layers, tmp_path):
+def test_adapters_in_every_layout(scan_layers, family, tmp_path):
     """As those of the layers apart: in logits, merged, and in PEFT's file."""
-    config = LoraConfig(3, 6.0, "attn.(q|k|v|o)|mlp.(gate|up)|lm_head")
-    structure = structure_of(lambda: build(config, scan_layers=scan_layers))
+    if family != "mistral" and not scan_layers:
+        pytest.skip("the layers apart are what the stacked ones are compared with")
+    config = LoraConfig(3, 6.0, "attn.(q|k|v|o|qkv)|mlp.(gate|up)|lm_head")
+    lm = small_lm(family, **({} if family == "gpt2" else {"tie_word_embeddings": False}))
+    structure = structure_of(lambda: build(config, lm, scan_layers=scan_layers))
     params = drawn(structure)
     factors = {n for n in params if lora.is_factor(n)}
     assert any(n.startswith("layers.attn") for n in factors) == scan_layers
     for name in factors:
         assert (structure.logical_axes[name][0] == "layers") == ("layers." in name and scan_layers)
 
-    canonical = structure_of(lambda: build(config))
+    canonical = structure_of(lambda: build(config, lm))
     plain = convert(params, canonical.shapes)
     wanted = logits(canonical, plain, TOKENS)
     tolerance = 1e-5 * np.abs(wanted).max()
     np.testing.assert_allclose(logits(structure, params, TOKENS), wanted, atol=tolerance)
-    bare = structure_of(lambda: build(scan_layers=scan_layers))
+    bare = structure_of(lambda: build(lm=lm, scan_layers=scan_layers))
     merged = logits(bare, lora.merged(params, SCALE), TOKENS)
     np.testing.assert_allclose(merged, wanted, atol=tolerance)
 
-    peft.save_adapters(params, config, tmp_path, base="base", lm=LM)
-    settings, found = peft.read_adapters(tmp_path, LM)
+    peft.save_adapters(params, config, tmp_path, base="base", lm=lm)
+    settings, found = peft.read_adapters(tmp_path, lm)
     assert (settings.rank, settings.alpha) == (3, 6.0)
     assert found.keys() == {n for n in plain if lora.is_factor(n)}
     for name, (row, tensor) in found.items():
         np.testing.assert_array_equal(row.read(tensor.map(), plain[name].shape), plain[name])
-    again = structure_of(lambda: build(settings))
+    again = structure_of(lambda: build(settings, lm))
     assert {n for n in again.shapes if lora.is_factor(n)} == found.keys()

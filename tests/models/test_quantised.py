@@ -8,9 +8,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from har_jax.models import lora
 from har_jax.models.functional import split, structure_of
 from har_jax.models.layers import Linear
 from har_jax.models.quantised import NF4, dense_sizes, dequantise, layout_of, layouts, quantise
+from tests.helpers import long, small_lm
 
 SHAPES = {
     "in, out": ((64,), (48,)),
@@ -121,6 +123,37 @@ def test_dense_values_neither_stay_nor_leave_the_loop(scheme):
     for function in (backward, loop):
         compiled = jax.jit(function).lower(stack, x).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 3.5 * size * size * 4
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", *long(["llama", "qwen2", "smollm3"])])
+def test_a_decoder_computes_with_the_dense_values(family, scan_layers):
+    """Each of its linears in few bits, against a decoder that is given what these say."""
+    config, scheme = small_lm(family), "nf4" if scan_layers else "int8"
+
+    def few(block, rngs=None):
+        for linear in lora.linears(block).values():
+            linear.quantise(scheme)
+
+    small = config.build(rngs=nnx.Rngs(0), adapt=few, scan_layers=scan_layers)
+    apart = small.for_decoding()
+    dense, params = split(config.build(rngs=nnx.Rngs(0)))
+    few_params = split(apart)[1]
+    for name, linear in lora.linears(apart).items():
+        params[f"{name}.kernel"] = linear.kernel.dense()
+    params |= {n: few_params[n] for n in params if n in few_params}
+    tokens = jnp.asarray([[1, 5, 9, 3, 3, 7]])
+
+    def run(structure):
+        def logits(params):
+            model = structure.merge(params)
+            return model.logits(model.prefill(model.embed(tokens))[0])
+
+        return jax.jit(logits)
+
+    structure, own = split(small)
+    wanted = np.asarray(run(dense)(params))
+    np.testing.assert_allclose(run(structure)(own), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_shapes_alone_are_those_of_the_arrays():

@@ -129,9 +129,9 @@ class VisionTower(ViT):
         x_bnd = with_first(self.class_embedding[...][None], self.patch_embedding(patches))
         return self.pre_norm(x_bnd + self.position_embedding[...].astype(x_bnd.dtype))
 
-    def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
-        """The last layer's CLS, layer-normed."""
-        return self.post_norm(self.hidden(pixels)[:, 0])
+    def pool(self, last_bnd: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """See `ViT`: the class token, layer-normed."""
+        return self.post_norm(last_bnd[:, 0])
 
     def embed(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B E"]:
         """`pooled` projected into the space shared with text; not normalised."""

@@ -20,7 +20,7 @@ from har_jax.models.encoders.tower import Block
 from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding, with_first
 from har_jax.models.layers import LayerNorm, normal, param
 from har_jax.models.sizes import Epsilon, Pixels, Width
-from har_jax.types import AnyArray, Array, DTypeLike, Float
+from har_jax.types import Array, DTypeLike, Float
 
 Registers = Annotated[int, Meta(ge=1, le=2**10)]
 Ratio = Annotated[float, Meta(gt=0, le=2**10)]
@@ -148,6 +148,6 @@ class Dinov2Tower(ViT):
             first_nd = jnp.concatenate([first_nd, self.registers[...].astype(x_bsd.dtype)])
         return with_first(first_nd, x_bsd)
 
-    def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
-        """The last layer's class token, layer-normed."""
-        return self.norm(self.hidden(pixels)[:, 0])
+    def pool(self, last_bnd: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """See `ViT`: the class token, layer-normed."""
+        return self.norm(last_bnd[:, 0])

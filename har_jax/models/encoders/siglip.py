@@ -125,14 +125,14 @@ class SiglipVisionTower(ViT):
         x_bsd = self.patch_embedding(patches)
         return x_bsd + self.position_embedding[...].astype(x_bsd.dtype)
 
-    def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
-        """The last layer, layer-normed and pooled by attention."""
+    def pool(self, last_bnd: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """See `ViT`: all patches, layer-normed and pooled by attention."""
         if self.head is None:
             raise UserError(
                 "this SigLIP has no pooling head (vision_use_head is false in its config.json), so "
                 "it has no one vector for an image; use its patches, or a SigLIP with a head"
             )
-        return self.head(self.post_norm(self.hidden(pixels)))
+        return self.head(self.post_norm(last_bnd))
 
     def embed(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
         """`pooled` is in the space shared with text already; not normalised."""

@@ -111,8 +111,12 @@ class ViT(nnx.Module):
         """What the first layer reads: tokens with their positions, `n_extra` before the patches."""
 
     @abc.abstractmethod
+    def pool(self, last_bnd: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """What is made of the last layer for `pooled`."""
+
     def pooled(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B D"]:
         """See `protocol.Encoder`."""
+        return self.pool(self.hidden(pixels))
 
     def hidden(self, pixels: Float[AnyArray, "B H W C"], layer: int = -1) -> Float[Array, "B N D"]:
         """See `protocol.Encoder`; N is `n_extra` + S."""
