@@ -68,8 +68,8 @@ class CaptionerConfig(CaptionerSettings):
                 f"captions of max_tokens={max_tokens} after {self.prefix_length} tokens (BOS, "
                 f"{self.visual_tokens} visual ones and the prompt's {len(self.prompt_ids)}) need "
                 f"{before + max_tokens} places, but this {self.lm.model_type} has learned "
-                f"positions for {most}; lower max_tokens to at most {max(most - before, 0)}, shorten "
-                "the prompt, or use projector=pooled"
+                f"positions for {most}; lower max_tokens to at most {max(most - before, 0)}, "
+                "shorten the prompt, or use projector=pooled"
             )
 
     @property
