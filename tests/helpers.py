@@ -39,6 +39,13 @@ def long(cases: Iterable[Any]) -> list[Any]:
     return [pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
+def drawn(few: Iterable[int], n: int) -> list[Any]:
+    """Seeds of drawn cases: a few that between them draw every option; the others up to `n` for
+    `make long`."""
+    few = tuple(few)
+    return [*few, *long(seed for seed in range(n) if seed not in few)]
+
+
 def small_config(vocab_size: int = 14, **changes) -> CaptionerConfig:
     lm = dataclasses.replace(LM, vocab_size=vocab_size)
     return dataclasses.replace(CaptionerConfig(vision=VISION, lm=lm), **changes)

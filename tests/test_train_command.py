@@ -121,7 +121,7 @@ def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, s
     assert train.main(train_arguments(workspace, tmp_path / "8", stage, **common, **mesh)) == 0
     argv = train_arguments(workspace, tmp_path / "1", stage, **common)
     done = subprocess.run(
-        [sys.executable, "-m", "har_jax.train", *argv],
+        [sys.executable, "-m", "tests.child", "har_jax.train", *argv],
         env={**os.environ, "XLA_FLAGS": xla_flags(1)},
         capture_output=True,
         text=True,

@@ -282,7 +282,8 @@ def test_more_scenes_are_of_scenes_alone(data, tmp_path):
 
 def test_another_number_of_scenes_is_another_recipe(few_scenes, tmp_path, monkeypatch):
     directory, _ = few_scenes
-    monkeypatch.setattr(foundation, "train_clip", lambda model, *_, **__: model)
+    for train in ("train_clip", "train_lm"):
+        monkeypatch.setattr(foundation, train, lambda model, *_, **__: model)
     build(directory, tmp_path / "m", recipe=SMALL, say=lambda _: None)
     with pytest.raises(UserError, match="made of other recipe"):
         build(directory, tmp_path / "m", recipe=SMALL, scenes=SMALL.scenes + 1)
