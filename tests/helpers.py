@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import pytest
@@ -13,6 +13,8 @@ from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
 from har_jax.models.functional import split, structure_of
 from har_jax.sharding import RULES
+
+M = TypeVar("M", bound=nnx.Module)
 
 VISION = VisionConfig(
     hidden_size=16,
@@ -67,9 +69,9 @@ def initialise(build, seed, mesh=None, rules=RULES):
     return structure, make(jax.random.key(seed))
 
 
-def jitted(captioner: Captioner, function: Callable[[Captioner], Any]) -> Any:
-    """`function(captioner)`, compiled as one program: operation by operation takes far longer."""
-    structure, params = split(captioner)
+def jitted(module: M, function: Callable[[M], Any]) -> Any:
+    """`function(module)`, compiled as one program: operation by operation takes far longer."""
+    structure, params = split(module)
     return jax.jit(lambda params: function(structure.merge(params)))(params)
 
 

@@ -147,7 +147,7 @@ def test_fifty_steps_compile_once(runs, workspace, tmp_path):
     assert outcome.compilations == 1
 
 
-def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys):
+def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys, on_one_device):
     argv = train_arguments(
         workspace, tmp_path / "run", "scst", init_from=runs / "mle", scst__samples=2,
         scst__reward="cider_d + 0.5*bleu - 1.0*repetition",
@@ -165,7 +165,9 @@ def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys):
     assert "did you mean 'cider_d'" in mistake(capsys, argv)
 
 
-def test_a_reward_that_raises_stops_with_its_own_traceback(runs, workspace, tmp_path, monkeypatch):
+def test_a_reward_that_raises_stops_with_its_own_traceback(
+    runs, workspace, tmp_path, monkeypatch, on_one_device
+):
     from har_jax.rewards.cider_d import CiderDReward
 
     def broken(self, image_ids, captions, ended):

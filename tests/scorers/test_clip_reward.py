@@ -168,7 +168,9 @@ def test_images_are_embedded_once(clip, images, tmp_path, monkeypatch):
         ClipScoreReward(clip, images).load(None, tmp_path)
 
 
-def test_training_with_it_and_scoring_with_the_same_clip(workspace, tmp_path, capsys):
+def test_training_with_it_and_scoring_with_the_same_clip(
+    workspace, tmp_path, capsys, on_one_device
+):
     """Both parts are logged, images embedded once, and a CLIP that scores itself is warned of."""
     mle, scst = tmp_path / "mle", tmp_path / "scst"
     assert train.main(train_arguments(workspace, mle, steps=1, data__val_split="")) == 0
