@@ -135,15 +135,15 @@ def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, s
         assert params[f"lm.layers.{name}.kernel"].shape[0] == 2  # layers
 
 
-def test_fifty_steps_compile_once(runs, workspace, tmp_path):
+def test_steps_compile_once(runs, workspace, tmp_path):
     argv = train_arguments(
-        workspace, tmp_path / "run", "scst", init_from=runs / "mle", steps=50, scst__samples=2,
-        eval__every=20,
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", steps=20, scst__samples=2,
+        eval__every=8,
     )  # fmt: skip
     arguments, overrides = train.parse(argv)
     config = config_file.load(arguments.config, overrides)
     outcome = session.train(plan_session(config, tmp_path / "run"))
-    assert outcome.finished and outcome.step == 50
+    assert outcome.finished and outcome.step == 20
     assert outcome.compilations == 1
 
 
