@@ -104,7 +104,8 @@ def test_an_objective_that_is_not_there(mine, workspace, tmp_path, capsys, on_on
         assert not (tmp_path / "scst").exists()
 
 
-def test_a_writer(mine, workspace, tmp_path):
+def test_a_writer(mine, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # the metrics that start Java take long
     split = open_split(workspace / "data", "test")
     scores = evaluate_writer(mine.Parrot(), split, tmp_path / "out", limit=5).scores
     assert scores["n_images"] == 5 and scores["CIDEr"] is not None
