@@ -28,6 +28,8 @@ SIZES = {"train": 30, "val": 7, "test": 8}
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# PyTorch's threads wait for each other by spinning: where cores are shared, most of its time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
