@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import pytest
@@ -14,6 +14,8 @@ from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import VisionConfig
 from har_jax.models.functional import split, structure_of
 from har_jax.sharding import RULES
+
+M = TypeVar("M", bound=nnx.Module)
 
 VISION = VisionConfig(
     hidden_size=16,
@@ -63,6 +65,13 @@ def long(cases: Iterable[Any]) -> list[Any]:
     return [pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
+def drawn(few: Iterable[int], n: int) -> list[Any]:
+    """Seeds of drawn cases: a few that between them draw every option; the others up to `n` for
+    `make long`."""
+    few = tuple(few)
+    return [*few, *long(seed for seed in range(n) if seed not in few)]
+
+
 def small_config(vocab_size: int = 14, **changes) -> CaptionerConfig:
     lm = dataclasses.replace(LM, vocab_size=vocab_size)
     return dataclasses.replace(CaptionerConfig(vision=VISION, lm=lm), **changes)
@@ -84,9 +93,9 @@ def initialise(build, seed, mesh=None, rules=RULES):
     return structure, make(jax.random.key(seed))
 
 
-def jitted(captioner: Captioner, function: Callable[[Captioner], Any]) -> Any:
-    """`function(captioner)`, compiled as one program: operation by operation takes far longer."""
-    structure, params = split(captioner)
+def jitted(module: M, function: Callable[[M], Any]) -> Any:
+    """`function(module)`, compiled as one program: operation by operation takes far longer."""
+    structure, params = split(module)
     return jax.jit(lambda params: function(structure.merge(params)))(params)
 
 

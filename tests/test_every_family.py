@@ -79,16 +79,14 @@ PAIRS = {
     ("clip", "gpt2"): {**ADAPTERS, "model__lora__targets": "attn.qkv|mlp.up"},
 }
 """Each encoder and each decoder once (Mistral has the other tests), and how it is trained."""
-# A case is two minutes of compiling: one of them by default, the furthest from Mistral.
-CASES = [(*pair, PAIRS[pair]) for pair in PAIRS if pair == ("clip", "gpt2")]
+# A case is two minutes of compiling, so all of them are for `make long`.
 OTHERS = [
     (encoder, decoder, {**ADAPTERS, "model__frozen_dtype": "int8"})
     for encoder in ENCODERS
     for decoder in DECODERS
     if (encoder, decoder) not in PAIRS
 ]
-OTHERS += [(*pair, changes) for pair, changes in PAIRS.items() if pair != ("clip", "gpt2")]
-
+OTHERS = [*((*pair, changes) for pair, changes in PAIRS.items()), *OTHERS]
 FURTHER = [pytest.param(*case, marks=pytest.mark.long) for case in OTHERS]
 
 
@@ -117,7 +115,7 @@ def models(world, monkeypatch, encoder, decoder):
     return world / "models" / seeing, world / "models" / decoder
 
 
-@pytest.mark.parametrize(("encoder", "decoder", "changes"), [*CASES, *FURTHER])
+@pytest.mark.parametrize(("encoder", "decoder", "changes"), FURTHER)
 def test_from_scenes_to_transformers(world, tmp_path, monkeypatch, encoder, decoder, changes):
     seeing, writing = models(world, monkeypatch, encoder, decoder)
     settings = {"model__encoder": seeing, "model__lm": writing, "data__max_tokens": TOKENS}

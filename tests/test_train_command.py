@@ -121,7 +121,7 @@ def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, s
     assert train.main(train_arguments(workspace, tmp_path / "8", stage, **common, **mesh)) == 0
     argv = train_arguments(workspace, tmp_path / "1", stage, **common)
     done = subprocess.run(
-        [sys.executable, "-m", "har_jax.train", *argv],
+        [sys.executable, "-m", "tests.child", "har_jax.train", *argv],
         env={**os.environ, "XLA_FLAGS": xla_flags(1)},
         capture_output=True,
         text=True,
@@ -135,19 +135,19 @@ def test_one_and_eight_devices_give_the_same_losses(runs, workspace, tmp_path, s
         assert params[f"lm.layers.{name}.kernel"].shape[0] == 2  # layers
 
 
-def test_fifty_steps_compile_once(runs, workspace, tmp_path):
+def test_steps_compile_once(runs, workspace, tmp_path):
     argv = train_arguments(
-        workspace, tmp_path / "run", "scst", init_from=runs / "mle", steps=50, scst__samples=2,
-        eval__every=20,
+        workspace, tmp_path / "run", "scst", init_from=runs / "mle", steps=20, scst__samples=2,
+        eval__every=8,
     )  # fmt: skip
     arguments, overrides = train.parse(argv)
     config = config_file.load(arguments.config, overrides)
     outcome = session.train(plan_session(config, tmp_path / "run"))
-    assert outcome.finished and outcome.step == 50
+    assert outcome.finished and outcome.step == 20
     assert outcome.compilations == 1
 
 
-def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys):
+def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys, on_one_device):
     argv = train_arguments(
         workspace, tmp_path / "run", "scst", init_from=runs / "mle", scst__samples=2,
         scst__reward="cider_d + 0.5*bleu - 1.0*repetition",
@@ -165,7 +165,9 @@ def test_a_mixed_reward_logs_its_parts(runs, workspace, tmp_path, capsys):
     assert "did you mean 'cider_d'" in mistake(capsys, argv)
 
 
-def test_a_reward_that_raises_stops_with_its_own_traceback(runs, workspace, tmp_path, monkeypatch):
+def test_a_reward_that_raises_stops_with_its_own_traceback(
+    runs, workspace, tmp_path, monkeypatch, on_one_device
+):
     from har_jax.rewards.cider_d import CiderDReward
 
     def broken(self, image_ids, captions, ended):

@@ -30,7 +30,7 @@ def assert_close(ours, theirs: torch.Tensor, what: str) -> None:
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max(), what
 
 
-@pytest.mark.parametrize("case", cases(4, 60), ids=str)
+@pytest.mark.parametrize("case", cases(3, 60), ids=str)
 def test_equals_transformers_and_round_trips(case, tmp_path):
     """Hidden states, logits, 20 greedy tokens; the files that come back are the same bytes."""
     family, seed = case

@@ -283,6 +283,7 @@ def test_more_scenes_are_of_scenes_alone(data, tmp_path):
 def test_another_number_of_scenes_is_another_recipe(few_scenes, tmp_path, monkeypatch):
     directory, _ = few_scenes
     monkeypatch.setattr(foundation, "train_pairs", lambda towers, *_, **__: towers.model)
+    monkeypatch.setattr(foundation, "train_lm", lambda model, *_, **__: model)
     build(directory, tmp_path / "m", recipe=SMALL, say=lambda _: None)
     with pytest.raises(UserError, match="made of other recipe"):
         build(directory, tmp_path / "m", recipe=SMALL, scenes=SMALL.scenes + 1)

@@ -20,7 +20,7 @@ from har_jax.models.encoders.positions import bicubic
 from har_jax.models.encoders.protocol import Encoder, EncoderConfig
 from har_jax.models.encoders.siglip import SiglipTextConfig, SiglipVisionConfig
 from har_jax.models.functional import split, structure_of
-from tests.helpers import LM, initialise, long
+from tests.helpers import LM, drawn, initialise, jitted
 from tests.models.encoders import (
     channels_first,
     draw_dinov2,
@@ -30,8 +30,6 @@ from tests.models.encoders import (
     torch_siglip,
 )
 from tests.models.test_clip import assert_close
-
-DRAWN = [*range(12), *long(range(12, 60))]
 
 
 def run(module, *inputs, **wanted):
@@ -62,7 +60,7 @@ def tower_of(directory, **options):
     return tower
 
 
-@pytest.mark.parametrize("seed", DRAWN)
+@pytest.mark.parametrize("seed", drawn((0, 2, 5), 60))
 def test_siglip_is_that_of_transformers(seed, tmp_path):
     rng = np.random.default_rng(seed)
     config = draw_siglip(rng)
@@ -100,7 +98,7 @@ def test_siglip_is_that_of_transformers(seed, tmp_path):
 
 
 @pytest.mark.parametrize("registers", [False, True])
-@pytest.mark.parametrize("seed", DRAWN)
+@pytest.mark.parametrize("seed", drawn((0, 1, 5, 11), 60))
 def test_dinov2_is_that_of_transformers(seed, registers, tmp_path):
     rng = np.random.default_rng(1000 * registers + seed)
     config = draw_dinov2(rng, registers)
@@ -213,7 +211,10 @@ def test_bfloat16_stays_within_its_own_error(tmp_path):
     torch_dinov2(config, 3).save_pretrained(tmp_path)
     pixels = pixels_of(config["image_size"], rng)
     exact, coarse = load_dinov2(tmp_path), load_dinov2(tmp_path, dtype="bfloat16")
-    a, b = exact.hidden(pixels, -2), coarse.hidden(pixels.astype("bfloat16"), -2)
+    a, b = (
+        jitted(tower, lambda tower, x=x: tower.hidden(x, -2))
+        for tower, x in ((exact, pixels), (coarse, pixels.astype("bfloat16")))
+    )
     assert b.dtype == "bfloat16"
     assert np.abs(a - b.astype("float32")).max() <= 0.05 * np.abs(a).max()
 

@@ -17,7 +17,7 @@ from har_jax.interchange.families.gpt2 import load_gpt2, save_gpt2
 from har_jax.models.decoders.gpt2 import GPT2, KV, GPT2Config
 from har_jax.models.functional import split, structure_of
 from har_jax.sharding import make_mesh
-from tests.helpers import initialise, long
+from tests.helpers import drawn, initialise
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -76,7 +76,7 @@ def whole_sequence(structure):
     return run
 
 
-@pytest.mark.parametrize("seed", [*range(12), *long(range(12, 40))])
+@pytest.mark.parametrize("seed", drawn((0, 2, 4, 5, 7), 40))
 def test_parity_and_round_trip(seed, tmp_path):
     rng = np.random.default_rng(seed)
     config = draw_config(rng)

@@ -92,7 +92,7 @@ def assert_same(got, expected, tolerance):
 
 
 def test_stacked_layers_compute_the_same():
-    """`test_mistral_dir.py` compares each with transformers; here gradients and decoding too."""
+    """`tests/families` compares each with transformers; here gradients and decoding too."""
     structure = structure_in(CONFIG, {})
     params = drawn(structure)
     grads, logits = all_ways(structure)(params)

@@ -35,10 +35,22 @@ def test_against_float64():
     np.testing.assert_array_equal(got.likeliest, logits.argmax(-1) == np.asarray(tokens))
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1.0, 0.5]))
+@pytest.mark.parametrize(
+    ("seed", "t", "n_blocks", "temperature"), [(0, 7, 3, 0.5), (1, 8, 4, 1.0), (2, 1, 9, 1.0)]
+)
 def test_blocks_change_nothing(seed, t, n_blocks, temperature):
-    """Whatever the number of blocks, and places that they do not divide."""
+    """Blocks that do not divide the places, blocks that do, and more of them than places."""
+    same_in_blocks(seed, t, n_blocks, temperature)
+
+
+@pytest.mark.long
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1.0, 0.5]))
+def test_blocks_change_nothing_whatever_their_number(seed, t, n_blocks, temperature):
+    same_in_blocks(seed, t, n_blocks, temperature)
+
+
+def same_in_blocks(seed, t, n_blocks, temperature):
     hidden, kernel, tokens = drawn(seed, t)
     weights = jax.random.normal(jax.random.key(seed + 1), (B, R, t))
     limit = B * R * t * V * 4 / n_blocks

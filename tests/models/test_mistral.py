@@ -8,6 +8,7 @@ from flax import nnx
 
 from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.models.decoders import Mistral, MistralConfig
+from tests.helpers import jitted
 
 CONFIG = MistralConfig(
     vocab_size=61,
@@ -33,10 +34,17 @@ def test_shared_prefix_equals_whole_sequences(model):
     b, r, p, t = 2, 3, 4, 6
     tokens = jax.random.randint(jax.random.key(1), (b, r, t), 0, CONFIG.vocab_size)
     x_bpd = jax.random.normal(jax.random.key(2), (b, p, CONFIG.hidden_size))
-    _, cache = model.prefill(x_bpd)
-    hidden = model.extend(model.embed(tokens), cache)
-    for i in range(r):
-        whole, _ = model.prefill(jnp.concatenate([x_bpd, model.embed(tokens[:, i])], axis=1))
+
+    def run(model):
+        _, cache = model.prefill(x_bpd)
+        wholes = [
+            model.prefill(jnp.concatenate([x_bpd, model.embed(tokens[:, i])], axis=1))[0]
+            for i in range(r)
+        ]
+        return model.extend(model.embed(tokens), cache), wholes
+
+    hidden, wholes = jitted(model, run)
+    for i, whole in enumerate(wholes):
         np.testing.assert_allclose(hidden[:, i], whole[:, p:], atol=2e-5)
 
 
@@ -44,8 +52,12 @@ def test_steps_equal_extend(model):
     b, r, p, t = 2, 3, 4, 6
     tokens = jax.random.randint(jax.random.key(1), (b, r, t), 0, CONFIG.vocab_size)
     x_bpd = jax.random.normal(jax.random.key(2), (b, p, CONFIG.hidden_size))
-    _, cache = model.prefill(x_bpd)
-    hidden = model.extend(model.embed(tokens), cache)
+
+    def begin(model):
+        _, cache = model.prefill(x_bpd)
+        return cache, model.extend(model.embed(tokens), cache)
+
+    cache, hidden = jitted(model, begin)
     written = model.empty_cache(b, r, t)
     step = jax.jit(lambda x, w, i: model.step(x, cache, w, i))
     for i in range(t):
@@ -94,6 +106,5 @@ def test_equals_transformers(tied, window):
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 9))
     with torch.no_grad():
         expected = reference(torch.tensor(tokens)).logits.numpy()
-    hidden, _ = model.prefill(model.embed(jnp.asarray(tokens)))
-    logits = model.logits(hidden)
+    logits = jitted(model, lambda m: m.logits(m.prefill(m.embed(jnp.asarray(tokens)))[0]))
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()

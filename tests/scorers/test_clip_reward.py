@@ -168,7 +168,9 @@ def test_images_are_embedded_once(clip, images, tmp_path, monkeypatch):
         ClipScoreReward(clip, images).load(None, tmp_path)
 
 
-def test_training_with_it_and_scoring_with_the_same_clip(workspace, tmp_path, capsys):
+def test_training_with_it_and_scoring_with_the_same_clip(
+    workspace, tmp_path, capsys, on_one_device, monkeypatch
+):
     """Both parts are logged, images embedded once, and a CLIP that scores itself is warned of."""
     mle, scst = tmp_path / "mle", tmp_path / "scst"
     assert train.main(train_arguments(workspace, mle, steps=1, data__val_split="")) == 0
@@ -201,6 +203,7 @@ def test_training_with_it_and_scoring_with_the_same_clip(workspace, tmp_path, ca
         "1.0*CIDEr-D[" in signature and "2.0*CLIPScore[w2.5,prompt='A photo depicts'" in signature
     )
     out = tmp_path / "out"
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # the metrics of Java take long
     arguments = [f"--checkpoint={scst}", f"--out={out}", "--limit=8"]
     assert evaluate.main([*arguments, f"--clip={workspace / 'models/clip-b'}"]) == 0
     (warning,) = json.loads((out / "scores.json").read_text())["warnings"]

@@ -243,7 +243,7 @@ def test_the_command(workspace, cache, tmp_path, capsys):
 # ---------------------------------------------------------------------------- of other encoders
 
 
-def test_imported_features_train_a_captioner(workspace, tmp_path, capsys):
+def test_imported_features_train_a_captioner(workspace, tmp_path, capsys, on_one_device):
     """Another width and number of tokens than any CLIP here; no encoder is named."""
     dataset = workspace / "data"
     ids = [i for name in ("train", "val") for i in open_split(dataset, name).ids]

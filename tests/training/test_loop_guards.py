@@ -252,8 +252,11 @@ def held():
     return len({x.addressable_shards[0].data.unsafe_buffer_pointer() for x in alive})
 
 
-def test_a_resumed_run_holds_its_parameters_once(mesh, step, tmp_path):
+def test_a_resumed_run_holds_its_parameters_once(mesh, step, tmp_path, request):
     """The start is not loaded at all, and nothing of a roll-back is kept either."""
+    gc.collect()
+    gc.freeze()  # whatever is older: looking through it at every count would take seconds
+    request.addfinalizer(gc.unfreeze)
     before = held()
     run(tmp_path, mesh, step, stop_after=6, broken=())
     counts = []

@@ -34,7 +34,7 @@ def start(argv, devices=1):
         "HAR_PROGRESS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "har_jax.train", *argv],
+        [sys.executable, "-m", "tests.child", "har_jax.train", *argv],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,

@@ -36,7 +36,7 @@ def train_in(processes, argv):
     }
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "har_jax.train", *argv],
+            [sys.executable, "-m", "tests.child", "har_jax.train", *argv],
             cwd=ROOT,
             env={**common, "JAX_PROCESS_ID": str(i)},
             stdout=subprocess.PIPE,
