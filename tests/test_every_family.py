@@ -71,17 +71,24 @@ RECIPE = Recipe(
 )
 
 ADAPTERS = {"model__lora__rank": 4, "model__lora__alpha": 8}
+ALL_TOKENS = {"model__vision_tokens": "all"}
+"""Of a tower with registers: LLaVA leaves out one of the tokens before the patches, or none."""
 PAIRS = {
     ("siglip", "llama"): {},
     ("dinov2", "qwen2"): {**ADAPTERS, "model__frozen_dtype": "nf4"},
-    ("dinov2_with_registers", "qwen3"): {"model__scan_layers": True},
+    ("dinov2_with_registers", "qwen3"): {"model__scan_layers": True, **ALL_TOKENS},
     ("clip", "smollm3"): {**ADAPTERS, "model__scan_layers": True},
     ("clip", "gpt2"): {**ADAPTERS, "model__lora__targets": "attn.qkv|mlp.up"},
 }
 """Each encoder and each decoder once (Mistral has the other tests), and how it is trained."""
 # A case is two minutes of compiling, so all of them are for `make long`.
 OTHERS = [
-    (encoder, decoder, {**ADAPTERS, "model__frozen_dtype": "int8"})
+    (
+        encoder,
+        decoder,
+        {**ADAPTERS, "model__frozen_dtype": "int8"}
+        | (ALL_TOKENS if encoder == "dinov2_with_registers" else {}),
+    )
     for encoder in ENCODERS
     for decoder in DECODERS
     if (encoder, decoder) not in PAIRS
