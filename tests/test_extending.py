@@ -139,8 +139,8 @@ class BlotTower(ViT):
     def embedded(self, patches):
         return self.patches(patches)
 
-    def pooled(self, pixels):
-        return self.hidden(pixels).mean(axis=1)
+    def pool(self, last_bnd):
+        return last_bnd.mean(axis=1)
 
 
 BLOT = Family(

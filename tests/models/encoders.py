@@ -73,10 +73,12 @@ def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def torch_siglip(config: dict, seed: int) -> transformers.SiglipModel:
+    torch.manual_seed(seed)
     return shaken(transformers.SiglipModel(transformers.SiglipConfig(**config)), seed)
 
 
 def torch_dinov2(config: dict, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
     config = {key: value for key, value in config.items() if key != "reads"}
     if "num_register_tokens" in config:
         made = transformers.Dinov2WithRegistersConfig(**config)
