@@ -79,10 +79,10 @@ def _rope(found: Found, where: str) -> dict[str, Any]:
         read = ROPE.read(values, f"{where}: {key}")
         if values:
             kept = {"rope_theta": said["rope_theta"]} if "rope_theta" in said else {}
-            said = kept | read | {"rope_type": values.get("rope_type", values.get("type"))}
+            said = kept | read | {"rope_type": values.get("rope_type") or values.get("type")}
     theta = {"rope_theta": said.pop("rope_theta")} if "rope_theta" in said else {}
     said = {key: value for key, value in said.items() if value is not None}
-    kind = said.get("rope_type", "default")
+    kind = said.get("rope_type") or "default"  # what says nothing is no kind: null, "", []
     if kind == "default":
         return {**theta, "rope_scaling": None}
     if lacking := [key for key in _NEEDED[kind] if key not in said]:
