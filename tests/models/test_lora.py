@@ -197,12 +197,12 @@ def test_logits_past_the_head_are_float32_with_an_adapter_too():
     assert model.lm_head(x).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("family", ["mistral", *OTHER_FAMILIES])
-@pytest.mark.parametrize("scan_layers", [False, True])
+ADAPTED = [("mistral", False), *((family, True) for family in ("mistral", *OTHER_FAMILIES))]
+
+
+@pytest.mark.parametrize(("family", "scan_layers"), ADAPTED)
 def test_adapters_in_every_layout(scan_layers, family, tmp_path):
     """As those of the layers apart: in logits, merged, and in PEFT's file."""
-    if family != "mistral" and not scan_layers:
-        pytest.skip("the layers apart are what the stacked ones are compared with")
     config = LoraConfig(3, 6.0, "attn.(q|k|v|o|qkv)|mlp.(gate|up)|lm_head")
     lm = small_lm(family, **({} if family == "gpt2" else {"tie_word_embeddings": False}))
     structure = structure_of(lambda: build(config, lm, scan_layers=scan_layers))
