@@ -6,7 +6,6 @@ import json
 import sys
 import textwrap
 
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -17,7 +16,6 @@ from har_jax.evaluation.run import evaluate_writer
 from har_jax.interchange.families import registry
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, tower_layers
-from har_jax.models.encoders.tower import Block
 from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding
 from tests.conftest import ROOT
 from tests.helpers import initialise
@@ -119,22 +117,14 @@ def test_a_writer(mine, workspace, tmp_path, monkeypatch):
 class BlotConfig(ViTConfig):
     what, model_type = "blot", "blot"
 
-    def build(self, *, rngs, dtype=jnp.float32, **options):
-        return BlotTower(self, rngs=rngs, dtype=dtype, **options)
 
-
-class BlotTower(ViT):
+class BlotTower(ViT, of=BlotConfig):
     """A ViT without positions, whose mean stands for an image."""
 
     def __init__(self, config, *, rngs, dtype, scan_layers=False, attention="blocks"):
         self.config = config
         self.patches = patch_embedding(config, rngs=rngs, dtype=dtype)
-        self.layers = new_blocks(
-            lambda rngs: Block(config, rngs=rngs, dtype=dtype, attention=attention),
-            config.num_hidden_layers,
-            rngs,
-            scan_layers,
-        )
+        self.layers = new_blocks(config, scan_layers, attention, rngs=rngs, dtype=dtype)
 
     def embedded(self, patches):
         return self.patches(patches)
@@ -147,7 +137,7 @@ BLOT = Family(
     ("blot",),
     lambda hf, where: BlotConfig(**{f.name: hf[f.name] for f in dataclasses.fields(BlotConfig)}),
     lambda config: {"model_type": "blot", **dataclasses.asdict(config)},
-    lambda config, rngs, dtype, **options: BlotTower(config, rngs=rngs, dtype=dtype, **options),
+    BlotTower,
     [
         Row("patches.weight", "patches.kernel", "d c p q -> p q c d"),
         *tower_layers("layers.{}", "layers.{}"),

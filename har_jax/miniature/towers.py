@@ -20,11 +20,11 @@ from flax import nnx
 
 from har_jax.interchange.families.clip import save_clip
 from har_jax.interchange.families.registry import ENCODERS
-from har_jax.interchange.families.siglip import read_siglip, save_siglip
+from har_jax.interchange.families.siglip_towers import read_siglip, save_siglip
 from har_jax.miniature.pretrain import Encode, Towers
 from har_jax.miniature.recipes import ClipRecipe, Recipe
 from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, TextTower, VisionConfig
-from har_jax.models.encoders.siglip import Siglip
+from har_jax.models.encoders.siglip_text import Siglip
 from har_jax.models.layers import Linear, normal, param
 from har_jax.text.siglip_tokenizer import train_siglip_tokenizer
 from har_jax.text.tokenizer import ClipTokenizer, load_clip_tokenizer, train_clip_tokenizer
@@ -97,7 +97,7 @@ def _alone(
             encode, text = _clip_text(texts, clip, recipe, Path(folder))
         row = ENCODERS[family]
         config = row.read({"model_type": family, **keys(clip.vision)}, f"a miniature {family}")
-        vision = row.build(config, rngs, jnp.float32)
+        vision = row.build(config, rngs=rngs, dtype=jnp.float32)
         model = Accompanied(vision, text, clip.projection_dim, rngs=rngs)
 
         def save(model: Any, directory: Path) -> None:

@@ -14,13 +14,13 @@ from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY
 from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
 from har_jax.interchange.families.registry import read_decoder, read_encoder
-from har_jax.interchange.families.siglip import SIGLIP_FAMILY
+from har_jax.interchange.families.siglip_towers import SIGLIP_FAMILY
 from har_jax.models.captioner import CaptionerConfig
 from har_jax.models.decoders import MistralConfig
 from har_jax.models.decoders.gpt2 import GPT2Config
 from har_jax.models.encoders.clip import CLIPConfig, VisionConfig
 from har_jax.models.encoders.dinov2 import Dinov2Config
-from har_jax.models.encoders.siglip import SiglipConfig
+from har_jax.models.encoders.siglip_text import SiglipConfig
 from tests.fuzz import hostile
 from tests.fuzz.harness import Case, attempt
 

@@ -18,7 +18,7 @@ from har_jax.interchange.families.clip import CLIP_FAMILY, VISION_FAMILY, read_c
 from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.gpt2 import GPT2_FAMILY
 from har_jax.interchange.families.mistral import MISTRAL
-from har_jax.interchange.families.siglip import SIGLIP_FAMILY
+from har_jax.interchange.families.siglip_towers import SIGLIP_FAMILY
 from har_jax.models.functional import split
 from tests.interchange.test_mistral_dir import assert_close
 

@@ -11,14 +11,10 @@ from safetensors.numpy import load_file
 from har_jax import load_captioner, prepare
 from har_jax.errors import UserError
 from har_jax.interchange import peft
-from har_jax.interchange.families.dinov2 import DINOV2_FAMILY, load_dinov2, save_dinov2
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.registry import ENCODERS, read_encoder, two_towers
-from har_jax.interchange.families.siglip import (
-    SIGLIP_FAMILY,
-    SIGLIP_VISION,
-    load_siglip,
-    save_siglip,
-)
+from har_jax.interchange.families.siglip import SIGLIP_VISION
+from har_jax.interchange.families.siglip_towers import SIGLIP_FAMILY, load_siglip, save_siglip
 from har_jax.models.functional import split
 from har_jax.settings import tell_renamed
 from har_jax.sharding import make_mesh
@@ -26,8 +22,12 @@ from tests.models.encoders import draw_dinov2, draw_siglip, torch_dinov2, torch_
 
 KINDS = {
     "siglip": (load_siglip, save_siglip, transformers.SiglipModel),
-    "dinov2": (load_dinov2, save_dinov2, transformers.Dinov2Model),
-    "registers": (load_dinov2, save_dinov2, transformers.Dinov2WithRegistersModel),
+    "dinov2": (DINOV2_FAMILY.load, DINOV2_FAMILY.save_module, transformers.Dinov2Model),
+    "registers": (
+        DINOV2_FAMILY.load,
+        DINOV2_FAMILY.save_module,
+        transformers.Dinov2WithRegistersModel,
+    ),
 }
 
 
@@ -108,7 +108,7 @@ def test_a_classifier_has_the_tower(registers, tmp_path):
     )
     model.save_pretrained(tmp_path / "classifier")
     theirs.save_pretrained(tmp_path / "alone")
-    found = [split(load_dinov2(tmp_path / name))[1] for name in ("classifier", "alone")]
+    found = [split(DINOV2_FAMILY.load(tmp_path / name))[1] for name in ("classifier", "alone")]
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *found))
 
 

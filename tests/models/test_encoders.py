@@ -11,14 +11,15 @@ import transformers
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.interchange.families.dinov2 import DINOV2_FAMILY, load_dinov2
+from har_jax.interchange.families.dinov2 import DINOV2_FAMILY
 from har_jax.interchange.families.registry import load_encoder, read_encoder
-from har_jax.interchange.families.siglip import load_siglip
+from har_jax.interchange.families.siglip_towers import load_siglip
 from har_jax.models.captioner import CaptionerConfig, vision_features
 from har_jax.models.encoders.dinov2 import Dinov2Config
 from har_jax.models.encoders.positions import bicubic
 from har_jax.models.encoders.protocol import Encoder, EncoderConfig
-from har_jax.models.encoders.siglip import SiglipTextConfig, SiglipVisionConfig
+from har_jax.models.encoders.siglip import SiglipVisionConfig
+from har_jax.models.encoders.siglip_text import SiglipTextConfig
 from har_jax.models.functional import split, structure_of
 from tests.helpers import LM, drawn, initialise, jitted
 from tests.models.encoders import (
@@ -210,7 +211,7 @@ def test_bfloat16_stays_within_its_own_error(tmp_path):
     config = draw_dinov2(rng, True)
     torch_dinov2(config, 3).save_pretrained(tmp_path)
     pixels = pixels_of(config["image_size"], rng)
-    exact, coarse = load_dinov2(tmp_path), load_dinov2(tmp_path, dtype="bfloat16")
+    exact, coarse = DINOV2_FAMILY.load(tmp_path), DINOV2_FAMILY.load(tmp_path, dtype="bfloat16")
     a, b = (
         jitted(tower, lambda tower, x=x: tower.hidden(x, -2))
         for tower, x in ((exact, pixels), (coarse, pixels.astype("bfloat16")))

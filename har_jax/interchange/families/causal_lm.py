@@ -169,7 +169,7 @@ def family(
         (model_type,),
         read,
         write,
-        lambda config, rngs, dtype, **options: config.build(rngs=rngs, dtype=dtype, **options),
+        lambda config, **options: config.build(**options),
         list(table),
         # Embeddings are repeated as an output layer in some files.
         lambda config: buffers + (r"|lm_head\.weight" * config.tie_word_embeddings),

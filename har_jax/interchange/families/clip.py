@@ -14,7 +14,7 @@ from har_jax.errors import UserError
 from har_jax.foreign import Keys, typed
 from har_jax.interchange import hf_dir
 from har_jax.interchange.families.family import Family, TwoTowers
-from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
+from har_jax.interchange.families.keys import FIXED, OF_TOWERS, WHY, keys_of, read_present
 from har_jax.interchange.table import Row, linear, norm, tower_layers
 from har_jax.models.encoders.clip import (
     CLIP,
@@ -33,17 +33,13 @@ _BUFFERS = r"(.*\.)?position_ids"
 Tower = typing.TypeVar("Tower", VisionConfig, TextConfig)
 
 
-_HARMLESS = HARMLESS | {"tie_word_embeddings"}  # a CLIP has no output layer
-
-
 def _keys(tower: type, *more: str) -> Keys:
-    return Keys(
-        used=typing.get_type_hints(tower, include_extras=True),
-        fixed={**FIXED, "model_type": ("clip", *more)},
-        # The width of a projection is that of the whole CLIP. LLaVA's vision towers have a
-        # vocabulary too, which nothing reads.
-        harmless=(_HARMLESS | {"projection_dim", "vocab_size"}) - {"model_type"},
-        why=WHY,
+    # The width of a projection is that of the whole CLIP. LLaVA's vision towers have a
+    # vocabulary too, which nothing reads.
+    return keys_of(
+        tower,
+        fixed={"model_type": ("clip", *more)},
+        harmless=("projection_dim", "vocab_size"),
     )
 
 
@@ -59,15 +55,14 @@ _WHOLE = Keys(
         **dict.fromkeys(("vision_config", "vision_config_dict"), dict[str, Any] | None),
     },
     fixed=FIXED,
-    harmless=_HARMLESS,
+    harmless=OF_TOWERS,
     why=WHY,
 )
 
 
 def read_tower(cls: type[Tower], hf: Mapping[str, Any], where: str) -> Tower:
     """From the part of a `config.json` that describes a tower."""
-    values = _KEYS[cls].read({k: v for k, v in hf.items() if v is not None}, where)
-    return cls(**values)
+    return cls(**read_present(_KEYS[cls], hf, where))
 
 
 def read_clip(hf: Mapping[str, Any], where: str = "CLIP config") -> CLIPConfig:
@@ -138,7 +133,7 @@ CLIP_FAMILY: Family[CLIPConfig] = Family(
     ("clip",),
     read_clip,
     CLIPConfig.to_hf,
-    lambda config, rngs, dtype: CLIP(config, rngs=rngs, dtype=dtype),
+    CLIP,
     clip_table(),
     lambda config: _BUFFERS,
 )
@@ -147,7 +142,7 @@ VISION_FAMILY: Family[Seeing] = Family(
     ("clip", "clip_vision_model"),
     _vision_config,
     lambda tower: CLIPConfig(tower[0], projection_dim=tower[1] or 512).to_hf()["vision_config"],
-    lambda tower, rngs, dtype: VisionTower(*tower, rngs=rngs, dtype=dtype),
+    lambda tower, **options: VisionTower(*tower, **options),
     vision_table(),
     lambda tower: (
         rf"{_BUFFERS}|text_model\..*|text_projection\..*|logit_scale"
@@ -161,7 +156,7 @@ CLIP_VISION: Family[VisionConfig] = Family(
     ("clip_vision_model", "clip"),
     lambda hf, where: _vision_config(hf, where)[0],
     lambda config: VISION_FAMILY.write((config, None)),
-    lambda config, rngs, dtype, **options: VisionTower(config, rngs=rngs, dtype=dtype, **options),
+    VisionTower,
     vision_table(),
     lambda config: VISION_FAMILY.ignore((config, None)),
     VISION_FAMILY.places,
@@ -172,7 +167,7 @@ _TEXT_FAMILY: Family[tuple[TextConfig, int]] = Family(
     ("clip",),
     lambda hf, where: ((whole := read_clip(hf, where)).text, whole.projection_dim),
     lambda config: CLIPConfig(text=config[0], projection_dim=config[1]).to_hf(),
-    lambda config, rngs, dtype: TextTower(*config, rngs=rngs, dtype=dtype),
+    lambda tower, **options: TextTower(*tower, **options),
     text_table(),
     lambda config: rf"{_BUFFERS}|vision_model\..*|visual_projection\..*|logit_scale",
 )

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import typing
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from har_jax.foreign import Keys
 from har_jax.interchange.families.family import Family
-from har_jax.interchange.families.keys import FIXED, HARMLESS, WHY
+from har_jax.interchange.families.keys import keys_of, read_present
 from har_jax.interchange.table import Row, linear, norm, tower_layers
 from har_jax.models.encoders.dinov2 import Dinov2Config, Dinov2Tower
 
-_OURS = {"intermediate_size", "trained_size"}
-_USED = typing.get_type_hints(Dinov2Config, include_extras=True)
-_KEYS = Keys(
-    used={key: kind for key, kind in _USED.items() if key not in _OURS},
-    fixed={**FIXED, "qkv_bias": (True,)},
+_KEYS = keys_of(
+    Dinov2Config,
+    but=("trained_size",),
+    fixed={"qkv_bias": (True,)},
     # How it was born and trained, and what it gives as a part of other networks.
-    harmless=HARMLESS
-    | {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"}
-    | {"layerscale_value", "apply_layernorm", "reshape_hidden_states", "out_features"}
-    | {"out_indices", "stage_names", "tie_word_embeddings"},
-    why=WHY,
-)
+    harmless=(
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "stage_names",
+        "layerscale_value", "apply_layernorm", "reshape_hidden_states", "out_features",
+        "out_indices",
+    ),
+)  # fmt: skip
 _WITH_REGISTERS: dict[str, Any] = {"num_register_tokens": 4, "patch_size": 16}
 """What a config.json with registers means that lacks a key."""
 
 
 def read(hf: Mapping[str, Any], where: str = "DINOv2 config") -> Dinov2Config:
-    """From a `config.json`.
-
-    Raises:
-      UserError: a number out of its range, or a key that changes, or may change, what is computed.
-    """
+    """From a `config.json`, as `read_present` does."""
     registers = hf.get("model_type") == "dinov2_with_registers"
-    found = _KEYS.read({k: v for k, v in hf.items() if v is not None}, where)
+    found = read_present(_KEYS, hf, where)
     if not registers:
         found.pop("num_register_tokens", None)
     return Dinov2Config(**((_WITH_REGISTERS if registers else {}) | found))
@@ -46,13 +40,12 @@ def write(config: Dinov2Config) -> dict[str, Any]:
     registers = config.num_register_tokens is not None
     ratio = int(config.mlp_ratio) if config.mlp_ratio == int(config.mlp_ratio) else config.mlp_ratio
     left_out = {"image_size", "mlp_ratio", "use_mask_token" if registers else "num_register_tokens"}
-    values = {key: getattr(config, key) for key in _USED if key not in _OURS | left_out}
     return {
         "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
         "model_type": config.model_type,
         "image_size": config.trained_size,
         "mlp_ratio": ratio,
-        **values,
+        **{key: getattr(config, key) for key in _KEYS.used if key not in left_out},
     }
 
 
@@ -87,9 +80,7 @@ DINOV2_FAMILY: Family[Dinov2Config] = Family(
     ("dinov2", "dinov2_with_registers"),
     read,
     write,
-    lambda config, rngs, dtype, **options: Dinov2Tower(
-        config, rngs=rngs, dtype=dtype, whole=True, **options
-    ),
+    functools.partial(Dinov2Tower, whole=True),
     table(),
     # What was masked in training, and the heads of classifiers.
     lambda config: r"(.*\.)?embeddings\.mask_token|classifier\..*",
@@ -98,5 +89,3 @@ DINOV2_FAMILY: Family[Dinov2Config] = Family(
         for begun in ("embeddings.", "encoder.", "layernorm.")
     },
 )
-
-load_dinov2, save_dinov2 = DINOV2_FAMILY.load, DINOV2_FAMILY.save_module

@@ -38,7 +38,7 @@ class Family(Generic[C]):
     model_types: tuple[str, ...]
     read: Callable[[Mapping[str, Any], str], C]
     write: Callable[[C], dict[str, Any]]
-    build: Callable[..., nnx.Module]  # (configuration, rngs, dtype, **options)
+    build: Callable[..., nnx.Module]  # (configuration, *, rngs, dtype, **options)
     table: list[Row]
     ignore: Callable[[C], str]
     places: Places = dataclasses.field(default_factory=dict)
@@ -50,7 +50,7 @@ class Family(Generic[C]):
 
     def structure(self, config: C, dtype: DTypeLike, **options: Any) -> Structure[Any]:
         """Of the network with parameters in `dtype`, without allocating any."""
-        return structure_of(lambda: self.build(config, nnx.Rngs(0), dtype, **options))
+        return structure_of(lambda: self.build(config, rngs=nnx.Rngs(0), dtype=dtype, **options))
 
     def load_params(
         self,

@@ -80,7 +80,7 @@ GPT2_FAMILY: Family[GPT2Config] = Family(
     ("gpt2",),
     read,
     GPT2Config.to_hf,
-    lambda config, rngs, dtype: GPT2(config, rngs=rngs, dtype=dtype),
+    GPT2,
     gpt2_table(),
     ignore,
     {"transformer.": ("",)},

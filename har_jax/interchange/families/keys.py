@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from har_jax.foreign import Keys
+
 BOOKKEEPING = frozenset({
     "model_type", "architectures", "transformers_version", "torch_dtype", "dtype",
     "attn_implementation", "tokenizer_class", "name_or_path", "num_labels", "id2label",
@@ -37,6 +44,8 @@ GENERATION = frozenset({
 """How transformers 4 would have written texts with it; captions are written as a run says."""
 
 HARMLESS = BOOKKEEPING | RUNNING | TRAINING | GENERATION
+OF_TOWERS = HARMLESS | {"tie_word_embeddings"}
+"""A tower has no output layer."""
 
 FIXED = {
     "is_encoder_decoder": (False,),
@@ -64,3 +73,32 @@ WHY = {
     "add_cross_attention": "only decoders that read nothing else are",
     "rope_scaling": "its positions are scaled",
 }
+
+
+def keys_of(
+    config: type,
+    *,
+    but: Iterable[str] = (),
+    fixed: Mapping[str, tuple[Any, ...]] | None = None,
+    harmless: Iterable[str] = (),
+) -> Keys:
+    """Those of a tower: the fields of its configuration, `but` ours; others have one allowed value,
+    or say nothing of what is computed."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    read = [field.name for field in dataclasses.fields(config) if field.init]
+    fixed = {**FIXED, **(fixed or {})}
+    return Keys(
+        used={key: hints[key] for key in read if key not in set(but)},
+        fixed=fixed,
+        harmless=(OF_TOWERS | set(harmless)) - set(fixed),
+        why=WHY,
+    )
+
+
+def read_present(keys: Keys, hf: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a `config.json` under our names. A null stands for the value that is usual.
+
+    Raises:
+      UserError: a number out of its range, or a key that changes, or may change, what is computed.
+    """
+    return keys.read({key: value for key, value in hf.items() if value is not None}, where)

@@ -21,7 +21,8 @@ from har_jax.interchange.families.llama import LLAMA
 from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.interchange.families.qwen2 import QWEN2
 from har_jax.interchange.families.qwen3 import QWEN3
-from har_jax.interchange.families.siglip import SIGLIP_TOWERS, SIGLIP_VISION
+from har_jax.interchange.families.siglip import SIGLIP_VISION
+from har_jax.interchange.families.siglip_towers import SIGLIP_TOWERS
 from har_jax.interchange.families.smollm3 import SMOLLM3
 from har_jax.interchange.families.unsupported import OTHER_DECODERS, OTHER_ENCODERS
 from har_jax.models.decoders.protocol import DecoderConfig

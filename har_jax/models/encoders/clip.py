@@ -21,7 +21,14 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.models.attention import KVCache
 from har_jax.models.encoders.tower import Block, TowerConfig
-from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding, with_first
+from har_jax.models.encoders.vit import (
+    ViT,
+    ViTConfig,
+    new_blocks,
+    patch_embedding,
+    tokens,
+    with_first,
+)
 from har_jax.models.layers import Embedding, LayerNorm, Linear, normal, param
 from har_jax.models.sizes import Exponent, Pixels, Rows, TokenId, Width
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
@@ -43,12 +50,6 @@ class VisionConfig(ViTConfig):
     def n_extra(self) -> int:
         """The class token."""
         return 1
-
-    def build(
-        self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any
-    ) -> VisionTower:
-        """See `protocol.EncoderConfig`."""
-        return VisionTower(self, rngs=rngs, dtype=dtype, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-class VisionTower(ViT):
+class VisionTower(ViT, of=VisionConfig):
     """A ViT with a class token.
 
     `projection_dim=None` leaves the projection out (a `CLIPVisionModel` directory has none).
@@ -113,14 +114,9 @@ class VisionTower(ViT):
         kw = {"rngs": rngs, "dtype": dtype}
         self.patch_embedding = patch_embedding(config, **kw)
         self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5), dtype)
-        positions = (config.n_patches + 1, d)
-        self.position_embedding = param(rngs, positions, ("position", "embed"), normal(), dtype)
+        self.position_embedding = tokens(config.n_patches + 1, d, **kw)
         self.pre_norm = LayerNorm(d, config.layer_norm_eps, **kw)
-
-        def block(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs, dtype=dtype, attention=attention)
-
-        self.layers = new_blocks(block, config.num_hidden_layers, rngs, scan_layers)
+        self.layers = new_blocks(config, scan_layers, attention, **kw)
         self.post_norm = LayerNorm(d, config.layer_norm_eps, **kw)
         self.projection = None if projection_dim is None else _projection(d, projection_dim, **kw)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.errors import UserError
 from har_jax.models.attention import KV, attend_alone, heads_first
 from har_jax.models.layers import MLP, LayerNorm, Linear, check_sizes, normal, param
 from har_jax.models.sizes import Epsilon, Layers, Width
@@ -20,6 +21,7 @@ class TowerConfig:
     """What all towers have. Names are those of Hugging Face's configs, defaults CLIP's."""
 
     what = "CLIP"  # whose it is, for errors; no field
+    layer_scale = False  # whether both branches of a layer are scaled, by a vector; no field
 
     hidden_size: Width = 512
     intermediate_size: Width = 2048
@@ -30,15 +32,12 @@ class TowerConfig:
 
     def __post_init__(self):
         check_sizes(self.what, self, "hidden_size", "num_attention_heads", "hidden_act")
+        if not self.intermediate_size:  # where it is a ratio's
+            raise UserError(f"{self.what} config: its MLP has no width; correct the config.json")
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def layer_scale(self) -> bool:
-        """Whether both branches of a layer are scaled, by a vector, before they are added."""
-        return False
 
     @property
     def gated(self) -> bool:

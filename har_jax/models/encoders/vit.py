@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,7 @@ from flax import nnx
 from har_jax.errors import UserError
 from har_jax.models.encoders.tower import Block, TowerConfig
 from har_jax.models.functional import fold, stack
-from har_jax.models.layers import Linear
+from har_jax.models.layers import Linear, normal, param
 from har_jax.models.sizes import Pixels, Width
 from har_jax.types import AnyArray, Array, DTypeLike, Float
 
@@ -25,6 +25,9 @@ Blocks = nnx.List[Block] | Block
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(TowerConfig):
     """A tower that reads square images; see `protocol.EncoderConfig`."""
+
+    tower: ClassVar[Callable[..., ViT]]  # what it configures
+    resizes = False  # whether its positions are resized for images of any size; no field
 
     num_channels: Width = 3
     image_size: Pixels = 224
@@ -62,6 +65,10 @@ class ViTConfig(TowerConfig):
     def n_patches(self) -> int:
         return self.grid**2
 
+    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, **options: Any) -> ViT:
+        """See `protocol.EncoderConfig`."""
+        return type(self).tower(self, rngs=rngs, dtype=dtype, **options)
+
     def check_layer(self, layer: int) -> int:
         """See `protocol.EncoderConfig`."""
         n_layers = self.num_hidden_layers
@@ -74,7 +81,15 @@ class ViTConfig(TowerConfig):
         return n_run
 
     def reading(self, height: int, width: int) -> ViTConfig:
-        """See `protocol.EncoderConfig`. Positions are as many as patches: there is one size."""
+        """See `protocol.EncoderConfig`. There is one size, unless positions are resized."""
+        if self.resizes and height == width and height >= self.patch_size:
+            return dataclasses.replace(self, image_size=height)
+        if self.resizes:
+            raise UserError(
+                f"preprocessor_config.json makes images of {height}x{width}, but a {self.what} is "
+                f"read here on squares of at least one patch, {self.patch_size}x{self.patch_size}; "
+                "set its crop_size"
+            )
         if (height, width) != (self.image_size, self.image_size):
             raise UserError(
                 f"preprocessor_config.json makes images of {height}x{width}, but this {self.what} "
@@ -89,6 +104,11 @@ class ViT(nnx.Module):
 
     config: ViTConfig
     layers: Blocks
+
+    def __init_subclass__(cls, of: type[ViTConfig], **others: Any):
+        """`of` is the configuration that builds it."""
+        super().__init_subclass__(**others)
+        of.tower = cls
 
     def patchify(self, pixels: Float[AnyArray, "B H W C"]) -> Float[Array, "B S p p C"]:
         """Rows of patches, left to right, top to bottom. One reshape instead of a convolution."""
@@ -130,12 +150,23 @@ class ViT(nnx.Module):
 
 
 def new_blocks(
-    build: Callable[[nnx.Rngs], Block], count: int, rngs: nnx.Rngs, scan_layers: bool
+    config: ViTConfig, scan_layers: bool, attention: str, *, rngs: nnx.Rngs, dtype: DTypeLike
 ) -> Blocks:
-    """The layers of a tower, of one `build` each; stacked where they are to be scanned."""
+    """The layers of a tower; stacked where they are to be scanned."""
+
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs=rngs, dtype=dtype, attention=attention)
+
+    count = config.num_hidden_layers
     if scan_layers:
         return stack(lambda key: build(nnx.Rngs(key)), count, rngs.params())
     return nnx.List([build(rngs) for _ in range(count)])
+
+
+def tokens(*shape: int, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Param[Array]:
+    """Learnt vectors: one, or as many as the first of two numbers says."""
+    axes = ("position",) * (len(shape) - 1) + ("embed",)
+    return param(rngs, shape, axes, normal(), dtype)
 
 
 def patch_embedding(
