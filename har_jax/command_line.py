@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from har_jax.errors import UserError
+from har_jax.errors import UserError, one_line
 from har_jax.settings import Beams, CountOrZero, Path, Positive, Seed, word
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "zerocap": "caption images with a GPT-2 that a CLIP guides, without training",
     "export": "write a run as a Hugging Face model",
     "reproduce": "make the tables of the documentation",
+    "env": "what is installed and what the machine has, for a report of a fault",
 }
 """Each is a module `har_jax.NAME`, or a room with a `__main__`, with a function `main(argv)`."""
 
@@ -72,6 +73,15 @@ def counts(text: str, separator: str) -> tuple[int, int] | None:
     """`100:105` as (100, 105); None where it is no such pair."""
     found = re.fullmatch(rf"([0-9]{{1,9}}){separator}([0-9]{{1,9}})", text)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def steps(text: str) -> tuple[int, int]:
+    """`type=` of an argument such as `100:105`, the first step and the last."""
+    found = counts(text, ":")
+    if found is None or not 1 <= found[0] <= found[1]:
+        given = f"it is {one_line(text)!r}"
+        raise argparse.ArgumentTypeError(f"{given}; give the first and the last step, as 100:105")
+    return found
 
 
 def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> None:

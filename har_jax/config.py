@@ -38,8 +38,8 @@ WeightsForDecoding = Literal["auto", "gathered", "in_place"]
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     dir: Path = ""  # a prepared dataset (python -m har_jax.prepare)
-    train_split: str = "train"
-    val_split: str = "val"  # "" for none
+    train_split: str = "train"  # what is learned from
+    val_split: str = "val"  # what is validated on, and chooses the best step; "" for none
     fraction: Share = 1.0  # of the training images: a fixed subset, inside every larger one
     shots: CountOrZero = 0  # the same as a number of images; 0: all
     subset_seed: Seed = 0  # draws other subsets
@@ -55,7 +55,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    rank: CountOrZero = 0  # r of the adapters; 0: none
+    rank: CountOrZero = 0  # r of adapters; 0: none
     alpha: Positive = 32.0  # an adapter's product counts alpha / rank
     targets: str = "attn.(q|k|v|qkv|o)"  # regex: the ends of the names of the decoder's linears
 
@@ -65,19 +65,20 @@ class CaptionerSettings:
     """How a captioner computes, whatever its weights: `models.captioner.CaptionerConfig` is this
     and the shapes of its parts, so that each of these settings is written here alone."""
 
+    # patch: an MLP of each patch; pooled: one of the image's vector, which makes prefix_tokens.
     projector: Literal["patch", "pooled"] = "patch"
-    prefix_tokens: Count = 10  # of a pooled projector
-    projector_hidden: CountOrZero = 0  # 0: the decoder's width
-    vision_layer: Layer = -2  # layer whose patch tokens are read
-    # Which tokens of it: those of patches, all, or all but the first (class tokens and registers
-    # stand before the patches, where an encoder has them).
+    prefix_tokens: Count = 10  # that a pooled projector makes
+    projector_hidden: CountOrZero = 0  # width of its hidden layer; 0: the decoder's width
+    vision_layer: Layer = -2  # of the encoder, whose tokens are read; -1: the last
+    # Which tokens of that layer: those of patches, all, or all but the first (class tokens and
+    # registers stand before the patches, where an encoder has them).
     vision_tokens: VisionTokens = "patches"
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
     scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
-    dtype: Literal["float32", "bfloat16"] = "float32"  # activations
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
     # Of the encoder and of prefixes: our blocks, or cuDNN's kernel (NVIDIA GPUs, bfloat16).
     attention: Literal["blocks", "cudnn"] = "blocks"
-    decode_weights: WeightsForDecoding = "auto"  # brought together over fsdp, or left in place
+    decode_weights: WeightsForDecoding = "auto"  # brought together over fsdp, or left there
 
 
 @accepts(clip="encoder")
@@ -85,10 +86,10 @@ class CaptionerSettings:
 class ModelConfig(CaptionerSettings):
     encoder: Path = ""  # HF directory of the frozen encoder
     lm: Path = ""  # HF directory of the decoder, its tokenizer beside it
-    prompt: str = ""  # text after the image, before the caption
+    prompt: str = ""  # after the image, before the caption
     train_lm: bool = True  # False: only the projector learns
-    param_dtype: Literal["float32", "bfloat16"] = "float32"  # trained parameters
-    # Frozen parameters; int8 and nf4 are of the decoder's kernels, the rest is bfloat16 then.
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # of trained parameters
+    # Of frozen parameters; int8 and nf4 are of the decoder's kernels, the rest is bfloat16 then.
     frozen_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     lora: LoraConfig = LoraConfig()  # with a rank, the decoder itself is frozen
 
@@ -112,22 +113,23 @@ class ModelConfig(CaptionerSettings):
 class OptimConfig:
     # muon: of the kernels of hidden layers; all the rest learns and decays as with adamw.
     name: Literal["adamw", "muon", "adafactor", "sgd"] = "adamw"
-    lr: NotNegative = 1e-4
+    lr: NotNegative = 1e-4  # the highest, reached after the warm-up
     projector_lr_factor: NotNegative = 1.0  # a projector starts from nothing; decoders do not
+    # How it falls from there, to the last step of config.steps.
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: CountOrZero = 0  # not more than the run's
-    final_lr_factor: NotNegative = 0.0
+    warmup_steps: CountOrZero = 0  # in which it rises from nothing; not more than the run's
+    final_lr_factor: NotNegative = 0.0  # what is left of it at the last step
     weight_decay: NotNegative = 0.0  # of matrices; norms and biases have none
-    b1: Decay = 0.9
-    b2: Decay = 0.999
+    b1: Decay = 0.9  # of the first moment, or of momentum
+    b2: Decay = 0.999  # of the second
     clip_norm: NotNegative = 1.0  # of the global gradient; 0: off
 
 
 @dataclasses.dataclass(frozen=True)
 class ScstConfig:
-    samples: Count = 5  # K per image
-    baseline: Literal["greedy", "leave_one_out", "both"] = "greedy"  # both: the mean of the two
-    objective: str = "policy_gradient"  # or package.module:function, see objectives/registry.py
+    samples: Count = 5  # K: captions that are drawn for an image
+    baseline: Literal["greedy", "leave_one_out", "both"] = "greedy"  # both: the mean of them
+    objective: str = "policy_gradient"  # or package.module:function
     temperature: Positive = 1.0  # of the samples, in the rollout and in the update
     reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
     reward_clip: Path = ""  # HF directory of the CLIP behind the reward `clip_score`
@@ -138,9 +140,9 @@ class ScstConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: MeshSize = 1
-    fsdp: MeshSize = -1
-    tensor: MeshSize = 1
+    data: MeshSize = 1  # devices that hold whole copies and share a batch; -1: those left
+    fsdp: MeshSize = -1  # devices that share a batch and the parameters; -1: those left
+    tensor: MeshSize = 1  # devices that share each matrix product; -1: those left
     auto: bool = False  # sizes by what each device would hold, instead of those above
 
 
@@ -148,8 +150,8 @@ class MeshConfig:
 class EvalConfig:
     every: CountOrZero = 0  # steps between validations; 0: only at the end
     images: CountOrZero = 0  # of the validation split; 0: all
-    batch_size: Count = 64  # rounded up to what the mesh divides
-    clip_score: Path = ""  # HF directory of the independent CLIP that scores
+    batch_size: Count = 64  # images captioned at a time, rounded up to what the mesh divides
+    clip_score: Path = ""  # HF directory of the independent CLIP that scores captions
 
 
 GuardAction = Literal["off", "warn", "stop", "rollback"]
@@ -164,7 +166,7 @@ class GuardsConfig:
     repetition: GuardAction = "warn"  # bigrams that stood in the caption before
     repetition_rise: Positive = 0.15  # of their rate, above that at the start
     length: GuardAction = "warn"  # tokens of a caption
-    length_drift: Positive = 0.5  # relative; beyond both the references and the start
+    length_drift: Positive = 0.5  # share; beyond both the references and the start
     entropy: GuardAction = "warn"  # of the policy
     entropy_floor: Positive = 0.03  # nats per token
     reward: GuardAction = "warn"  # of the samples
@@ -181,14 +183,14 @@ class GuardsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    stage: Literal["mle", "scst"] = "mle"
-    seed: Seed = 0
-    steps: Count = 1000
+    stage: Literal["mle", "scst"] = "mle"  # maximum likelihood, or self-critical training
+    seed: Seed = 0  # of the projector, of batches and of samples
+    steps: Count = 1000  # updates; a longer run of it gets a longer schedule
     batch_size: Count = 32  # images, over all devices
     microbatches: Count = 1  # parts of a batch whose gradients are made one after the other
     init_from: Path = ""  # SCST: the MLE run to start from
-    log_every: Count = 10
-    checkpoint_every: Count = 500
+    log_every: Count = 10  # steps
+    checkpoint_every: Count = 500  # steps
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -221,6 +223,19 @@ class Config:
             section, leaf = place(values, key)
             section[leaf] = value
         return Config.from_dict(values)
+
+
+RESUMABLE = (
+    *("steps", "log_every", "checkpoint_every", "mesh", "eval", "guards"),
+    *("data.cache_images", "scst.doctor", "scst.reward_timeout"),
+)
+"""Settings and sections that a resumed run may change: how long and how observed, not what is
+learned."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change a setting, such as `eval.every`."""
+    return any(key == free or key.startswith(f"{free}.") for free in RESUMABLE)
 
 
 def check(config: Config, *, alone: bool = False) -> None:

@@ -32,8 +32,17 @@ def load(spec: str, overrides: Mapping[str, str] | None = None, *, alone: bool =
     """
     path, _, preset = spec.partition(":")
     module = _module(spec, path)
-    settings = _config(spec, module, preset).to_dict()
-    for key, text in (overrides or {}).items():
+    return changed(_config(spec, module, preset), overrides or {}, alone=alone)
+
+
+def changed(config: Config, overrides: Mapping[str, str], *, alone: bool = False) -> Config:
+    """A configuration with overrides as the command line gives them.
+
+    Raises:
+      UserError: there is no such key, or the settings contradict another.
+    """
+    settings = config.to_dict()
+    for key, text in overrides.items():
         section, leaf = place(settings, key)
         section[leaf] = text if isinstance(section[leaf], str) else _literal(text)
     config = Config.from_dict(settings)

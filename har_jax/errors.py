@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _LONGEST = 900  # characters of a line
+_NEAR = 0.65  # of difflib's ratio: two letters of three in their order, as in "mel" and "mle"
 
 
 class UserError(ValueError):
@@ -41,8 +42,9 @@ def one_line(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suffix such as `" (did you mean 'lr'?)"`, or `""` when nothing known is near `word`."""
-    near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word[:100].casefold(), by_folded, n=1, cutoff=_NEAR)
+    return f" (did you mean {by_folded[near[0]]!r}?)" if near else ""
 
 
 def raised_by(error: BaseException) -> str:

@@ -226,12 +226,15 @@ _ALIASES = {
 
 def _unknown_key(key: str, known: Sequence[str]) -> UserError:
     parent, _, leaf = key.rpartition(".")
-    elsewhere = {k.rpartition(".")[2]: k for k in known}  # the right name in the wrong section
-    near = _ALIASES.get(leaf, elsewhere.get(leaf))
-    hint = f" (did you mean {near!r}?)" if near else did_you_mean(key, known)
-    key = key if len(key) <= 120 else f"{key[:116]} ..."
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    return UserError(f"unknown key {key}{hint}; {parent} has {', '.join(siblings) or 'no keys'}")
+    elsewhere = {k.rpartition(".")[2]: k for k in known}  # the right name in the wrong section
+    # Last names are compared: what stands before them is long, and makes all of a section alike.
+    own = did_you_mean(leaf, [k.rpartition(".")[2] for k in siblings])
+    near = _ALIASES.get(leaf, elsewhere.get(leaf))
+    hint = f" (did you mean {near!r}?)" if near else own.replace("mean '", f"mean '{parent}.")
+    key = key if len(key) <= 120 else f"{key[:116]} ..."
+    leaves = ", ".join(k.rpartition(".")[2] for k in siblings)
+    return UserError(f"unknown key {key}{hint}; {parent} has {leaves or 'no keys'}")
 
 
 _GONE = {"config.model.fused": False}

@@ -7,8 +7,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from har_jax import config_file
-from har_jax.command_line import counts, new_parser, path, read_overrides, setup_logging
+from har_jax import config_file, config_keys
+from har_jax.command_line import new_parser, path, read_overrides, setup_logging, steps
 from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.progress import write
@@ -22,7 +22,8 @@ references by maximum likelihood. Stage 2 (configs/scst.py) starts from such a r
 CIDEr-D of the model's own captions by self-critical training.
 
 A run directory that exists is resumed: the same command, given again after a crash, a kill or a
-preemption, continues with the same batches and the same random numbers.
+preemption, continues with the same batches and the same random numbers. --workdir=DIR alone does
+too, with the settings that the run was begun with.
 """
 
 EXAMPLES = """\
@@ -30,10 +31,11 @@ examples:
   python -m har_jax.train --config=configs/mle.py:tiny --workdir=runs/mle
   python -m har_jax.train --config=configs/scst.py:tiny --workdir=runs/scst \\
       --config.init_from=runs/mle --config.optim.lr=1e-4
+  python -m har_jax.train --workdir=runs/scst
   python -m har_jax.train --config=scst:tiny --print-config
 
 FILE is a Python file, or the name of presets that come with the package (mle, scst).
---config.KEY=VALUE changes one setting of it; --print-config lists them all.
+--config.KEY=VALUE changes one setting of it; --print-config lists them all, as docs/config.md does.
 """
 
 
@@ -41,39 +43,47 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     """The arguments, and the `--config.KEY=VALUE` (or `--config.KEY VALUE`) overrides."""
     parser = new_parser("train", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("--config", metavar="FILE[:PRESET]", required=True, help="configuration file")
+    add("--config", metavar="FILE[:PRESET]", help="configuration; default: that of the run in DIR")
     add("--workdir", type=path, metavar="DIR", help="the run directory to create or to resume")
-    add("--print-config", action="store_true", help="print the resolved configuration and stop")
+    shown = "print the resolved configuration as YAML, with what each key is and may be, and stop"
+    add("--print-config", action="store_true", help=shown)
     stop = "leave in order after N steps of this process"
     add("--stop-after", type=word(Count), metavar="N", help=stop)
-    add("--profile", metavar="START:STOP", help="trace these steps, both included, in DIR/profile")
+    traced = "trace these steps, both included, in DIR/profile"
+    add("--profile", type=steps, metavar="START:STOP", help=traced)
     known, rest = parser.parse_known_args(argv)
     return known, read_overrides(rest, parser.prog)
-
-
-def _steps(text: str | None) -> tuple[int, int] | None:
-    """`100:105` as (100, 105)."""
-    if text is None:
-        return None
-    steps = counts(text, ":")
-    if steps is None or not 1 <= steps[0] <= steps[1]:
-        raise UserError(f"--profile={text}: give the first and the last step, such as 100:105")
-    return steps
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parse(argv)
     setup_logging()
-    config = config_file.load(arguments.config, overrides)
+    config = configuration(arguments.config, arguments.workdir, overrides)
     if arguments.print_config:
-        import yaml
-
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        print(config_keys.as_yaml(config), end="")
         return 0
     if not arguments.workdir:
         raise UserError("--workdir is missing; give the run directory: --workdir=runs/NAME")
-    return run(config, arguments.workdir, arguments.stop_after, _steps(arguments.profile))
+    return run(config, arguments.workdir, arguments.stop_after, arguments.profile)
+
+
+def configuration(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> Config:
+    """What `--config` names; without it, what the run in `workdir` was begun with.
+
+    Raises:
+      UserError: neither is given, or there is no run.
+    """
+    if spec is not None:
+        return config_file.load(spec, overrides)
+    if workdir is None:
+        raise UserError(
+            "neither --config nor --workdir is given; begin a run with --config=mle:tiny "
+            "--workdir=runs/NAME, or resume one with its --workdir alone"
+        )
+    from har_jax.training.run_dir import begun_with
+
+    return config_file.changed(begun_with(workdir), overrides)
 
 
 def run(

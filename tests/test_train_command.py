@@ -13,10 +13,12 @@ import pytest
 import har_jax
 from har_jax import config_file, train
 from har_jax.checkpoint import Checkpoints
+from har_jax.config import OptimConfig
 from har_jax.errors import UserError
 from har_jax.sessions import run as session
 from har_jax.sessions.plan import plan_session
 from har_jax.text.tokenizer import train_tokenizer
+from har_jax.training.optimizer import make_schedule
 from tests.conftest import ROOT, xla_flags
 from tests.helpers import long
 from tests.training.commands import train_arguments
@@ -272,3 +274,26 @@ def test_help_and_print_config(capsys):
     assert "configs/scst.py:tiny" in capsys.readouterr().out
     assert train.main(["--config=configs/scst.py:tiny", "--print-config"]) == 0
     assert "init_from: runs/mle" in capsys.readouterr().out
+
+
+def test_a_run_resumes_by_its_directory_alone(runs, tmp_path, capsys, on_one_device):
+    """With the settings that it was begun with; what happens to the schedule of a longer one is
+    told."""
+    run = tmp_path / "mle"
+    shutil.copytree(runs / "mle", run)
+    before = (run / "config.json").read_text()
+    assert train.main([f"--workdir={run}"]) == 0
+    said = capsys.readouterr().err
+    assert "resumed at step 4 of 4" in said and "schedule" not in said
+    assert json.loads((run / "config.json").read_text()) == json.loads(before)
+    config = json.loads(before)
+    assert train.main([f"--workdir={run}", "--config.steps=6", "--config.eval.images=8"]) == 0
+    said = capsys.readouterr().err
+    schedules = [make_schedule(OptimConfig(**config["optim"]), steps)(4) for steps in (4, 6)]
+    told = f"at step 4 is {schedules[1]:.2g}, where it was {schedules[0]:.2g}"
+    assert "config.steps was 4 and is now 6" in said and told in said
+    assert 0 < schedules[1] < config["optim"]["lr"]
+    assert "step 6/6" in said
+    assert "config.optim.lr was" in mistake(capsys, [f"--workdir={run}", "--config.optim.lr=3"])
+    assert "no run has begun" in mistake(capsys, [f"--workdir={tmp_path}/other"])
+    assert "--workdir alone" in mistake(capsys, [])

@@ -70,6 +70,7 @@ def build(
     *,
     seed: int = 0,
     scenes: int | None = None,
+    steps: int | None = None,
     recipe: Recipe | None = None,
     encoder: str = "clip",
     decoder: str = "mistral",
@@ -81,6 +82,7 @@ def build(
       data_dir: a prepared dataset with a split "train"; figures come from "val" where there is one.
       scenes: how many scenes beyond a dataset of scenes are drawn for the CLIPs, instead of the
         recipe's.
+      steps: of each training, at most; for models that need not be good.
       encoder, decoder: the families of the captioner's, by their `model_type`.
       say: takes a line on each model.
 
@@ -89,6 +91,7 @@ def build(
         holds models of other data, seed or recipe.
     """
     recipe, out, made_here = recipe or Recipe(), Path(out_dir), names(encoder, decoder)
+    recipe = recipe if steps is None else recipe.within(steps)
     train = open_split(data_dir, "train")
     card = read_card(data_dir)
     held_out = open_split(data_dir, "val") if "val" in card.get("splits", {}) else train

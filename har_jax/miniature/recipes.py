@@ -97,3 +97,16 @@ class Recipe:
     clip_vocab_size: int = 1000
     max_images: int = 8000
     max_text_tokens: int = 40
+
+    def within(self, steps: int) -> Recipe:
+        """The same with at most so many steps of each training."""
+        changed: dict[str, Any] = {}
+        for part in ("clip_l", "clip_b", "mistral", "gpt2"):
+            own = getattr(self, part)
+            short = {
+                name: dataclasses.replace(value, steps=min(steps, value.steps))
+                for name, value in vars(own).items()
+                if isinstance(value, Schedule)
+            }
+            changed[part] = dataclasses.replace(own, **short)
+        return dataclasses.replace(self, **changed)

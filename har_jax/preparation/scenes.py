@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from har_jax.command_line import path
 from har_jax.preparation.arguments import add_words, print_report, subcommand
-from har_jax.settings import Part, Range, Seed, word
+from har_jax.settings import Count, Part, Range, Seed, word
 
 Images = Annotated[int, Range(at_least=0, at_most=10_000_000)]
 
@@ -76,6 +76,9 @@ def add_foundation(commands: Any) -> None:
     more = "scenes drawn beyond a dataset of scenes, with captions, for the CLIPs alone "
     more += "(default: 12000; none beyond other datasets)"
     parser.add_argument("--scenes", type=word(Images), metavar="N", help=more)
+    few = "at most so many steps of each training, for models that need not be good (default: 120 "
+    few += "to 570, minutes)"
+    parser.add_argument("--steps", type=word(Count), metavar="N", help=few)
     for part, default, families in (
         ("encoder", "clip", "clip, siglip, dinov2, dinov2_with_registers"),
         ("decoder", "mistral", "mistral, llama, smollm3, qwen2, qwen3, gpt2"),
@@ -97,6 +100,7 @@ def foundation(arguments: argparse.Namespace) -> None:
         out_dir=arguments.out,
         seed=arguments.seed,
         scenes=arguments.scenes,
+        steps=arguments.steps,
         encoder=arguments.encoder,
         decoder=arguments.decoder,
     )

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 import jax
 
 from har_jax.checkpoint import Checkpoints, has_checkpoint
-from har_jax.config import GuardsConfig, ModelConfig
+from har_jax.config import Config, GuardsConfig, ModelConfig
 from har_jax.data import overlap
 from har_jax.hardware import GIB
 from har_jax.loading.blueprint import Blueprint
@@ -35,10 +35,11 @@ from har_jax.sessions.step import training_step
 from har_jax.training.guards import Guards, Trip
 from har_jax.training.loggers import Logger, RunLog
 from har_jax.training.loop import Hooks, fit
+from har_jax.training.optimizer import make_schedule
 from har_jax.training.overview import parameter_overview
 from har_jax.training.preemption import preemption
 from har_jax.training.profile import Profile
-from har_jax.training.run_dir import check_run, hold, note, open_run, run_info
+from har_jax.training.run_dir import begun_with, check_run, hold, note, open_run, run_info
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
 
     # 4. The run directory, and the first lines of the log.
     if primary:
+        tell_extended(config, begun_with(workdir) if has_checkpoint(workdir) else None)
         resumed = open_run(workdir, config, info)
         overlap.save(workdir, plan.trained_on)
         if plan.reward is not None:
@@ -171,6 +173,19 @@ def watch(session: Session, hooks: Hooks, before: dict[str, float]) -> Guards:
     if watched.kl != "off":  # of its own: the step takes its parameters' memory over
         hooks.measure = policy_distance(session, session.initial_params())
     return guards
+
+
+def tell_extended(config: Config, before: Config | None) -> None:
+    """What a run that is continued to another last step does to its learning rate, in the log."""
+    if before is None or before.steps == config.steps or config.optim.schedule == "constant":
+        return
+    at = min(before.steps, config.steps)
+    rates = [make_schedule(config.optim, steps)(at) for steps in (before.steps, config.steps)]
+    log.warning(
+        "config.steps was %d and is now %d: the schedule is that of the new length, so that the "
+        "learning rate at step %d is %.2g, where it was %.2g",
+        *(before.steps, config.steps, at, rates[1], rates[0]),
+    )
 
 
 def count_parameters(blueprint: Blueprint) -> dict[str, int]:

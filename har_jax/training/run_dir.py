@@ -18,7 +18,7 @@ import jax
 import msgspec
 from flax.traverse_util import flatten_dict
 
-from har_jax.config import Config
+from har_jax.config import Config, may_change
 from har_jax.errors import UserError, one_line
 from har_jax.files import followed, lock, write_json
 from har_jax.foreign import read_typed
@@ -48,13 +48,6 @@ class _Info(msgspec.Struct):
     rollbacks: list[dict[str, Any]] = []
 
 
-_MAY_CHANGE = (
-    *("steps", "log_every", "checkpoint_every", "mesh", "eval", "guards"),
-    *("data.cache_images", "scst.doctor", "scst.reward_timeout"),
-)
-"""Settings that a resumed run may change: how long and how observed, not what is learned."""
-
-
 def read_run(run: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
     """`config.json` and `run.json` of a run directory.
 
@@ -73,6 +66,21 @@ def read_run(run: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
                 "of one"
             )
     return _read_config(path), _read_info(path)
+
+
+def begun_with(workdir: str | os.PathLike[str]) -> Config:
+    """The configuration of a run that is to be resumed without naming another.
+
+    Raises:
+      UserError: no run has begun there.
+    """
+    path = pathlib.Path(workdir)
+    if not os.path.lexists(path / CONFIG):
+        raise UserError(
+            f"--config is not given, and no run has begun in --workdir={workdir} (it has no "
+            f"{CONFIG}); give --config=FILE[:PRESET], such as --config=mle:tiny"
+        )
+    return _read_config(path)
 
 
 def _read_config(path: pathlib.Path) -> Config:
@@ -192,8 +200,7 @@ def check_run(workdir: str | os.PathLike[str], config: Config, info: Mapping[str
     changed = [
         f"config.{key} was {old.get(key)!r} and is now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == free or key.startswith(free + ".") for free in _MAY_CHANGE)
+        if old.get(key) != new.get(key) and not may_change(key)
     ]
     if changed:
         raise UserError(

@@ -322,3 +322,12 @@ def test_token_loss_counts_eos_and_neither_bos_nor_padding(built):
 def test_muon_takes_hidden_kernels_only(axes, inputs):
     found = muon_dimensions(axes)
     assert (found and found.reduction_axis) == inputs
+
+
+def test_a_recipe_of_few_steps():
+    """`prepare foundation --steps`: of each training, at most; the rest is the recipe's."""
+    short = Recipe().within(150)
+    assert short.clip_l.looking.steps == 150 and Recipe().clip_l.looking.steps > 150
+    assert short.clip_l.schedule == Recipe().clip_l.schedule
+    assert short.clip_b.schedule.steps == 150 and short.gpt2 == Recipe().gpt2
+    assert Recipe().within(10**6) == Recipe()
