@@ -191,6 +191,9 @@ class Config:
     init_from: Path = ""  # SCST: the MLE run to start from
     log_every: Count = 10  # steps
     checkpoint_every: Count = 500  # steps
+    # Who is told of the run beside its own log: names of tensorboard, wandb, mlflow and trackio, or
+    # package.module:function of one's own, with commas; "" for none.
+    trackers: str = "tensorboard"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -226,7 +229,7 @@ class Config:
 
 
 RESUMABLE = (
-    *("steps", "log_every", "checkpoint_every", "mesh", "eval", "guards"),
+    *("steps", "log_every", "checkpoint_every", "trackers", "mesh", "eval", "guards"),
     *("data.cache_images", "scst.doctor", "scst.reward_timeout"),
 )
 """Settings and sections that a resumed run may change: how long and how observed, not what is

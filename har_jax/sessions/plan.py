@@ -30,6 +30,7 @@ from har_jax.scorers.clip import ClipFiles
 from har_jax.scorers.clip_reward import ClipScoreReward
 from har_jax.text.words import Words
 from har_jax.training.run_dir import read_run
+from har_jax.training.trackers import names_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class SessionPlan:
 
 def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     """Checks a configuration against the files that it names; raises `UserError`."""
+    names_of(config.trackers)
     # 1. The models: directories, tokenizer, preprocessing, hashes.
     data = config.data
     parts = read_parts(config.model, FeatureCache(data.features) if data.features else None)

@@ -40,6 +40,7 @@ from har_jax.training.overview import parameter_overview
 from har_jax.training.preemption import preemption
 from har_jax.training.profile import Profile
 from har_jax.training.run_dir import begun_with, check_run, hold, note, open_run, run_info
+from har_jax.training.trackers import make_trackers
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
     step = training_step(session.blueprint, config, session.loss_fn, session.mesh)
 
     # 6. What is watched on the way.
-    logger = RunLog(workdir, enabled=primary, total_steps=config.steps)
+    others = make_trackers(config.trackers, workdir, config.to_dict()) if primary else ()
+    logger = RunLog(workdir, enabled=primary, total_steps=config.steps, others=others)
     hooks = observers(session, logger)
     guards = watch(session, hooks, before) if config.stage == "scst" else None
 

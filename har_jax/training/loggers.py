@@ -1,4 +1,5 @@
-"""What a run tells: `metrics.jsonl`, `samples.jsonl`, TensorBoard files, the console, and others.
+"""What a run tells: `metrics.jsonl`, `samples.jsonl`, the console, TensorBoard files, and others
+(`trackers.py`).
 
 A `RunLog` passes what it is told to its `Logger`s. After a restore `truncate_after(step)` removes
 what lies beyond the restored step, for these steps are done again: a resumed run's log reads like
@@ -206,14 +207,13 @@ class Console(Logger):
 
 
 class RunLog(Logger):
-    """The loggers of a run as one: JSON lines, TensorBoard, the console.
+    """The loggers of a run as one: JSON lines, the console, and others.
 
     Args:
       run_dir: created when something is written.
       enabled: whether this process writes; None: process 0 does. False: every method does nothing.
       total_steps: for the console's `step 120/600`.
-      tensorboard: also write event files.
-      others: more loggers, such as one for an experiment tracker.
+      others: more loggers, such as those of `trackers.make_trackers`.
     """
 
     def __init__(
@@ -222,14 +222,12 @@ class RunLog(Logger):
         *,
         enabled: bool | None = None,
         total_steps: int | None = None,
-        tensorboard: bool = True,
         others: Sequence[Logger] = (),
     ):
         path = pathlib.Path(run_dir)
         self.loggers: list[Logger] = []
         if jax.process_index() == 0 if enabled is None else enabled:
-            events = [TensorBoard(path)] if tensorboard else []
-            self.loggers = [JsonLines(path), *events, Console(total_steps), *others]
+            self.loggers = [JsonLines(path), Console(total_steps), *others]
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
         values = {name: float(value) for name, value in figures.items()}

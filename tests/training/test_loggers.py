@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from har_jax.files import read_json_lines
-from har_jax.training.loggers import METRICS, SAMPLES, Logger, RunLog, console_line
+from har_jax.training.loggers import METRICS, SAMPLES, Logger, RunLog, TensorBoard, console_line
 
 
 def lines(path):
@@ -16,7 +16,7 @@ def lines(path):
 
 
 def write_steps(run_dir, steps, **settings):
-    with contextlib.closing(RunLog(run_dir, enabled=True, tensorboard=False, **settings)) as logger:
+    with contextlib.closing(RunLog(run_dir, enabled=True, **settings)) as logger:
         for step in steps:
             logger.write(step, {"train/loss": 1.0 / step})
             logger.samples(step, "val", [{"image_id": 7, "caption": f"at {step}"}])
@@ -69,7 +69,7 @@ def test_what_json_lacks_becomes_null(tmp_path, value):
 
 def test_resuming_leaves_neither_doubled_nor_phantom_steps(tmp_path):
     write_steps(tmp_path, [10, 20, 30, 40])
-    with contextlib.closing(RunLog(tmp_path, enabled=True, tensorboard=False)) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
         logger.truncate_after(20)
         for step in (30, 40, 50):
             logger.write(step, {"train/loss": -1.0})
@@ -119,11 +119,19 @@ def test_truncation_is_atomic(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {METRICS, SAMPLES}
 
 
+def board(run_dir):
+    return RunLog(run_dir, enabled=True, others=[TensorBoard(run_dir)])
+
+
 def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
-    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
+    with contextlib.closing(
+        RunLog(tmp_path, enabled=True, others=[TensorBoard(tmp_path)])
+    ) as logger:
         logger.write(10, {"train/loss": 1.0})
         logger.write(20, {"train/loss": 2.0})
-    with contextlib.closing(RunLog(tmp_path, enabled=True)) as logger:
+    with contextlib.closing(
+        RunLog(tmp_path, enabled=True, others=[TensorBoard(tmp_path)])
+    ) as logger:
         logger.truncate_after(10)
         logger.write(20, {"train/loss": 3.0})
     found = events(tmp_path)
@@ -138,9 +146,7 @@ def test_tensorboard_is_told_to_forget_what_was_truncated(tmp_path):
 def test_the_console_line(tmp_path, caplog):
     with (
         caplog.at_level(logging.INFO, logger="har_jax"),
-        contextlib.closing(
-            RunLog(tmp_path, enabled=True, total_steps=600, tensorboard=False)
-        ) as logger,
+        contextlib.closing(RunLog(tmp_path, enabled=True, total_steps=600)) as logger,
     ):
         logger.write(20, {"train/loss": 2.3456, "train/images_per_second": 850.2, "train/x": 1})
     assert caplog.messages == ["step  20/600  train  loss   2.3456  850 img/s"]
@@ -157,9 +163,7 @@ def test_a_logger_of_ones_own(tmp_path):
         def truncate_after(self, step):
             told.append(("truncate", step))
 
-    with contextlib.closing(
-        RunLog(tmp_path, enabled=True, tensorboard=False, others=[Own()])
-    ) as logger:
+    with contextlib.closing(RunLog(tmp_path, enabled=True, others=[Own()])) as logger:
         logger.truncate_after(2)
         logger.write(3, {"train/loss": 0.5})
         logger.event(3, {"guard": "length"})

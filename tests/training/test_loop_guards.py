@@ -101,7 +101,7 @@ def run(
         summarise=lambda arrays, n: {"bad_end_rate": 0.9 if n in broken else 0.0},
         note=lambda rollbacks: notes.append(list(rollbacks)),
     )
-    with contextlib.closing(RunLog(directory, tensorboard=False)) as logger:
+    with contextlib.closing(RunLog(directory)) as logger:
         result = fit(
             config, step, initial, {}, Numbers(), checkpoints, logger, mesh, hooks,
             guards=Guards(config.guards), stop_after=stop_after, profile=profile,
