@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "look at a run of self-critical training before it starts",
     "preflight": "compile a run for devices that need not be there: does it fit?",
     "evaluate": "score a run, or captions that another tool wrote",
+    "report": "write the page of a run, or of several beside each other",
     "caption": "caption images with a run",
     "zerocap": "caption images with a GPT-2 that a CLIP guides, without training",
     "export": "write a run as a Hugging Face model",

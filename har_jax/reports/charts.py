@@ -180,16 +180,23 @@ _ENDINGS = {
 }
 _LENGTHS = {"train/length": "samples", "train/length_greedy": "greedy"}
 _REPEATED = {"train/repetition_rate": "samples", "val/repetition_rate": "validation"}
+_TIMES = {"train/data_wait": "waiting for data", "train/reward_share": "reward"}
 CHARTS = (
     Chart("Reward", "CIDEr-D", {"train/reward": "samples", "train/reward_greedy": "greedy"}),
     Chart("Validation CIDEr", "", {"val/CIDEr": "greedy captions"}),
     Chart("Training loss", "", {"train/loss": "loss"}),
+    Chart("Validation loss", "nats per token", {"val/loss": "references"}),
     Chart("Token accuracy", "", {"train/accuracy": "teacher forcing"}, percent=True),
     Chart("Bad endings", "share of captions", _ENDINGS, percent=True, from_zero=True),
     Chart("Length of rollouts", "tokens", _LENGTHS),
     Chart("Length of validation captions", "words", {"val/mean_length": "greedy captions"}),
     Chart("Entropy of the policy", "nats per token", {"train/entropy": "samples"}),
     Chart("Repeated bigrams", "share", _REPEATED, percent=True, from_zero=True),
+    Chart("Distance to the MLE policy", "KL, nats per token", {"train/kl": "samples"}),
+    Chart("Learning rate", "", {"train/learning_rate": "learning rate"}, from_zero=True),
+    Chart("Throughput", "images per second", {"train/images_per_second": "images"}, from_zero=True),
+    Chart("Shares of time", "of a step", _TIMES, percent=True, from_zero=True),
+    Chart("Use of the devices", "of their peak", {"train/mfu": "mfu"}, percent=True),
 )
 
 

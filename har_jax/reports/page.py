@@ -11,8 +11,8 @@ import collections
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -20,9 +20,27 @@ from har_jax.data.features.cache import short
 from har_jax.files import write_bytes
 from har_jax.reports.charts import main_charts, other_charts
 from har_jax.reports.gallery import GROUPS, cards, stories, words_of
-from har_jax.reports.run_view import DatasetImages, RunView, ScoredSplit, common_split, read_view
-from har_jax.reports.tables import comparison_rows, lookup
+from har_jax.reports.run_view import (
+    Best,
+    DatasetImages,
+    RunView,
+    ScoredSplit,
+    common_split,
+    is_run,
+    read_view,
+)
+from har_jax.reports.tables import (
+    MEASURES,
+    Row,
+    comparison_rows,
+    format_value,
+    interval_of,
+    lookup,
+    step_of,
+)
 
+REPORT = "report.html"
+"""Where a run's report is, below the run."""
 _TILES = ("CIDEr", "Bleu_4", "CLIPScore", "health/bad_end_rate")
 _DEEPEST = 10  # sections in sections of a configuration
 _STAGES = {"mle": "Maximum likelihood", "scst": "Self-critical training"}
@@ -43,7 +61,7 @@ def write_report(
       n_images: images of each group: biggest gains, biggest losses, random.
 
     Raises:
-      UserError: there is no such run directory.
+      UserError: there is no such run directory, or nothing of a run in it.
     """
     run = read_view(run_dir)
     parent = None
@@ -51,12 +69,17 @@ def write_report(
     other = named.get("run") or named.get("path")
     if compare_with is not None:
         parent = read_view(compare_with)
-    elif other and os.path.isdir(other):  # which never raises
+    elif other and os.path.isdir(other) and is_run(other):  # which never raise
         parent = read_view(other)
-    path = pathlib.Path(out) if out else run.path / "report.html"
-    # Names and texts of others may hold halves of characters, which no file can.
-    write_bytes(path, render(run, parent, n_images).encode(errors="replace"))
+    path = pathlib.Path(out) if out else run.path / REPORT
+    write_page(path, render(run, parent, n_images))
     return path
+
+
+def write_page(path: pathlib.Path, text: str) -> None:
+    """Replaces a page by another in one step."""
+    # Names and texts of others may hold halves of characters, which no file can.
+    write_bytes(path, text.encode(errors="replace"))
 
 
 @functools.cache
@@ -79,14 +102,9 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
     stages = [view.stage.upper() for view in runs]
     names = stages if len(set(stages)) == len(runs) else [view.path.name for view in runs]
     split = common_split(runs[::-1])
-    columns = {
-        name: view.splits[split]
-        for name, view in zip(names, runs, strict=True)
-        if split and split in view.splits
-    }
+    columns = columns_of(dict(zip(names, runs, strict=True)), split)
     rows = comparison_rows({name: [found.scores] for name, found in columns.items()})
     shown = {row.measure.key: row for row in rows}
-    sizes = {found.scores.get("n_images") or len(found.rows) for found in columns.values()}
     images = _dataset(run, split)
     gallery = cards(columns, images, n_images)
     groups = GROUPS[len(columns) > 1]
@@ -98,13 +116,15 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
         title=f"{_STAGES.get(run.stage, run.stage)}: {run.path.resolve().name}"
         + (f", after {parent.path.name}" if parent else ""),
         about=_about(run),
+        validated=validated(run.best),
         columns=list(columns),
+        steps=[step_of(found.scores) for found in columns.values()],
         split=split,
-        sizes=" and ".join(f"{n:,}" for n in sorted(sizes)),
+        sizes=sizes_of(columns),
         tiles=[shown[key] for key in _TILES if key in shown],
-        rows=rows,
+        rows=with_intervals(rows, columns),
         warnings=list(dict.fromkeys(warnings)),
-        notes=_notes(columns),
+        notes=_notes(columns) + interval_notes(columns),
         groups=list(groups),
         choices={key: label for key, label in groups.items() if key in present},
         shown=gallery,
@@ -118,6 +138,54 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
     )
 
 
+def columns_of(runs: Mapping[str, RunView], split: str | None) -> dict[str, ScoredSplit]:
+    """The runs that were evaluated on a split, with what they scored."""
+    return {name: run.splits[split] for name, run in runs.items() if split in run.splits}
+
+
+def sizes_of(columns: Mapping[str, ScoredSplit]) -> str:
+    """How many images were scored; several numbers where runs differ."""
+    sizes = {found.scores.get("n_images") or len(found.rows) for found in columns.values()}
+    return " and ".join(f"{n:,}" for n in sorted(sizes))
+
+
+class Scored(NamedTuple):
+    """A row of the table of scores, with the interval below each cell, "" where there is none."""
+
+    row: Row
+    intervals: list[str]
+
+
+def with_intervals(rows: Sequence[Row], columns: Mapping[str, ScoredSplit]) -> list[Scored]:
+    found = []
+    for row in rows:
+        pairs = [interval_of(each.scores, row.measure.key) for each in columns.values()]
+        ends = [[format_value(end, row.measure.kind) for end in pair or ()] for pair in pairs]
+        found.append(Scored(row, [" – ".join(pair) for pair in ends]))
+    return found
+
+
+def interval_notes(columns: Mapping[str, ScoredSplit]) -> list[str]:
+    """What the small figures below scores are."""
+    found: dict[str, None] = {}
+    for each in columns.values():
+        level, n = (lookup(each.scores, f"confidence/{key}") for key in ("level", "resamples"))
+        if level is not None and n is not None:
+            how = f"bootstrap over images, {n:,.0f} resamples"
+            found[f"Below a score: its {100 * level:g} % interval ({how})."] = None
+    return list(found)
+
+
+def validated(best: Best | None) -> str:
+    """`Best step by validation: 350. CIDEr 2.868, ...`; "" where there was no validation."""
+    if best is None:
+        return ""
+    measures = [measure for measure in MEASURES if measure.key in best.figures]
+    told = [f"{m.label} {format_value(best.figures[m.key], m.kind)}" for m in measures]
+    told += [f"loss {best.figures['loss']:.3f}"] if "loss" in best.figures else []
+    return f"step {best.step}, by validation: {', '.join(told)}"
+
+
 def _dataset(run: RunView, split: str | None) -> DatasetImages | None:
     source = run.splits[split].scores.get("source", {}) if split else {}
     directory = source.get("data") or run.setting("data.dir", "")
@@ -125,8 +193,10 @@ def _dataset(run: RunView, split: str | None) -> DatasetImages | None:
 
 
 def _about(run: RunView) -> list[str]:
+    steps = int(run.setting("steps", 0))
+    so_far = f"{run.reached:,} of " if run.reached < steps else ""
     facts = [
-        f"{int(run.setting('steps')):,} steps" if run.setting("steps") else "",
+        f"{so_far}{steps:,} steps" if steps else "",
         f"{run.setting('batch_size')} images a step" if run.setting("batch_size") else "",
         f"seed {run.setting('seed')}" if run.setting("seed") is not None else "",
         f"data {run.setting('data.dir')}" if run.setting("data.dir") else "",

@@ -12,12 +12,13 @@ import io
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Optional, TypedDict
+from typing import Any, NamedTuple, Optional, TypedDict
 
 import msgspec
 import numpy as np
 from PIL import Image
 
+from har_jax.checkpoint_files import METRIC, finished_steps
 from har_jax.data.decode import decode
 from har_jax.errors import UserError
 from har_jax.evaluation.score import PER_IMAGE, PREDICTIONS, SCORES
@@ -31,6 +32,7 @@ Series = dict[str, list[tuple[float, float]]]
 _SIDE = 360  # pixels of an embedded image's longer side
 _AS_IT_IS = 48_000  # bytes up to which a small image is embedded without encoding it again
 _LARGEST = 1e100  # of a figure that is drawn
+_OF_A_RUN = ("run.json", "metrics.jsonl", "samples.jsonl", "eval")  # others have a config.json too
 _SIGNATURES = {"PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8\xff"}
 
 
@@ -100,8 +102,17 @@ class ScoredSplit:
     rows: dict[int, dict[str, Any]]
 
 
+class Best(NamedTuple):
+    """The step that "best" means, with its figures of validation by name ("CIDEr", "loss")."""
+
+    step: int
+    figures: dict[str, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class RunView:
+    """`saved` are the steps of the checkpoints, each with its validation CIDEr, if it has one."""
+
     path: pathlib.Path
     config: dict[str, Any]  # {} where a file is missing, as below
     info: dict[str, Any]
@@ -109,10 +120,33 @@ class RunView:
     samples: list[Sample]
     events: list[dict[str, Any]]  # what guards did, with "step"
     splits: dict[str, ScoredSplit]
+    saved: dict[int, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def stage(self) -> str:
         return str(self.info.get("stage") or self.config.get("stage") or "run")
+
+    @property
+    def reached(self) -> int:
+        """The last step that anything tells of."""
+        logged = (points[-1][0] for points in self.series.values() if points)
+        return int(max([*logged, *self.saved], default=0))
+
+    @property
+    def best(self) -> Best | None:
+        """The checkpoint of the highest CIDEr, as evaluation takes it; of a run whose checkpoints
+        are elsewhere, the step that was validated best. None where none was validated."""
+        known = {step: value for step, value in self.saved.items() if value is not None}
+        known = known or {int(x): y for x, y in self.series.get(f"val/{METRIC}", [])}
+        if not known:
+            return None
+        value, step = max((value, step) for step, value in known.items())
+        of_step = {
+            name.removeprefix("val/"): dict(points)[step]
+            for name, points in self.series.items()
+            if name.startswith("val/") and step in dict(points)
+        }
+        return Best(step, {METRIC: value, **of_step})
 
     def setting(self, key: str, default: Any = None) -> Any:
         """`config["optim"]["lr"]` for "optim.lr"."""
@@ -122,15 +156,28 @@ class RunView:
         return default if value is None else value
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory has any of what only runs have."""
+    return any(os.path.exists(os.path.join(path, name)) for name in _OF_A_RUN)
+
+
 def read_view(run_dir: str | os.PathLike[str]) -> RunView:
     """Reads whatever there is.
 
     Raises:
-      UserError: no such directory.
+      UserError: no such directory, or nothing of a run is in it.
     """
     path = pathlib.Path(run_dir)
     if not os.path.isdir(path):  # which never raises
-        raise UserError(f"there is no run directory {shortened(str(path))!r} to report on")
+        raise UserError(
+            f"there is no run directory {shortened(str(path))!r} to report on; give the --workdir "
+            "of har_jax.train"
+        )
+    if not is_run(path):
+        raise UserError(
+            f"{shortened(str(path))!r} is no run directory (it has none of {', '.join(_OF_A_RUN)}); "
+            "give the --workdir of har_jax.train"
+        )
     found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
     rows = _lines(path / "metrics.jsonl")
     samples = [row for row in _lines(path / "samples.jsonl") if _fits(row, Sample)]
@@ -142,7 +189,15 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         [typed(row, Sample, "") for row in samples],
         [{"step": r["step"], **r["event"]} for r in rows if isinstance(r.get("event"), dict)],
         {name: split for name, split in found.items() if split is not None},
+        _saved(path),
     )
+
+
+def _saved(path: pathlib.Path) -> dict[int, float | None]:
+    try:
+        return finished_steps(path)
+    except (UserError, OSError):
+        return {}
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from har_jax.foreign import shortened
+
 _LARGEST = 1e100  # its square is a number
 Kind = Literal["score", "words", "rate"]
 Scores = Mapping[str, Any]  # the contents of a scores.json
@@ -107,6 +109,24 @@ def lookup(scores: Scores, key: str) -> float | None:
     if not -_LARGEST < value < _LARGEST:  # nor is it NaN
         return None
     return float(value)
+
+
+def interval_of(scores: Scores, key: str) -> tuple[float, float] | None:
+    """The interval that `scores.json` gives a measure; None where it gives none."""
+    found: Any = scores
+    for part in ("confidence", "intervals", key):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if not isinstance(found, list | tuple) or len(found) != 2:
+        return None
+    low, high = (lookup({"": end}, "") for end in found)
+    return None if low is None or high is None else (low, high)
+
+
+def step_of(scores: Scores) -> str:
+    """The step of the run that was scored; "" where that is not known."""
+    source = scores.get("source")
+    step = source.get("step") if isinstance(source, Mapping) else None
+    return "" if step is None else shortened(str(step), 40)
 
 
 def comparison_rows(columns: Columns, measures: Sequence[Measure] = MEASURES) -> list[Row]:
@@ -231,7 +251,9 @@ def _title(columns: Columns) -> str:
         parts.append("different numbers of images: not comparable")
     if seeds > 1:
         parts.append(f"{seeds} seeds, mean ± std")
-    return ", ".join(parts) or "scores"
+    steps = {name: dict.fromkeys(map(step_of, own)) for name, own in columns.items()}
+    told = [f"{name} of step {' and '.join(map(str, of))}" for name, of in steps.items() if all(of)]
+    return ", ".join([*parts, *told]) or "scores"
 
 
 def against_table(against: Mapping[str, Any]) -> str:
@@ -261,7 +283,10 @@ def signed(value: float) -> str:
 def scores_table(scores: Scores) -> str:
     """One evaluation as text: its figures, its control, what was skipped and what to beware of."""
     source = scores.get("source", {})
-    named = [str(source[k]) for k in ("stage", "split", "method") if source.get(k)]
+    step = step_of(scores)
+    named = [str(source[k]) for k in ("stage",) if source.get(k)]
+    named += [f"step {step}"] if step else []
+    named += [str(source[k]) for k in ("split", "method") if source.get(k)]
     title = f"{', '.join(named)}: {scores['n_images']} images" if named else ""
     confidence = scores.get("confidence") or {}
     intervals = {
