@@ -6,14 +6,42 @@ function to run.
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Sequence
+from typing import Any
 
-from har_jax.command_line import new_parser
-from har_jax.errors import command
+from har_jax.command_line import new_parser, path
+from har_jax.errors import UserError, command
 from har_jax.preparation.features import add_features
 from har_jax.preparation.photographs import add_coco, add_flickr, add_folder, add_nocaps
 from har_jax.preparation.scenes import add_foundation, add_scenes
 from har_jax.preparation.verify import add_verify
+from har_jax.settings import Count, word
+
+
+def add_view(commands: Any) -> None:
+    """`view` stands here, as its page is of a room that stands beside `preparation`."""
+    what = "write a page of a dataset: images, captions, lengths, splits, what was dropped"
+    parser = commands.add_parser("view", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.set_defaults(run=view)
+    add = parser.add_argument
+    add("directory", type=path, metavar="DIR", help="a prepared dataset")
+    add("--out", type=path, metavar="FILE", help="the page (default: DIR/view.html)")
+    add("--split", default="", metavar="NAME", help="the only one to show (default: all)")
+    images = "images of each split (default: 24)"
+    add("--limit", type=word(Count), default=24, metavar="N", help=images)
+
+
+def view(arguments: argparse.Namespace) -> int:
+    from har_jax.reports.dataset import write_dataset_page
+
+    out, named = arguments.out, {"split": arguments.split, "limit": arguments.limit}
+    if out and os.path.isdir(out):
+        raise UserError(f"--out={out} is a directory; give a file, such as page.html")
+    print(f"page: {write_dataset_page(arguments.directory, out=out, **named)}")
+    return 0
+
 
 SUBCOMMANDS = {
     "scenes": add_scenes,
@@ -24,6 +52,7 @@ SUBCOMMANDS = {
     "foundation": add_foundation,
     "features": add_features,
     "verify": add_verify,
+    "view": add_view,
 }
 
 EXAMPLES = """\
@@ -44,6 +73,7 @@ examples:
   python -m har_jax.prepare folder --out=data/mine --images=pictures --captions=captions.csv \\
       --val=0.05 --test=0.05
   python -m har_jax.prepare verify data/coco
+  python -m har_jax.prepare view data/coco --out=coco.html
 
 The result is a TFDS directory (ArrayRecord, the schema of coco_captions): read it with
 tfds.builder_from_directory(DIR).as_data_source("train"), or give it to train as config.data.dir.

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.against:
         from har_jax.reports.comparison import write_comparison
 
-        page = write_comparison([args.run, *args.against], out=args.out, n_images=args.images)
+        page = write_comparison(args.run, args.against, out=args.out, n_images=args.images)
     else:
         from har_jax.reports.page import write_report
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments.workdir:
         raise UserError("--workdir is missing; give the run directory: --workdir=runs/NAME")
-    return run(config, arguments.workdir, arguments.stop_after, arguments.profile)
+    return run(config, arguments)
 
 
 def configuration(spec: str | None, workdir: str | None, overrides: dict[str, str]) -> Config:
@@ -86,20 +86,22 @@ def configuration(spec: str | None, workdir: str | None, overrides: dict[str, st
     return config_file.changed(begun_with(workdir), overrides)
 
 
-def run(
-    config: Config, workdir: str, stop_after: int | None, profile: tuple[int, int] | None
-) -> int:
-    """Everything that needs no device first, then the run itself."""
+def run(config: Config, arguments: argparse.Namespace) -> int:
+    """Everything that needs no device first, then the run itself, and its report."""
     from har_jax.distributed import join_processes
+    from har_jax.reports.ending import end_of_run
     from har_jax.sessions import run as session
     from har_jax.sessions.plan import plan_session
     from har_jax.training.profile import Profile
 
+    workdir, profile = arguments.workdir, arguments.profile
     plan = plan_session(config, workdir)
     if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
         join_processes()
     traced = Profile(os.path.join(workdir, "profile"), *profile) if profile else None
-    outcome = session.train(plan, stop_after=stop_after, profile=traced)
+    outcome = session.train(plan, stop_after=arguments.stop_after, profile=traced)
+    if outcome.primary and not outcome.signal:  # who sends one does not wait for a page
+        end_of_run(workdir, arguments.config or "", finished=outcome.finished)
     if outcome.stopped_by:
         name = outcome.stopped_by.guard
         write(

@@ -193,7 +193,9 @@ def write_resumable(
             raise UserError(f"there is no image to write: {why}")
         hint = ": --duplicates=drop leaves out those of the split that is trained on"
         check_contents(shards, hint)
-        rest = {"settings": dict(settings), "dropped": dict(problems.counts)}
+        rest: dict[str, Any] = {"settings": dict(settings), "dropped": dict(problems.counts)}
+        if problems.examples:
+            rest["dropped_examples"] = dict(problems.examples)
         splits = sorted(items, key=report_order)
         return _finish(place, shards, splits, card, rest, (words, tokenizer), overwrite)
 

@@ -12,6 +12,8 @@ from har_jax.reports.run_view import Series
 
 _WIDTH, _HEIGHT = 440, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 26
+COLOURS = 8
+"""Lines of one chart that can be told apart: classes s0 to s7 of the style sheet."""
 _MAX_HITS = 80  # tooltips per line: enough to read it, few enough for a small page
 
 Points = Sequence[tuple[float, float]]
@@ -73,6 +75,8 @@ def make_plot(
     ys = [y for line in lines for _, y in line.points]
     ys += [reference[1]] if reference else []
     ys += [0.0] if from_zero else []
+    if from_zero and max(ys) == 0:  # an axis upward of what never happened
+        ys.append(0.01 if percent else 1.0)
     ticks = nice_ticks(min(ys), max(ys), 5)
     low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
     first, last = min(xs), max(xs)
@@ -215,6 +219,32 @@ def other_charts(series: Series) -> list[Panel]:
     others = sorted(series.keys() - {name for chart in CHARTS for name in chart.lines})
     panels = [_panel(Chart(name, "", {name: name}), series, None) for name in others]
     return [panel for panel in panels if panel]
+
+
+def compared_charts(runs: Mapping[str, Series]) -> tuple[list[Panel], list[Panel]]:
+    """Each series that a run has, as a panel with a line for each run that has it: those of
+    `CHARTS`, and all others."""
+    named = {
+        name: (chart, label if len(chart.lines) > 1 else "")
+        for chart in CHARTS
+        for name, label in chart.lines.items()
+    }
+    there = {name for series in runs.values() for name, points in series.items() if points}
+    known = [_compared(runs, name, *of) for name, of in named.items() if name in there]
+    others = sorted(there - named.keys())
+    return known, [_compared(runs, name, Chart(name, "", {}), "") for name in others]
+
+
+def _compared(runs: Mapping[str, Series], name: str, chart: Chart, label: str) -> Panel:
+    lines = [
+        Line(run, series[name], colour=i, smooth=len(series[name]) > 24)
+        for i, (run, series) in enumerate(runs.items())
+        if series.get(name)
+    ]
+    title = f"{chart.title}: {label}" if label else chart.title
+    told = f"{title} of {', '.join(line.label for line in lines)} over training steps"
+    plot = make_plot(lines, told, chart.percent, None, chart.from_zero)
+    return Panel(title, chart.unit, True, plot)
 
 
 def _panel(chart: Chart, series: Series, reference: tuple[str, float] | None) -> Panel | None:

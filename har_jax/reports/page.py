@@ -105,7 +105,7 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
     columns = columns_of(dict(zip(names, runs, strict=True)), split)
     rows = comparison_rows({name: [found.scores] for name, found in columns.items()})
     shown = {row.measure.key: row for row in rows}
-    images = _dataset(run, split)
+    images = dataset_of(run, split)
     gallery = cards(columns, images, n_images)
     groups = GROUPS[len(columns) > 1]
     present = {group for card in gallery for group in card.places}
@@ -124,7 +124,7 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
         tiles=[shown[key] for key in _TILES if key in shown],
         rows=with_intervals(rows, columns),
         warnings=list(dict.fromkeys(warnings)),
-        notes=_notes(columns) + interval_notes(columns),
+        notes=interval_notes(columns) + _notes(columns),
         groups=list(groups),
         choices={key: label for key, label in groups.items() if key in present},
         shown=gallery,
@@ -134,7 +134,7 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
         events=[(event.get("step"), _event(event)) for event in run.events],
         told=stories(run, images if split == run.setting("data.val_split") else None),
         origin=[pair for pair in _origin(run, parent, columns).items() if pair[1]],
-        settings=_flat(run.config),
+        settings=flat(run.config),
     )
 
 
@@ -186,7 +186,8 @@ def validated(best: Best | None) -> str:
     return f"step {best.step}, by validation: {', '.join(told)}"
 
 
-def _dataset(run: RunView, split: str | None) -> DatasetImages | None:
+def dataset_of(run: RunView, split: str | None) -> DatasetImages | None:
+    """The images that a run was evaluated on; None where nothing says which they are."""
     source = run.splits[split].scores.get("source", {}) if split else {}
     directory = source.get("data") or run.setting("data.dir", "")
     return DatasetImages(directory, split) if split and directory else None
@@ -267,9 +268,10 @@ def _joined(*words: Any) -> str:
     return " ".join(str(word) for word in words if word)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
+    """[("optim.lr", 1e-3), ...] of nested settings."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         name, deeper = prefix + key, isinstance(value, Mapping) and depth < _DEEPEST
-        found += _flat(value, name + ".", depth + 1) if deeper else [(name, value)]
+        found += flat(value, name + ".", depth + 1) if deeper else [(name, value)]
     return found

@@ -175,8 +175,8 @@ def read_view(run_dir: str | os.PathLike[str]) -> RunView:
         )
     if not is_run(path):
         raise UserError(
-            f"{shortened(str(path))!r} is no run directory (it has none of {', '.join(_OF_A_RUN)}); "
-            "give the --workdir of har_jax.train"
+            f"{shortened(str(path))!r} is no run directory (it has none of "
+            f"{', '.join(_OF_A_RUN)}); give the --workdir of har_jax.train"
         )
     found = {place.name: _scored(place) for place in sorted((path / "eval").glob("*"))}
     rows = _lines(path / "metrics.jsonl")
@@ -366,16 +366,16 @@ class DatasetImages:
             return None
 
 
-def data_uri(image: bytes) -> str | None:
-    """An encoded image as a data URI of at most 360 pixels; None if it does not decode."""
+def data_uri(image: bytes, side: int = _SIDE) -> str | None:
+    """An encoded image as a data URI of at most `side` pixels; None if it does not decode."""
     kind = next((k for k, start in _SIGNATURES.items() if image.startswith(start)), None)
     try:
         picture = decode(image)
     except UserError:
         return None
-    if kind and len(image) <= _AS_IT_IS and max(picture.size) <= _SIDE:
+    if kind and len(image) <= _AS_IT_IS and max(picture.size) <= side:
         return _uri(kind, image)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=84)
     return _uri("JPEG", buffer.getvalue())

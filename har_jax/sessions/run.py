@@ -54,6 +54,7 @@ class Outcome:
     compilations: int  # of the training step; more than 1 means that some shape changed
     stopped_by: Trip | None = None  # the guard that ended it
     signal: int = 0  # the signal that it left because of
+    primary: bool = True  # of several processes the one that writes
 
 
 def train(
@@ -144,8 +145,8 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
         log.warning("the training step was compiled %d times: a shape changes", step.compilations)
     checkpoints.close()
     logger.close()
-    reached = result.step
-    return Outcome(result.finished, reached, step.compilations, result.stopped_by, result.signal)
+    ended = result.stopped_by, result.signal
+    return Outcome(result.finished, result.step, step.compilations, *ended, primary)
 
 
 def observers(session: Session, logger: Logger) -> Hooks:

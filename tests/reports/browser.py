@@ -1,8 +1,8 @@
 """Chromium without a window, spoken to by its DevTools protocol over two pipes: no driver needed.
 
-    with Browser(scratch) as browser:
-        page = browser.open("report.html", width=400, dark=True)
-        page.ask("document.title"), page.complaints, page.picture()
+with Browser(scratch) as browser:
+    page = browser.open("report.html", width=400, dark=True)
+    page.ask("document.title"), page.complaints, page.picture()
 """
 
 from __future__ import annotations
