@@ -1,4 +1,4 @@
-"""The last lines of a run of `train`: its best step with its scores, its report, and what is next."""
+"""The last lines of `train`: its best step with its scores, its report, and what to do next."""
 
 from __future__ import annotations
 
