@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from har_jax.command_line import new_parser, path
 from har_jax.errors import UserError, command
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("run", type=path, metavar="RUN", help="run directory of train")
     others = "other runs, to compare RUN with"
-    several = dict(nargs="+", action="extend", default=[])
+    several: dict[str, Any] = dict(nargs="+", action="extend", default=[])
     add("--against", type=path, metavar="RUN", **several, help=others)
     place = "the page (default: RUN/report.html, with --against RUN/comparison.html)"
     add("--out", type=path, metavar="FILE", help=place)

@@ -67,6 +67,8 @@ def test_both_stages_leave_a_complete_run(runs):
     assert [row["step"] for row in rows if "val/CIDEr" in row] == [2, 4]
     assert list((runs / "scst/tensorboard").glob("events.*"))
     assert (runs / "scst/samples.jsonl").read_text().count("\n") >= 8
+    assert "Self-critical training: scst, after mle" in (runs / "scst/report.html").read_text()
+    assert "Maximum likelihood: mle" in (runs / "mle/report.html").read_text()
 
 
 def test_frozen_means_frozen(runs):

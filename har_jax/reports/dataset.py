@@ -222,4 +222,5 @@ def _origin(directory: pathlib.Path, card: Mapping[str, Any]) -> list[tuple[str,
         "made by": card.get("made_by"),
     }
     known = [(name, value) for name, value in facts.items() if value]
-    return known + (flat(settings) if isinstance(settings, Mapping) else [])
+    settled = flat(settings) if isinstance(settings, Mapping) else []
+    return known + [pair for pair in settled if pair[1] not in (None, "", [])]
