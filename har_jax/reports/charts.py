@@ -12,6 +12,7 @@ from har_jax.reports.run_view import Series
 
 _WIDTH, _HEIGHT = 440, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 26
+_LETTER = 7  # of a tick's label, at most
 COLOURS = 8
 """Lines of one chart that can be told apart: classes s0 to s7 of the style sheet."""
 _MAX_HITS = 80  # tooltips per line: enough to read it, few enough for a small page
@@ -81,13 +82,14 @@ def make_plot(
     low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
     first, last = min(xs), max(xs)
     tick = tick_format(ticks, percent)
+    left = max(_LEFT, 12 + _LETTER * max(len(tick(y)) for y in ticks))
 
     def number(y: float) -> str:
         return f"{100 * y:.3g} %" if percent else f"{y:.4g}"
 
     def px(x: float) -> float:
         share = (x - first) / (last - first) if last > first else 0.5
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return left + share * (_WIDTH - left - _RIGHT)
 
     def py(y: float) -> float:
         share = (y - low) / (high - low) if high > low else 0.5
@@ -118,7 +120,7 @@ def make_plot(
         (px(x), f"{x / 1000:g}k" if x >= 10_000 and x % 100 == 0 else f"{x:g}")
         for x in _step_ticks(first, last)
     ]
-    return Plot(description, grid, steps, dashed, [draw(line) for line in lines])
+    return Plot(description, grid, steps, dashed, [draw(line) for line in lines], left=left)
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:

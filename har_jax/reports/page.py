@@ -11,6 +11,7 @@ import collections
 import functools
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -117,6 +118,7 @@ def render(run: RunView, parent: RunView | None, n_images: int) -> str:
         + (f", after {parent.path.name}" if parent else ""),
         about=_about(run),
         validated=validated(run.best),
+        to_evaluate=shlex.join([f"--checkpoint={run.path}", f"--out={run.path / 'eval/test'}"]),
         columns=list(columns),
         steps=[step_of(found.scores) for found in columns.values()],
         split=split,
