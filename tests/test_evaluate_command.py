@@ -375,7 +375,7 @@ def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, mon
     assert "config.eval.clip_score" in scores["skipped"]["CLIPScore"]
     cut = sum(not row["ended"] for row in rows) / len(rows)
     assert scores["health"]["cut_rate"] == pytest.approx(cut)
-    assert "mle, test, greedy: 11 images" in capsys.readouterr().out
+    assert "mle, step 2, test, greedy: 11 images" in capsys.readouterr().out
     before = (out / "predictions.json").read_text()
     assert main([*flags, "--batch-size=16", f"--against={out}"]) == 0
     against = json.loads((out / "scores.json").read_text())["against"]

@@ -66,6 +66,8 @@ def test_two_processes_equal_one(workspace, tmp_path, monkeypatch):
         assert [f"process {i + 1} of {n}" in out for i, out in enumerate(outputs)] == [True] * len(
             outputs
         )
+        assert ["  report      " in out for out in outputs] == [True, False][: len(outputs)]
+        assert (here / "mle" / "report.html").is_file()
         argv = train_arguments(workspace, here / "scst", "scst", init_from=here / "mle", **scst)
         train_in(n, argv)
     for stage, key in (("mle", "train/loss"), ("mle", "val/CIDEr"), ("scst", "train/loss")):
