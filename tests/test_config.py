@@ -163,7 +163,14 @@ def test_a_batch_that_the_mesh_cannot_divide():
 
 
 WORDS = {
-    *("data.train_split", "data.val_split", "data.words", "model.prompt", "model.lora.targets"),
+    *(
+        "data.train_split",
+        "trackers",
+        "data.val_split",
+        "data.words",
+        "model.prompt",
+        "model.lora.targets",
+    ),
     *("scst.objective", "scst.reward"),
 }
 """Texts that name no file. A new text is one of these, or a `settings.Path`."""
