@@ -1,6 +1,6 @@
 """BLEU from words, in one call: the parts that `metrics.corpus` puts together."""
 
-from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
+from har_jax.metrics.bleu_counts import bleu_counts_of, bleu_of_counts
 from har_jax.metrics.corpus_ngrams import count_ngrams
 
 

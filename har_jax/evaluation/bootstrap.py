@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu import bleu_of_counts
+from har_jax.metrics.bleu_counts import bleu_of_counts
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
@@ -50,7 +50,7 @@ class Statistics:
         per_image: Sequence[Mapping[str, Any]],
         counts: Int64[np.ndarray, "I columns"] | None = None,
     ) -> Statistics:
-        """From rows of `per_image.json` and `metrics.bleu.bleu_counts_of`, in one order. A metric
+        """From rows of `per_image.json` and `metrics.bleu_counts.bleu_counts_of`, in one order. A metric
         that some image lacks is left out."""
         present = [name for name in MEANS if all(row.get(name) is not None for row in per_image)]
         parts = [np.array([row[name] for row in per_image], np.float64) for name in present]

@@ -8,7 +8,7 @@ references hold g:
     CIDEr-D = 10 mean_n mean_r sim_n(h, r)                                        in [0, 10]
 
 What papers print as "CIDEr" on COCO is this (times 100), with df taken from the evaluated
-references: `metrics.cider`. A reward takes df from the training references: `CiderD`.
+references: `metrics.corpus_cider`. A reward takes df from the training references: `CiderD`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from jaxtyping import Float64, Int32, Int64
 from har_jax.errors import UserError
 from har_jax.ids import read_number
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import Words, sorted_counts
+from har_jax.metrics.corpus_ngrams import sorted_counts
 from har_jax.metrics.document_frequency import EOS_WORD, DocumentFrequency
+from har_jax.metrics.word_lists import Words, refuse_texts, refuse_texts_of_images
 
 
 class CiderD:
@@ -37,7 +38,7 @@ class CiderD:
       sigma: width of the length penalty, in words.
 
     Raises:
-      UserError: no images, or an image without references.
+      UserError: no images, an image without references, or a text instead of words.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class CiderD:
     ):
         if not references:
             raise UserError("CIDEr-D needs references of at least one image, got none")
+        refuse_texts_of_images(references)
         for image_id, captions in references.items():
             if not captions:
                 raise UserError(f"image {image_id} has no references; CIDEr-D needs at least one")
@@ -130,7 +132,8 @@ class CiderD:
             has no effect.
 
         Raises:
-          UserError: an image without references, or lengths that do not fit together.
+          UserError: an image without references, lengths that do not fit together, or a text
+            instead of words.
         """
         given = len(image_ids)
         if given != len(captions):
@@ -138,6 +141,7 @@ class CiderD:
         width = len(captions[0]) if len(captions) else 0
         rows = []
         for image_id, group in zip(image_ids, captions, strict=True):
+            refuse_texts(group)
             if len(group) != width:
                 raise UserError(
                     f"image {image_id} has {len(group)} captions, the first image has {width}; "

@@ -20,10 +20,10 @@ from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import shortened
 from har_jax.ids import Id, NoId, read_id
 from har_jax.metrics import official
-from har_jax.metrics.bleu import bleu_counts_of, bleu_of_counts
-from har_jax.metrics.cider import cider_of
+from har_jax.metrics.bleu_counts import bleu_counts_of, bleu_of_counts
+from har_jax.metrics.corpus_cider import cider_of
 from har_jax.metrics.corpus_ngrams import count_ngrams
-from har_jax.metrics.rouge import corpus_rouge
+from har_jax.metrics.rouge_l import corpus_rouge
 from har_jax.text.words import PTB, Words
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class CorpusScores:
       signature: what has to agree for two values to be comparable.
       reference_words, words: of the references and of each caption, in the same order (of PTB's
         the raw tokens).
-      bleu_counts: a row of `metrics.bleu.bleu_counts_of` per image; None without BLEU.
+      bleu_counts: a row of `metrics.bleu_counts.bleu_counts_of` per image; None without BLEU.
     """
 
     corpus: dict[str, float | None]

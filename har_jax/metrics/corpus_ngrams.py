@@ -1,7 +1,7 @@
 """The n-grams of one caption per image and of the image's references, counted once for all metrics.
 
 counted = count_ngrams(references, predictions)
-bleu_counts_of(counted); cider_of(counted)          # metrics.bleu, metrics.cider
+bleu_counts_of(counted); cider_of(counted)          # metrics.bleu_counts, .corpus_cider
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
+from har_jax.metrics.word_lists import Words, refuse_texts, refuse_texts_of_images
 from har_jax.text.ptb import split_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
-
-Words = Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +80,16 @@ def count_ngrams(
       metric: what they are counted for, for errors.
 
     Raises:
-      UserError: an image without references, or nothing to score.
+      UserError: an image without references, nothing to score, or a text instead of words.
     """
     if not predictions:
         raise UserError(f"{metric} needs at least one prediction, got none")
     for image_id in predictions:
         if not references.get(image_id):
             raise UserError(f"no references for image {image_id}; {metric} needs at least one")
+    refuse_texts(predictions.values())
     groups = [references[image_id] for image_id in predictions]
+    refuse_texts_of_images(groups)
     n_images = len(groups)
     # Captions 0 .. I-1 are the predictions, the others the references.
     captions = [*predictions.values(), *itertools.chain.from_iterable(groups)]

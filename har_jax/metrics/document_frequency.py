@@ -17,7 +17,8 @@ from har_jax.arrays import read_npz
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.metrics import ngrams
-from har_jax.metrics.corpus_ngrams import Words, sorted_counts
+from har_jax.metrics.corpus_ngrams import sorted_counts
+from har_jax.metrics.word_lists import Words, refuse_text
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class DocumentFrequency:
         """Counts the references: for each image, the words of each of its captions.
 
         Raises:
-          UserError: there is no image.
+          UserError: there is no image, or a text instead of words.
         """
         ids: dict[str, int] = {EOS_WORD: 0}
         images: list[int] = []
@@ -78,7 +79,9 @@ class DocumentFrequency:
         def encoded() -> Iterator[list[int]]:
             nonlocal n_images
             for image in references:
+                refuse_text(image)
                 for caption in image:
+                    refuse_text(caption)
                     images.append(n_images)
                     yield [ids.setdefault(word, len(ids)) for word in (*caption, EOS_WORD)]
                 n_images += 1
@@ -103,6 +106,7 @@ class DocumentFrequency:
 
     def get(self, ngram: Words) -> int:
         """Document frequency of an n-gram; 0 when it was never seen (scorers take max(1, df))."""
+        refuse_text(ngram)
         if not 1 <= len(ngram) <= self.n or ngram[0] not in self.vocabulary:
             return 0
         node, offset = self.vocabulary[ngram[0]], 0

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from har_jax.errors import UserError, did_you_mean
-from har_jax.metrics.corpus_ngrams import Words
+from har_jax.metrics.word_lists import Words, refuse_text
 
 # Hirota et al., "Quantifying Societal Bias Amplification in Image Captioning" (CVPR 2022), the
 # lists of their LIC code, verbatim: "queen" has no "king" there, "cowboy" no counterpart.
@@ -71,6 +71,7 @@ def _either(lists: str) -> frozenset[str]:
 
 def mentions(caption: Words, lists: str = "lic") -> tuple[bool, bool]:
     """Whether a caption has (a masculine, a feminine) word."""
+    refuse_text(caption)
     male, female = word_lists(lists)
     if _either(lists).isdisjoint(caption):  # most captions of most images
         return False, False
@@ -83,6 +84,7 @@ def support(references: Sequence[Words], lists: str = "lic") -> tuple[float, flo
     Raises:
       UserError: there are no references.
     """
+    refuse_text(references)
     if not references:
         raise UserError("the gendered words of an image need at least one reference, got none")
     found = [mentions(reference, lists) for reference in references]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from har_jax.metrics.word_lists import refuse_text
+
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int, Int32, Int64, UInt64
 
@@ -22,7 +24,12 @@ _WORD_MASK = (1 << _WORD_BITS) - 1
 
 
 def of(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """The n-grams of one caption, in order, each as often as it stands there."""
+    """The n-grams of one caption, in order, each as often as it stands there.
+
+    Raises:
+      UserError: a text instead of words.
+    """
+    refuse_text(words)
     return zip(*(words[i:] for i in range(n)), strict=False)
 
 

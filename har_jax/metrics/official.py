@@ -15,7 +15,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from har_jax.metrics.corpus_ngrams import Words
+from har_jax.metrics.word_lists import (
+    Words,
+    refuse_text_of_list,
+    refuse_texts,
+    refuse_texts_of_images,
+)
 from har_jax.text import ptb
 
 Result = tuple[float, dict[int, float]]
@@ -36,6 +41,8 @@ def words(
     Raises:
       Unavailable: no pycocoevalcap, no Java, or Java failed.
     """
+    for group in references.values():
+        refuse_text_of_list(group)
     flat = iter(_tokenized([text for group in references.values() for text in group]))
     truth = {i: list(itertools.islice(flat, len(group))) for i, group in references.items()}
     own = _tokenized([predictions[i] for i in references])
@@ -73,6 +80,7 @@ def scores(
     metric: str, references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]
 ) -> Iterator[tuple[str, Result]]:
     """(key, result) of CIDEr, Bleu (four keys) or ROUGE_L, by pycocoevalcap's scorers."""
+    _refuse_texts(references, predictions)
     truth, results = _as_texts(references, predictions)
     if metric == "CIDEr":
         from pycocoevalcap.cider.cider import Cider
@@ -96,6 +104,7 @@ def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, 
     Raises:
       Unavailable: no pycocoevalcap, no Java, or it failed.
     """
+    _refuse_texts(references, predictions)
     if not (_place() / "meteor" / "meteor-1.5.jar").exists():
         raise Unavailable("meteor-1.5.jar is missing from pycocoevalcap")
     try:
@@ -123,6 +132,7 @@ def spice(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, W
     Raises:
       Unavailable: no pycocoevalcap, no Java, its models are absent, or it failed.
     """
+    _refuse_texts(references, predictions)
     if not (_place() / "spice" / "lib" / _SPICE_MODELS).exists():
         # pycocoevalcap would start to download 400 MB here.
         raise Unavailable(f"SPICE's models ({_SPICE_MODELS}) are not in pycocoevalcap/spice/lib")
@@ -147,6 +157,13 @@ def _place() -> pathlib.Path:
     if shutil.which("java") is None:
         raise Unavailable("Java is not installed")
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def _refuse_texts(
+    references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]
+) -> None:
+    refuse_texts_of_images(references)
+    refuse_texts(predictions.values())
 
 
 def _as_texts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from har_jax.metrics.clip_score import PROMPT
+from har_jax.metrics.embedding_scores import PROMPT
 from har_jax.miniature.pretrain import Schedule
 
 IMAGE_SIZE = 64

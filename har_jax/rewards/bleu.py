@@ -10,7 +10,7 @@ import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.metrics import ngrams
-from har_jax.metrics.bleu import bleu_of_counts
+from har_jax.metrics.bleu_counts import bleu_of_counts
 from har_jax.rewards.per_caption import PerCaption, References
 from har_jax.text.words import PTB, Words
 
@@ -49,7 +49,7 @@ class BleuReward(PerCaption):
         return most, [len(words) for words in captions]
 
     def figures(self, image_id: int, words: Sequence[str]) -> list[int]:
-        """A row as `metrics.bleu.bleu_counts` has it."""
+        """A row as `metrics.bleu_counts.bleu_counts_of` has it."""
         most, lengths = self._cook(image_id)
         n = self._n
         correct = [0] * n

@@ -8,7 +8,8 @@ import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
-from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
+from har_jax.metrics.word_lists import refuse_text_of_list
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values, check_captions
 from har_jax.text.words import PTB, Words
 
 
@@ -26,7 +27,8 @@ class CiderDReward:
       words: what is counted of a caption.
 
     Raises:
-      UserError: an image without references, or document frequencies of other words.
+      UserError: an image without references, one text for a list of them, or document frequencies
+        of other words.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class CiderDReward:
                 f"--words={words.name}"
             )
         self._words = words
+        for texts in references.values():
+            refuse_text_of_list(texts)
         of_images = {i: [words(text) for text in captions] for i, captions in references.items()}
         self._scorer = CiderD(df, of_images, eos=eos)
         self.signature = (
@@ -56,8 +60,9 @@ class CiderDReward:
         """See `contract.Reward`.
 
         Raises:
-          UserError: an image without references.
+          UserError: an image without references, or a text for a list of captions.
         """
+        check_captions(captions)
         words = [[self._words(text) for text in of_image] for of_image in captions]
         values = self._scorer.score(image_ids, words, ended)
         return values.reshape(ended.shape).astype(np.float32)  # B = 0 does not tell R there

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from har_jax.errors import UserError
+from har_jax.metrics.word_lists import refuse_text_of_list
 
 ImageIds = Int64[np.ndarray, " B"]
 Texts = Sequence[Sequence[str]]
@@ -85,13 +86,23 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "signature", None) or type(reward).__name__
 
 
+def check_captions(captions: Texts) -> None:
+    """Raises `UserError` where a text stands for the R captions of an image, or for all of them:
+    its letters would be the captions."""
+    refuse_text_of_list(captions)
+    for group in captions:
+        refuse_text_of_list(group)
+
+
 def checked(reward: Reward, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
     """Calls a reward and checks what it returns.
 
     Raises:
-      UserError: the result is no numpy float array of shape [B, R], or holds NaN or infinity; the
-        message names the reward. Whatever the reward itself raises passes through.
+      UserError: a text stands for a list of captions, or the result is no numpy float array of
+        shape [B, R], or holds NaN or infinity; the message names the reward. Whatever the reward
+        itself raises passes through.
     """
+    check_captions(captions)
     values = reward(image_ids, captions, ended)
     name = name_of(reward)
     if not isinstance(values, np.ndarray):

@@ -13,7 +13,8 @@ import numpy as np
 from har_jax.errors import UserError
 from har_jax.ids import read_number
 from har_jax.metrics import gender, health
-from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
+from har_jax.metrics.word_lists import refuse_text
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values, check_captions
 from har_jax.text.words import PTB, Words
 
 
@@ -67,8 +68,9 @@ class PerCaption:
         """See `contract.Reward`.
 
         Raises:
-          UserError: an image without references.
+          UserError: an image without references, or a text for a list of captions.
         """
+        check_captions(captions)
         numbers = [read_number(image_id) for image_id in image_ids]
         figures = [
             self.figures(image_id, self._words(text))
@@ -115,6 +117,7 @@ class LengthPenalty(PerCaption):
         return min(lengths), max(lengths), max(1.0, sum(lengths) / len(lengths))
 
     def figures(self, image_id: int, words: Sequence[str]) -> float:
+        refuse_text(words)
         shortest, longest, mean = self._range(image_id)
         return max(0, shortest - len(words), len(words) - longest) / mean
 

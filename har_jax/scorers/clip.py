@@ -23,7 +23,7 @@ from har_jax.errors import UserError
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.registry import two_towers
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
-from har_jax.metrics.clip_score import PROMPT, clip_score, ref_clip_score
+from har_jax.metrics.embedding_scores import PROMPT, clip_score, ref_clip_score
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params, Structure
 from har_jax.progress import progress

@@ -29,11 +29,11 @@ from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.ids import read_number
-from har_jax.metrics.clip_score import WEIGHT, clip_score
+from har_jax.metrics.embedding_scores import WEIGHT, clip_score
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params
 from har_jax.progress import progress
-from har_jax.rewards.contract import Ended, ImageIds, Texts, Values
+from har_jax.rewards.contract import Ended, ImageIds, Texts, Values, check_captions
 from har_jax.scorers.clip import ClipFiles, ClipScorer
 from har_jax.types import Array, Float, Int
 
@@ -107,6 +107,7 @@ class ClipScoreReward:
           UserError: an image that is not of the split.
         """
         assert self._vectors is not None, "load() was not called"
+        check_captions(captions)
         tokens = self._files.tokens([text for group in captions for text in group])
         shape = (len(captions), -1, tokens.shape[-1])
         return tokens.reshape(shape), self._vectors[self._rows(image_ids)]
@@ -129,6 +130,7 @@ class ClipScoreReward:
         Raises:
           UserError: an image that is not of the split.
         """
+        check_captions(captions)
         rows = self._rows(image_ids)
         images, known = (self._split[row].image for row in rows), self._vectors
         looks = self._scorer.embed_images(images) if known is None else known[rows]

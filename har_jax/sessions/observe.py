@@ -17,8 +17,8 @@ from har_jax.figures import Mean
 from har_jax.loading.captioner import LoadedCaptioner
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics import health
-from har_jax.metrics.clip_score import clip_score
 from har_jax.metrics.corpus import score_captions
+from har_jax.metrics.embedding_scores import clip_score
 from har_jax.models.functional import Params
 from har_jax.models.logprobs import length_mask
 from har_jax.objectives.experience import token_mean

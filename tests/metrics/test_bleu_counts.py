@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_jax.errors import UserError
-from har_jax.metrics.bleu import bleu_of_counts
+from har_jax.metrics.bleu_counts import bleu_of_counts
 from tests.bleu import bleu_counts, corpus_bleu
 
 caption = st.lists(st.sampled_from(["a", "dog", "runs", "the", "ball"]), max_size=9)

@@ -12,8 +12,8 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from har_jax.errors import UserError
-from har_jax.metrics.cider import cider_of
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
+from har_jax.metrics.corpus_cider import cider_of
 from har_jax.metrics.corpus_ngrams import count_ngrams
 
 WORD = st.sampled_from(["a", "b", "c", "dog", "on", "the"])

@@ -15,7 +15,7 @@ from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 from har_jax.errors import UserError
 from har_jax.metrics import official
 from har_jax.metrics.corpus import predictions_from_results, score_captions
-from har_jax.metrics.rouge import corpus_rouge
+from har_jax.metrics.rouge_l import corpus_rouge
 from tests.bleu import corpus_bleu
 
 WORD = st.sampled_from(["a", "b", "c", "dog", "on", "the"])

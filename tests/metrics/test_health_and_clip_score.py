@@ -6,7 +6,7 @@ import pytest
 
 from har_jax.errors import UserError
 from har_jax.metrics import health
-from har_jax.metrics.clip_score import clip_score, ref_clip_score
+from har_jax.metrics.embedding_scores import clip_score, ref_clip_score
 
 
 def test_health():

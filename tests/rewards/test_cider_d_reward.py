@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from har_jax.errors import UserError
-from har_jax.metrics.cider import cider_of
 from har_jax.metrics.cider_d import CiderD, DocumentFrequency
 from har_jax.metrics.corpus import score_captions
+from har_jax.metrics.corpus_cider import cider_of
 from har_jax.metrics.corpus_ngrams import count_ngrams
 from har_jax.rewards.cider_d import CiderDReward
 from har_jax.rewards.contract import Reward, checked

@@ -15,7 +15,7 @@ from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
 from har_jax.files import read_json_lines
 from har_jax.interchange.families.clip import load_clip
-from har_jax.metrics.clip_score import clip_score
+from har_jax.metrics.embedding_scores import clip_score
 from har_jax.rewards.callback import RewardCallback
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers import clip_reward

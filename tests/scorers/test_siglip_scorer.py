@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from har_jax import evaluate
 from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
-from har_jax.metrics.clip_score import clip_score
+from har_jax.metrics.embedding_scores import clip_score
 from har_jax.scorers.clip import ClipFiles, ClipScorer
 from har_jax.scorers.clip_reward import ClipScoreReward
 from har_jax.text.siglip_tokenizer import canonical, load_siglip_tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from har_jax.errors import UserError
-from har_jax.metrics.corpus_ngrams import Words
+from har_jax.metrics.word_lists import Words, refuse_text, refuse_texts
 
 _BETA = 1.2
 
@@ -20,7 +20,7 @@ def corpus_rouge(
     """Returns (mean ROUGE-L, {image id: ROUGE-L}), values in [0, 1].
 
     Raises:
-      UserError: an image without references, or nothing to score.
+      UserError: an image without references, nothing to score, or a text instead of words.
     """
     if not predictions:
         raise UserError("ROUGE-L needs at least one prediction, got none")
@@ -29,6 +29,8 @@ def corpus_rouge(
         captions = references.get(image_id)
         if not captions:
             raise UserError(f"no references for image {image_id}; ROUGE-L needs at least one")
+        refuse_text(words)
+        refuse_texts(captions)
         per_image[image_id] = _rouge_l(words, captions)
     return sum(per_image.values()) / len(per_image), per_image
 
