@@ -132,7 +132,7 @@ class ScstConfig:
     objective: str = "policy_gradient"  # or package.module:function
     temperature: Positive = 1.0  # of the samples, in the rollout and in the update
     reward: str = "cider_d"  # a weighted sum, "cider_d + 0.5*bleu": see har_jax/rewards/mix.py
-    reward_clip: Path = ""  # HF directory of the CLIP behind the reward `clip_score`
+    reward_clip: Path = ""  # HF directory of the CLIP of the part `clip_score`, or `pac_score`
     reward_timeout: Positive = 600.0  # seconds that the reward of a batch may take
     eos: bool = True  # CIDEr-D counts EOS as a word
     doctor: Literal["on", "warn", "off"] = "on"  # before the first step: har_jax/sessions/doctor.py

@@ -41,6 +41,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=path, metavar="DIR", required=True, help="where the results go")
     scores = "CLIP that scores CLIPScore (default: the run's choice)"
     add("--clip", type=path, metavar="HF_DIR", help=scores)
+    pac = "CLIP of PAC-S's weights, for PAC-S and RefPAC-S (docs/metrics.md)"
+    add("--pac", type=path, metavar="HF_DIR", help=pac)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
     add_scored(parser, "sampling, control and bootstrap")
     run = parser.add_argument_group("a trained run")
@@ -57,10 +59,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--predictions", type=path, metavar="FILE", help="COCO results JSON")
     truth = "COCO captions JSON, Karpathy's dataset_coco.json, or a prepared dataset"
     add("--references", type=path, metavar="FILE", help=truth)
-    metrics = "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE (default: all that can run; the last two start "
-    metrics += "Java); official (or official,CIDEr,Bleu): pycocoevalcap computes them, with Java"
+    metrics = (
+        "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE,CHAIR (default: all that can run but CHAIR; METEOR "
+    )
+    metrics += (
+        "and SPICE start Java); official (or official,CIDEr,Bleu): pycocoevalcap's, with Java"
+    )
     add("--metrics", metavar="A,B", help=metrics)
-    add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore")
+    add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore and PAC-S")
+    add("--instances", type=path, metavar="FILE", help="COCO instances JSON, for CHAIR")
     return parser.parse_args(argv)
 
 
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_run(args: argparse.Namespace) -> dict[str, Any]:
-    for flag in ("references", "images", "metrics"):
+    for flag in ("references", "images", "metrics", "instances"):
         if getattr(args, flag):
             raise UserError(f"--{flag} goes with --predictions; a run has its own (see --data)")
     settings = chosen(args, "step", "data", "batch_size", "features", "allow_overlap")
@@ -100,7 +107,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--predictions needs --references=FILE, the captions to compare with")
     from har_jax.evaluation.from_files import evaluate_files
 
-    settings = chosen(args, "images", "seed")
+    settings = chosen(args, "images", "instances", "seed")
     if args.metrics is not None:
         names = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
         if not names:
@@ -110,7 +117,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    shared = ("split", "clip", "control", "against", "limit", "words")
+    shared = ("split", "clip", "pac", "control", "against", "limit", "words")
     return {name: getattr(args, name) for name in (*shared, *names)}
 
 

@@ -6,6 +6,7 @@ from no other room. There are no circles anywhere.
 """
 
 import ast
+import importlib
 import pathlib
 import re
 
@@ -13,7 +14,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "har_jax"
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+# Names for users, and where these live: imported by nobody of ours, and importing nobody at once.
+DOORS = [PACKAGE / room / "__init__.py" for room in ("", "metrics", "rewards")]
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p not in DOORS)
 
 
 def floors():
@@ -56,6 +59,7 @@ def place_of(name):
     return max(fitting, key=len, default=None)
 
 
+VERSION = "har_jax.version"
 MODULES = {}
 for _path in FILES:
     _parts = _path.relative_to(PACKAGE).with_suffix("").parts
@@ -102,6 +106,26 @@ def test_imports_point_downward(path):
         if top in ("jax", "flax") and at_run_time:
             free = any(name == p or (p.endswith("/") and name.startswith(p)) for p in NO_JAX)
             assert not free or name == "rewards/callback.py", f"{name} imports {top}"
+
+
+@pytest.mark.parametrize("path", DOORS, ids=name_of)
+def test_doors_import_nothing_at_once(path):
+    for module, at_run_time in imports(path):
+        assert not at_run_time or module in ("typing", "__future__", "importlib", VERSION), module
+    room = importlib.import_module(".".join(path.relative_to(ROOT).parent.parts))
+    own_files = {file.stem for file in path.parent.glob("*.py")} - {"version"}
+    for name in {*room.__all__} - {"__version__"}:
+        assert name not in own_files, f"{name} would be hidden by the file {name}.py"
+        assert callable(getattr(room, name))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nobody_of_ours_goes_through_a_door(path):
+    rooms = ("har_jax.metrics", "har_jax.rewards")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in rooms:
+            for alias in node.names:
+                assert f"{node.module}.{alias.name}" in MODULES, f"{name_of(path)}: {alias.name}"
 
 
 def test_there_is_no_circle():

@@ -2,10 +2,11 @@
 
 Images are drawn with replacement, `RESAMPLES` times, and every metric is computed anew from what
 is known of each image (Efron & Tibshirani 1993; paired: Koehn, "Statistical significance tests for
-machine translation evaluation", 2004). For means (CIDEr, ROUGE-L, SPICE, CLIPScore) that is the
-image's value; corpus BLEU is computed from the drawn images' summed n-gram counts. CIDEr keeps its
-document frequencies: they belong to the evaluated set, and a resample has too few distinct images
-to have them of its own. METEOR has no interval: its corpus value is not made of the images' values.
+machine translation evaluation", 2004). For means (CIDEr, ROUGE-L, SPICE, CLIPScore, CHAIRs) that is
+the image's value; corpus BLEU is computed from the drawn images' summed n-gram counts. CIDEr keeps
+its document frequencies: they belong to the evaluated set, and a resample has too few distinct
+images to have them of its own. METEOR and CHAIRi have no interval: their corpus values are not made
+of the images' values.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.metrics.bleu_counts import bleu_of_counts
+from har_jax.metrics.embedding_scores import KINDS
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 LEVEL = 0.95
 METHOD = "percentile bootstrap over images; CIDEr with the corpus document frequencies held fixed"
-MEANS = ("CIDEr", "ROUGE_L", "SPICE", "CLIPScore", "RefCLIPScore")
+MEANS = ("CIDEr", "ROUGE_L", "SPICE")
+MEANS += tuple(key for kind in KINDS.values() for key in (kind.key, kind.ref_key))
+MEANS += ("CHAIRs",)
 """Metrics whose corpus value is the mean of the images' values."""
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 _ORDER = ("CIDEr", *BLEU, *MEANS[1:])
@@ -50,8 +54,8 @@ class Statistics:
         per_image: Sequence[Mapping[str, Any]],
         counts: Int64[np.ndarray, "I columns"] | None = None,
     ) -> Statistics:
-        """From rows of `per_image.json` and `metrics.bleu_counts.bleu_counts_of`, in one order. A metric
-        that some image lacks is left out."""
+        """From rows of `per_image.json` and of `metrics.bleu_counts.bleu_counts_of`, in one order.
+        A metric that some image lacks is left out."""
         present = [name for name in MEANS if all(row.get(name) is not None for row in per_image)]
         parts = [np.array([row[name] for row in per_image], np.float64) for name in present]
         if counts is not None:

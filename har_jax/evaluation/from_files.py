@@ -13,6 +13,7 @@ from har_jax.data.description import CARD
 from har_jax.data.image_files import ImageFiles
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
+from har_jax.evaluation.extras import CHAIR, clip_input, objects_of
 from har_jax.evaluation.references import (
     by_number,
     read_predictions,
@@ -20,7 +21,6 @@ from har_jax.evaluation.references import (
     restrict,
 )
 from har_jax.evaluation.score import (
-    ClipInput,
     Evaluation,
     check_out,
     evaluate_captions,
@@ -28,6 +28,7 @@ from har_jax.evaluation.score import (
     write_predictions,
 )
 from har_jax.metrics.corpus import METRICS
+from har_jax.metrics.embedding_scores import CLIP, PAC
 from har_jax.text.words import PTB, Words, find_words
 
 _NO_CLIP = "no scoring CLIP was given (--clip=HF_DIR, and --images=DIR with the image files)"
@@ -41,6 +42,8 @@ def evaluate_files(
     split: str = "test",
     clip: str | None = None,
     images: str | None = None,
+    pac: str | None = None,
+    instances: str | None = None,
     metrics: Collection[str] = METRICS,
     control: str | None = None,
     against: str | None = None,
@@ -54,7 +57,9 @@ def evaluate_files(
     Args:
       split: of Karpathy's file, or of the dataset.
       clip: HF directory of the CLIP that scores; `images` is the folder of the image files.
-      metrics: some of `metrics.corpus.METRICS`.
+      pac: HF directory of the CLIP of PAC-S, which needs `images` too.
+      instances: COCO's instances JSON, for CHAIR; the references' objects count in any case.
+      metrics: some of `metrics.corpus.METRICS`, and CHAIR.
       against: COCO results of another system, or its evaluation's directory.
       limit: score the first so many predictions; 0: all.
       words: the name of those that are counted; "": the dataset's that the references belong to,
@@ -77,18 +82,19 @@ def evaluate_files(
     other = read_other(against, known.numbers) if against else None
     if other is not None:
         check_covers(other, list(texts))
-    clip_input, why = None, _NO_CLIP
-    if clip and not images:
-        why = "no images were given (--images=DIR with the image files)"
-    elif clip and images:
-        from har_jax.scorers.clip import ClipScorer
-
-        paths = image_files(images, known.filenames, texts)
-        clip_input = ClipInput(ClipScorer(clip), lambda: paths.items())
+    if pac and not images:
+        raise UserError("--pac needs --images=DIR, the image files")
+    why = "no images were given (--images=DIR with the image files)" if clip else _NO_CLIP
+    paths = image_files(images, known.filenames, texts) if images and (clip or pac) else {}
+    objects = objects_of(instances, known.numbers, texts) if instances else None
+    if instances and CHAIR not in metrics:
+        metrics = (*metrics, CHAIR)
     evaluation = evaluate_captions(
         truth,
         texts,
-        clip=clip_input,
+        clip=clip_input(clip, CLIP, paths),
+        pac=clip_input(pac, PAC, paths),
+        objects=objects,
         no_clip=why,
         filenames=known.filenames,
         metrics=metrics,

@@ -32,6 +32,7 @@ from har_jax.evaluation.score import (
 from har_jax.loading.captioner import LoadedCaptioner, load_captioner
 from har_jax.loading.parts import read_parts
 from har_jax.loading.writer import CaptionerWriter
+from har_jax.metrics.embedding_scores import PAC
 from har_jax.progress import progress
 from har_jax.scorers.clip import ClipScorer, independence_warning
 from har_jax.training.run_dir import read_run
@@ -120,6 +121,7 @@ def evaluate_writer(
     *,
     scorer: ClipScorer | None = None,
     no_clip: str = "no scoring CLIP was given",
+    pac: ClipScorer | None = None,
     control: str | None = None,
     against: Other | None = None,
     limit: int = 0,
@@ -134,6 +136,7 @@ def evaluate_writer(
     Args:
       writer: a captioner, or anything else that turns images into texts.
       scorer: for CLIPScore; `no_clip` says why there is none.
+      pac: for PAC-S.
       control: "shuffle", see `evaluation.score.shuffle_control`.
       against: another system, to compare with over the same images.
       limit: the first so many images; 0: all.
@@ -161,6 +164,7 @@ def evaluate_writer(
         found.texts,
         clip=ClipInput(scorer, pairs) if scorer else None,
         no_clip=no_clip,
+        pac=ClipInput(pac, pairs) if pac else None,
         ended=found.ended if found.cut_rate is not None else None,
         filenames=dict(zip(split.ids, split.filenames, strict=True)),
         control=control,
@@ -186,6 +190,7 @@ def evaluate_run(
     method: str = "greedy",
     data: str | None = None,
     clip: str | None = None,
+    pac: str | None = None,
     control: str | None = None,
     against: str | None = None,
     limit: int = 0,
@@ -201,6 +206,7 @@ def evaluate_run(
 
     Args:
       data, clip: instead of the run's own `config.data.dir` and `config.eval.clip_score`.
+      pac: HF directory of the CLIP of PAC-S.
       against: COCO results of another system, or its evaluation's directory.
       captioner: one loaded already, of the same run.
       features: a feature cache instead of the run's own `config.data.features`, or "none" to
@@ -223,8 +229,11 @@ def evaluate_run(
     # 2. Who scores.
     clip = clip or config.eval.clip_score
     scorer = ClipScorer(clip, batch_size=config.eval.batch_size) if clip else None
-    if scorer and (warning := independence_warning(scorer.fingerprint, run)):
-        warnings.append(warning)
+    other_scorer = ClipScorer(pac, batch_size=config.eval.batch_size, kind=PAC) if pac else None
+    for judge in filter(None, (scorer, other_scorer)):
+        key = judge.files.kind.key
+        if warning := independence_warning(judge.fingerprint, run, key):
+            warnings.append(warning)
     # 3. Who writes.
     captioner = captioner or load_captioner(checkpoint, step=step)
     source = {"checkpoint": os.fspath(checkpoint), "stage": config.stage, "step": captioner.step}
@@ -234,6 +243,7 @@ def evaluate_run(
         rows,
         out,
         scorer=scorer,
+        pac=other_scorer,
         no_clip="neither --clip=HF_DIR nor the run's config.eval.clip_score names a scoring CLIP",
         control=control,
         against=other,

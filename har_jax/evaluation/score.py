@@ -2,8 +2,9 @@
 
 DIR/predictions.json   COCO results: [{"image_id": 1, "caption": "..."}, ...]
 DIR/scores.json        CIDEr, Bleu_1 .. Bleu_4, ROUGE_L, METEOR, SPICE, CLIPScore, RefCLIPScore,
-                       n_images, signature, captions_per_second (of what was captioned here);
-                       skipped (why a value is null), health, bias (gendered
+                       where they were asked for PAC-S, RefPAC-S, CHAIRi, CHAIRs (evaluation/
+                       extras.py); n_images, signature, captions_per_second (of what was
+                       captioned here); skipped (why a value is null), health, bias (gendered
                        words, metrics/gender.py; null where there are none), warnings, source,
                        confidence (intervals, see evaluation/bootstrap.py), control and
                        against (evaluation/compare.py) where they were asked for, and domains
@@ -16,21 +17,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
 from har_jax.evaluation.compare import IN_PYTHON, Other, compare
+from har_jax.evaluation.extras import EXTRA_KEYS, ClipInput, extra_scores, split_metrics
 from har_jax.files import followed, write_json
 from har_jax.metrics import gender, health
 from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
 from har_jax.text.words import PTB, Words
-
-if TYPE_CHECKING:
-    from har_jax.scorers.clip import ClipScorer
 
 PREDICTIONS = "predictions.json"
 SCORES = "scores.json"
@@ -41,14 +40,6 @@ KEYS = (
 )
 BIAS_LISTS = "lic"
 """The gendered words of `scores.json["bias"]`, see `metrics.gender`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipInput:
-    """What CLIPScore needs beside the captions."""
-
-    scorer: ClipScorer
-    images: Callable[[], Iterable[tuple[int, Any]]]  # (image id, image) of each image once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +54,8 @@ def evaluate_captions(
     *,
     clip: ClipInput | None = None,
     no_clip: str = "no scoring CLIP was given (--clip=HF_DIR)",
+    pac: ClipInput | None = None,
+    objects: Mapping[int, Collection[str]] | None = None,
     ended: Mapping[int, bool] | None = None,
     filenames: Mapping[int, str] | None = None,
     metrics: Collection[str] = METRICS,
@@ -78,9 +71,11 @@ def evaluate_captions(
 
     Args:
       no_clip: why `clip` is None, for `skipped`.
+      pac: for PAC-S, by another CLIP.
+      objects: COCO's categories in each image, for CHAIR.
       ended: whether each caption reached EOS, where that is known.
       metrics: some of `metrics.corpus.METRICS`, the others are skipped; with `OFFICIAL` among
-        them pycocoevalcap computes them.
+        them pycocoevalcap computes them. CHAIR too.
       against: another system, to compare with over the same images.
       seed: of the control and of the bootstrap.
       control: "shuffle" also scores every caption against another image's references.
@@ -95,23 +90,24 @@ def evaluate_captions(
         raise UserError(f"control {control!r} is unknown; allowed: shuffle")
     ids = list(predictions)
     references = {i: list(references[i]) for i in ids if i in references}
+    metrics, chair = split_metrics(metrics)
     found = score_captions(references, predictions, metrics=metrics, words=words)
     corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
     skipped = dict(found.skipped)
     per_image = {i: dict(found.per_image[i]) for i in ids}
     signature = found.signature
-    if clip is None:
-        skipped |= {"CLIPScore": no_clip, "RefCLIPScore": no_clip}
-    else:
-        by_clip = clip.scorer.score(clip.images(), predictions, references)
-        corpus["CLIPScore"], corpus["RefCLIPScore"] = by_clip.clip_score, by_clip.ref_clip_score
-        for i, (first, second) in by_clip.per_image.items():
-            per_image[i] |= {"CLIPScore": first, "RefCLIPScore": second}
-        signature += "+" + clip.scorer.signature
+    asked: dict[str, Any] = {"clip": clip, "no_clip": no_clip, "pac": pac, "chair": chair}
+    asked |= {"objects": objects, "words": words}
+    for extra in extra_scores(references, predictions, **asked):
+        corpus |= extra.corpus
+        skipped |= extra.skipped
+        for i, values in extra.per_image.items():
+            per_image[i] |= values
+        signature += f"+{extra.signature}" if extra.signature else ""
 
     cut_rate = None if ended is None else 1 - sum(ended.values()) / len(ended)
     scores: dict[str, Any] = {
-        **{key: corpus[key] for key in KEYS},
+        **{key: corpus[key] for key in (*KEYS, *EXTRA_KEYS) if key in corpus},
         "n_images": found.n_images,
         "signature": signature,
         "skipped": skipped,

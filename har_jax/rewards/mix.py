@@ -10,6 +10,7 @@ Names:
     repetition      share of repeated bigrams, [0, 1]
     clip_score      CLIPScore of the caption for the image, 2.5 included, [0, 2.5], by the CLIP that
                     the caller gives (config.scst.reward_clip)
+    pac_score       PAC-S likewise, 2 included, [0, 2], by the CLIP of that
     package.module:function
                     yours: function(image_ids, captions, ended) -> numbers [B, R], as `contract`
                     says; it also gets `references`, {image id: [text]}, if it takes that keyword
@@ -32,6 +33,7 @@ from jaxtyping import Float32
 
 from har_jax.errors import UserError, did_you_mean, raised_by
 from har_jax.metrics.document_frequency import DocumentFrequency
+from har_jax.metrics.embedding_scores import KINDS
 from har_jax.plugins import load_function, signature_of
 from har_jax.rewards import contract
 from har_jax.rewards.bleu import BleuReward
@@ -42,7 +44,9 @@ from har_jax.text.words import PTB, Words
 
 Spec = str | Mapping[str, float]
 
-NAMES = ("cider_d", "bleu", "bias", "bias_balanced", "length", "repetition", "clip_score")
+BY_CLIP = tuple(kind.part for kind in KINDS.values())
+"""Parts that need a CLIP."""
+NAMES = ("cider_d", "bleu", "bias", "bias_balanced", "length", "repetition", *BY_CLIP)
 EXAMPLE = "'cider_d + 0.5*bleu - 1.0*bias'"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -101,7 +105,7 @@ def build(
     references: Mapping[int, Sequence[str]],
     *,
     eos: bool = True,
-    clip_score: Reward | None = None,
+    by_clip: Reward | None = None,
     words: Words = PTB,
 ) -> MixedReward:
     """The reward that a specification describes.
@@ -111,7 +115,7 @@ def build(
       document_frequency: of the training split; None is enough where `cider_d` is not in.
       references: raw captions of every image that will be scored. Kept, not copied.
       eos: whether the end of a caption is a word to CIDEr-D.
-      clip_score: the part of that name.
+      by_clip: the part clip_score, or pac_score, where that is in.
       words: what the parts that look at words count.
 
     Raises:
@@ -135,13 +139,13 @@ def build(
                     "got none; `python -m har_jax.prepare` writes them beside a dataset"
                 )
             return CiderDReward(document_frequency, references, eos=eos, words=words)
-        if name == "clip_score":
-            if clip_score is None:
+        if name in BY_CLIP:
+            if by_clip is None:
                 raise UserError(
-                    "the reward clip_score needs a CLIP; name one, and not the one that scores: "
+                    f"the reward {name} needs a CLIP; name one, and not the one that scores: "
                     "--config.scst.reward_clip=HF_DIR"
                 )
-            return clip_score
+            return by_clip
         if name in own:
             return own[name]()
         if ":" in name:

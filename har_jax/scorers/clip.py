@@ -1,4 +1,5 @@
-"""CLIPScore and RefCLIPScore with a CLIP, or a SigLIP, that scores and does nothing else.
+"""CLIPScore and RefCLIPScore with a CLIP, or a SigLIP, that scores and does nothing else; PAC-S
+with one whose weights were made for it (`metrics.embedding_scores`).
 
 The figures mean something only if that CLIP had no part in training: a captioner looks good to its
 own encoder, and better to a CLIP that rewarded it. `independence_warning` compares weights.
@@ -23,7 +24,7 @@ from har_jax.errors import UserError
 from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.registry import two_towers
 from har_jax.interchange.hf_dir import resolve, weights_fingerprint
-from har_jax.metrics.embedding_scores import PROMPT, clip_score, ref_clip_score
+from har_jax.metrics.embedding_scores import CLIP, Kind, clip_score, ref_clip_score
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params, Structure
 from har_jax.progress import progress
@@ -49,6 +50,7 @@ class ClipFiles:
 
     Attributes:
       path, config: the directory and its configuration.
+      kind: which score it is used for: CLIPScore, or PAC-S.
       towers: how its family embeds images and texts.
       preprocess, tokenize: its own image preprocessing and tokenizer.
       fingerprint: hash of the weights.
@@ -59,7 +61,8 @@ class ClipFiles:
         its tokenizer is another model's.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], kind: Kind = CLIP):
+        self.kind = kind
         self.path = resolve(directory)
         self.towers = two_towers(self.path)
         self.preprocess = Preprocessor.from_hf(self.path)
@@ -79,7 +82,9 @@ class ClipFiles:
         as PTB words, and follow the prompt."""
         weights = self.fingerprint.removeprefix("sha256:")[:12]
         what = self.towers.what.lower()
-        return f"CLIPScore[w2.5,prompt={PROMPT.strip()!r},raw,{what}={weights}]"
+        kind = self.kind
+        told = f"w{kind.weight!r},prompt={kind.prompt.strip()!r}"
+        return f"{kind.key}[{told},raw,{what}={weights}]"
 
     def structure(self, tower: Tower) -> Structure[Any]:
         """What one of the two towers is: `structure.merge(params).embed(inputs)`."""
@@ -97,7 +102,7 @@ class ClipFiles:
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, L] of captions, each after the prompt; too long ones are truncated."""
-        return self.tokenize([PROMPT + text for text in texts])
+        return self.tokenize([self.kind.prompt + text for text in texts])
 
 
 class ClipScorer:
@@ -109,8 +114,15 @@ class ClipScorer:
       UserError: see `ClipFiles`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | ClipFiles, *, batch_size: int = 64):
-        self.files = directory if isinstance(directory, ClipFiles) else ClipFiles(directory)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | ClipFiles,
+        *,
+        batch_size: int = 64,
+        kind: Kind = CLIP,
+    ):
+        read = isinstance(directory, ClipFiles)
+        self.files = directory if read else ClipFiles(directory, kind)
         self.batch_size = batch_size
         self.fingerprint, self.signature = self.files.fingerprint, self.files.signature
         self._tower = functools.cache(functools.partial(_embedding, self.files))
@@ -160,14 +172,15 @@ class ClipScorer:
                 yield image
 
         n_texts = len(predictions) + sum(len(references[i]) for i in predictions)
-        with progress(len(predictions) + n_texts, desc="CLIPScore", unit="embeddings") as bar:
+        kind = self.files.kind
+        with progress(len(predictions) + n_texts, desc=kind.key, unit="embeddings") as bar:
             image_ne = self.embed_images(content(), bar)
             caption_ne = self.embed_texts([predictions[i] for i in order], bar)
             flat = self.embed_texts([text for i in order for text in references[i]], bar)
         ends = np.cumsum([len(references[i]) for i in order])
         reference_nre = np.split(flat, ends[:-1])
-        first = clip_score(image_ne, caption_ne)
-        second = ref_clip_score(image_ne, caption_ne, reference_nre)
+        first = clip_score(image_ne, caption_ne, kind)
+        second = ref_clip_score(image_ne, caption_ne, reference_nre, kind)
         pairs = zip(first.tolist(), second.tolist(), strict=True)
         each = dict(zip(order, pairs, strict=True))
         return ClipScores(float(np.mean(first)), float(np.mean(second)), each)
@@ -185,8 +198,10 @@ def _embedding(
     return functools.partial(jax.jit(embed), files.load(tower))
 
 
-def independence_warning(fingerprint: str, run: Mapping[str, Any]) -> str | None:
-    """Why CLIPScore by this CLIP says little about the captioner of `run.json`; None if it does."""
+def independence_warning(
+    fingerprint: str, run: Mapping[str, Any], score: str = CLIP.key
+) -> str | None:
+    """Why a score by this CLIP says little about the captioner of `run.json`; None if it does."""
     encoder, reward = run.get("base", {}).get("encoder", {}), run.get("reward_signature") or ""
     if encoder.get("fingerprint") == fingerprint:
         part = f"is the captioner's own encoder ({encoder.get('path')})"
@@ -194,5 +209,5 @@ def independence_warning(fingerprint: str, run: Mapping[str, Any]) -> str | None
         part = f"was also part of the reward ({reward})"
     else:
         return None
-    fix = "give another one with --clip=HF_DIR"
-    return f"CLIPScore is not independent: the CLIP that scores {part}; {fix}"
+    fix = "give another one with --clip=HF_DIR" if score == CLIP.key else "give another one"
+    return f"{score} is not independent: the CLIP that scores {part}; {fix}"

@@ -1,4 +1,5 @@
-"""CLIPScore as a reward: 2.5 max(cos(image, caption), 0) by a frozen CLIP of its own.
+"""CLIPScore as a reward: 2.5 max(cos(image, caption), 0) by a frozen CLIP of its own; or PAC-S,
+with 2 for 2.5, by the CLIP of that.
 
 The images of the training split are embedded once, before the first step. In a step the callback
 turns captions into the CLIP's token ids and looks up the images' embeddings; the text tower runs on
@@ -29,7 +30,7 @@ from har_jax.data.dataset import Split
 from har_jax.errors import UserError
 from har_jax.files import write_bytes
 from har_jax.ids import read_number
-from har_jax.metrics.embedding_scores import WEIGHT, clip_score
+from har_jax.metrics.embedding_scores import CLIP, Kind, clip_score
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params
 from har_jax.progress import progress
@@ -46,14 +47,22 @@ class ClipScoreReward:
     Args:
       directory: a CLIP or a SigLIP in Hugging Face's layout.
       images: the split whose images are captioned.
+      kind: CLIPScore or PAC-S.
       batch_size: images (or texts) embedded at a time, outside of steps.
 
     Raises:
       UserError: see `scorers.clip.ClipFiles`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], images: Split, *, batch_size: int = 64):
-        self._files = ClipFiles(directory)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        images: Split,
+        *,
+        batch_size: int = 64,
+        kind: Kind = CLIP,
+    ):
+        self._files = ClipFiles(directory, kind)
         self._split = images
         self._batch_size = batch_size
         self._row = {image_id: row for row, image_id in enumerate(images.ids)}
@@ -74,18 +83,23 @@ class ClipScoreReward:
         return f"image_embeddings.{digest.hexdigest()[:16]}.npy"
 
     def load(self, mesh: Mesh | None, folder: str | os.PathLike[str] | None = None) -> Params:
-        """Embeds the images, or reads what `save` left in `folder`; returns the text tower, in its
-        shards. Every process embeds all images: it does not know which it will draw."""
+        """`look`; returns the text tower, in its shards."""
+        self.look(folder)
+        vars(self).pop("_scorer", None)  # the vision tower goes before the other one comes
+        return self._files.load("text", mesh)
+
+    def look(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Embeds the images, or reads what `save` left in `folder`. Every process embeds all of
+        them: it does not know which it will draw."""
         path = None if folder is None else pathlib.Path(folder, self.cache_name)
         shape = (len(self._split), self._files.width)
         vectors = _read(path, shape)
         if vectors is None:
-            with progress(len(self._split), desc="images for clip_score", unit="images") as bar:
+            desc = f"images for {self._files.kind.part}"
+            with progress(len(self._split), desc=desc, unit="images") as bar:
                 images = (example.image for example in self._split)
                 vectors = self._scorer.embed_images(images, bar).astype(np.float32)
         self._vectors = vectors
-        vars(self).pop("_scorer", None)  # the vision tower goes before the other one comes
-        return self._files.load("text", mesh)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Keeps the embeddings for the next `load`."""
@@ -122,7 +136,7 @@ class ClipScoreReward:
         b, r, length = tokens_brl.shape
         texts = unit(self._text.merge(params).embed(tokens_brl.reshape(b * r, length)))
         cosines = jnp.einsum("bre,be->br", texts.reshape(b, r, -1), images_be)
-        return WEIGHT * jnp.maximum(cosines, 0.0)
+        return self._files.kind.weight * jnp.maximum(cosines, 0.0)
 
     def __call__(self, image_ids: ImageIds, captions: Texts, ended: Ended) -> Values:
         """See `rewards.contract.Reward`; not inside a callback.
@@ -136,15 +150,15 @@ class ClipScoreReward:
         looks = self._scorer.embed_images(images) if known is None else known[rows]
         looks = np.repeat(looks, ended.shape[1], axis=0)
         texts = self._scorer.embed_texts([text for group in captions for text in group])
-        return clip_score(looks, texts).reshape(ended.shape).astype(np.float32)
+        return clip_score(looks, texts, self._files.kind).reshape(ended.shape).astype(np.float32)
 
     def _rows(self, image_ids: ImageIds) -> list[int]:
         try:
             return [self._row[read_number(image_id)] for image_id in image_ids]
         except KeyError as error:
             raise UserError(
-                f"clip_score has no image {error.args[0]}: it knows the {len(self._row)} images of "
-                f"{self._split.name!r} in {self._split.directory}"
+                f"{self._files.kind.part} has no image {error.args[0]}: it knows the "
+                f"{len(self._row)} images of {self._split.name!r} in {self._split.directory}"
             ) from None
 
     @functools.cached_property

@@ -14,20 +14,18 @@ from typing import Any
 
 from har_jax.checkpoint import resolve_step
 from har_jax.config import Config
-from har_jax.data.dataset import Split, document_frequency_path, open_split, words_of
+from har_jax.data.dataset import Split, open_split, words_of
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.overlap import ImageSet, image_set, shared
-from har_jax.data.subset import Subset, take
+from har_jax.data.subset import take
 from har_jax.data.tally import tokens_needed
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import trained_on
 from har_jax.loading.parts import Parts, read_parts
-from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.objectives.policy_gradient import find_objective
-from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers.clip import ClipFiles
-from har_jax.scorers.clip_reward import ClipScoreReward
+from har_jax.scorers.split_reward import split_reward
 from har_jax.text.words import Words
 from har_jax.training.run_dir import read_run
 from har_jax.training.trackers import names_of
@@ -113,7 +111,9 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     reward = None
     if scst:
         find_objective(config.scst.objective)
-        reward = _reward(config, train_split, words)
+        told: dict[str, Any] = {"eos": config.scst.eos, "clip": config.scst.reward_clip}
+        told |= {"batch_size": config.eval.batch_size}
+        reward = split_reward(config.scst.reward, train_split, words, **told)
     described = {"path": data.dir, "split": data.train_split, "images": len(train_split)}
     described |= {"of": len(whole), "ids": own.ids_of, "fingerprint": own.fingerprint}
     folder = pathlib.Path(workdir)
@@ -184,34 +184,3 @@ def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:
             )
     step = resolve_step(config.init_from, "best")
     return {"run": str(config.init_from), "step": step, "stage": parent.stage}
-
-
-def _reward(config: Config, split: Split, words: Words) -> MixedReward:
-    scst = config.scst
-    clip = None
-    if "clip_score" in mix.parse(scst.reward):
-        if scst.reward_clip:
-            clip = ClipScoreReward(scst.reward_clip, split, batch_size=config.eval.batch_size)
-    elif scst.reward_clip:
-        raise UserError(
-            f"config.scst.reward_clip={scst.reward_clip!r} has no part in the reward "
-            f"{scst.reward!r}; add clip_score to it, or leave reward_clip out"
-        )
-    df = _document_frequency(config, split, words)
-    how: dict[str, Any] = {"eos": scst.eos, "clip_score": clip, "words": words}
-    return mix.build(scst.reward, df, split.references(), **how)
-
-
-def _document_frequency(config: Config, split: Split, words: Words) -> DocumentFrequency:
-    data = config.data
-    if isinstance(split, Subset):  # low-resource: the references of other images are not there
-        found = [[words(text) for text in texts] for texts in split.captions]
-        name = f"{data.train_split}[{len(split)} images]"
-        return DocumentFrequency.from_references(found, name=name, words_by=words.signature)
-    path = document_frequency_path(data.dir, data.train_split)
-    if not path.exists():
-        raise UserError(
-            f"{path} is missing: CIDEr-D needs the document frequencies of the training "
-            "references; prepare the dataset again with har_jax.prepare"
-        )
-    return DocumentFrequency.load(path)
