@@ -53,36 +53,41 @@ def split_metrics(metrics: Collection[str]) -> tuple[tuple[str, ...], bool]:
     return tuple(name for name in metrics if name != CHAIR), CHAIR in metrics
 
 
-def extra_scores(
-    references: Mapping[int, Sequence[str]],
-    predictions: Mapping[int, str],
-    *,
-    clip: ClipInput | None,
-    no_clip: str,
-    pac: ClipInput | None = None,
-    chair: bool = False,
-    objects: Mapping[int, Collection[str]] | None = None,
-    words: Words = PTB,
-) -> Iterator[Extra]:
-    """What was asked for; of CLIPScore, why it was not.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked for.
 
-    Args:
-      no_clip: why `clip` is None.
+    Attributes:
+      clip, pac: for CLIPScore and PAC-S; `no_clip` says why there is no `clip`.
+      chair: whether CHAIR is.
       objects: of each image, for CHAIR, beside those that its references name.
       words: of the captions; CHAIR's are PTB's.
     """
-    if clip is None:
-        yield Extra({}, {}, skipped={CLIP.key: no_clip, CLIP.ref_key: no_clip})
-    for given, kind in ((clip, CLIP), (pac, PAC)):
+
+    clip: ClipInput | None
+    no_clip: str
+    pac: ClipInput | None = None
+    chair: bool = False
+    objects: Mapping[int, Collection[str]] | None = None
+    words: Words = PTB
+
+
+def extra_scores(
+    references: Mapping[int, Sequence[str]], predictions: Mapping[int, str], asked: Asked
+) -> Iterator[Extra]:
+    """What was asked for; of CLIPScore, why it was not."""
+    if asked.clip is None:
+        yield Extra({}, {}, skipped=dict.fromkeys((CLIP.key, CLIP.ref_key), asked.no_clip))
+    for given, kind in ((asked.clip, CLIP), (asked.pac, PAC)):
         if given is not None:
             yield _by_clip(given, kind, references, predictions)
-    if chair and words is not PTB:
-        why = f"CHAIR knows English words of PTB, not {words.signature}"
+    if asked.chair and asked.words is not PTB:
+        why = f"CHAIR knows English words of PTB, not {asked.words.signature}"
         yield Extra({"CHAIRi": None, "CHAIRs": None}, {}, skipped={CHAIR: why})
-    elif chair:
+    elif asked.chair:
         from har_jax.metrics.hallucination import chair as chair_of
 
-        found = chair_of(predictions, objects, references)
+        found = chair_of(predictions, asked.objects, references)
         rows = {i: {key: found.per_image[i][key] for key in _ROW} for i in predictions}
         yield Extra({"CHAIRi": found.chair_i, "CHAIRs": found.chair_s}, rows, found.signature)
 

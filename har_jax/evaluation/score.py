@@ -25,7 +25,7 @@ import numpy as np
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import MEANS, Statistics, confidence
 from har_jax.evaluation.compare import IN_PYTHON, Other, compare
-from har_jax.evaluation.extras import EXTRA_KEYS, ClipInput, extra_scores, split_metrics
+from har_jax.evaluation.extras import EXTRA_KEYS, Asked, ClipInput, extra_scores, split_metrics
 from har_jax.files import followed, write_json
 from har_jax.metrics import gender, health
 from har_jax.metrics.corpus import METRICS, CorpusScores, score_captions
@@ -96,9 +96,8 @@ def evaluate_captions(
     skipped = dict(found.skipped)
     per_image = {i: dict(found.per_image[i]) for i in ids}
     signature = found.signature
-    asked: dict[str, Any] = {"clip": clip, "no_clip": no_clip, "pac": pac, "chair": chair}
-    asked |= {"objects": objects, "words": words}
-    for extra in extra_scores(references, predictions, **asked):
+    asked = Asked(clip, no_clip, pac, chair, objects, words)
+    for extra in extra_scores(references, predictions, asked):
         corpus |= extra.corpus
         skipped |= extra.skipped
         for i, values in extra.per_image.items():
@@ -125,14 +124,18 @@ def evaluate_captions(
         scores["against"] = compare(against, statistics, references, ids, **told)
     if control == "shuffle":
         scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed, words)
-    rows: list[dict[str, Any]] = []
-    for i in ids:
-        named = {"filename": filenames[i]} if filenames and i in filenames else {}
-        row = {"image_id": i, **named, "caption": predictions[i], "references": references[i]}
-        rows.append(row | ({"ended": ended[i]} if ended is not None else {}) | per_image[i])
     if domains is not None:
         scores["domains"] = _score_domains(domains, references, predictions, per_image, words)
+    rows: list[dict[str, Any]] = []
+    for i in ids:
+        row = {"image_id": i, **_named(i, filenames), "caption": predictions[i]}
+        row |= {"references": references[i]} | ({"ended": ended[i]} if ended is not None else {})
+        rows.append(row | per_image[i])
     return Evaluation(scores, rows)
+
+
+def _named(image_id: int, filenames: Mapping[int, str] | None) -> dict[str, str]:
+    return {"filename": filenames[image_id]} if filenames and image_id in filenames else {}
 
 
 def _score_domains(
