@@ -143,4 +143,4 @@ def compare(
 def _clip_of(signature: str) -> str:
     """The part of a signature that says how CLIPScore was computed; "" without one."""
     _, mark, rest = signature.partition("+CLIPScore[")
-    return mark + rest
+    return mark + rest.partition("]")[0]

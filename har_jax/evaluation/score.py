@@ -100,8 +100,7 @@ def evaluate_captions(
     for extra in extra_scores(references, predictions, asked):
         corpus |= extra.corpus
         skipped |= extra.skipped
-        for i, values in extra.per_image.items():
-            per_image[i] |= values
+        per_image = {i: {**row, **extra.per_image.get(i, {})} for i, row in per_image.items()}
         signature += f"+{extra.signature}" if extra.signature else ""
 
     cut_rate = None if ended is None else 1 - sum(ended.values()) / len(ended)
@@ -126,16 +125,14 @@ def evaluate_captions(
         scores["control"] = shuffle_control(references, predictions, corpus["CIDEr"], seed, words)
     if domains is not None:
         scores["domains"] = _score_domains(domains, references, predictions, per_image, words)
-    rows: list[dict[str, Any]] = []
-    for i in ids:
-        row = {"image_id": i, **_named(i, filenames), "caption": predictions[i]}
-        row |= {"references": references[i]} | ({"ended": ended[i]} if ended is not None else {})
-        rows.append(row | per_image[i])
-    return Evaluation(scores, rows)
+    given = (("filename", filenames), ("caption", predictions), ("references", references))
+    columns = [(name, of) for name, of in (*given, ("ended", ended)) if of is not None]
+    return Evaluation(scores, [_row(i, columns) | per_image[i] for i in ids])
 
 
-def _named(image_id: int, filenames: Mapping[int, str] | None) -> dict[str, str]:
-    return {"filename": filenames[image_id]} if filenames and image_id in filenames else {}
+def _row(image_id: int, columns: Sequence[tuple[str, Mapping[int, Any]]]) -> dict[str, Any]:
+    found = {name: of[image_id] for name, of in columns if image_id in of}
+    return {"image_id": image_id, **found}
 
 
 def _score_domains(

@@ -123,7 +123,7 @@ def test_as_a_reward(workspace, clip, few, published):
 
 def test_evaluate_has_both(workspace, clip, few, published, tmp_path):
     """--clip and --pac, by different weights; what is not asked for is not in scores.json."""
-    pictures, captions, _ = few
+    _, captions, _ = few
     split = open_split(workspace / "data", "test")
     (tmp_path / "images").mkdir()
     for k, name in enumerate(split.filenames[:4]):

@@ -107,7 +107,7 @@ def test_a_clip_sees_the_datasets_images(workspace):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
-def test_grpo_trainer_runs_three_steps(tmp_path, monkeypatch):
+def test_grpo_trainer_runs_three_steps(tmp_path):
     """A tiny random policy; the rewards that TRL logs are those of the texts that it logs."""
     import datasets
     import torch
@@ -115,7 +115,6 @@ def test_grpo_trainer_runs_three_steps(tmp_path, monkeypatch):
     import trl
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     words = "<pad> <eos> image : a dog runs the two cats sleep".split()  # noqa: SIM905
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -157,20 +156,21 @@ def test_grpo_trainer_runs_three_steps(tmp_path, monkeypatch):
         bf16=False,
         disable_tqdm=True,
     )
-    for function in (reward, told):
-        trainer = trl.GRPOTrainer(
-            model=policy,
-            reward_funcs=function,
-            args=settings,
-            train_dataset=rows,
-            processing_class=tokenizer,
-        )
-        before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        trainer.train()
-        logs = [row for row in trainer.state.log_history if "reward" in row]
-        assert len(logs) == 3 and all(np.isfinite(row["reward"]) for row in logs)
-        assert any("reward_part/cider_d" in key for key in logs[0])
-        assert any(not torch.equal(p, before[name]) for name, p in policy.named_parameters())
-    for row, (texts, _, values) in zip(logs, seen, strict=True):
-        assert len(texts) == 4 and row["reward"] == pytest.approx(np.mean(values), abs=1e-5)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    trainer = trl.GRPOTrainer(
+        model=policy,
+        reward_funcs=[reward, told],
+        args=settings,
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "reward" in row]
+    assert len(logs) == len(seen) == 3
+    for row, (texts, files, values) in zip(logs, seen, strict=True):
+        assert len(texts) == 4 and set(files) <= set(NAMES)
+        mean = pytest.approx(np.mean(values), abs=1e-5)
+        assert row["rewards/har_jax/mean"] == mean and row["rewards/told/mean"] == mean
+        assert "reward_part/cider_d" in row
     assert len({value for *_, values in seen for value in values}) > 2
+    assert any(not torch.equal(p, before[name]) for name, p in policy.named_parameters())
