@@ -1,31 +1,42 @@
-"""Captions images with a trained run: `python -m har_jax.caption --checkpoint=RUN IMAGE…`."""
+"""Captions images with a trained captioner: `python -m har_jax.caption --checkpoint=RUN IMAGE…`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from har_jax.command_line import (
+    add_captioner,
     add_decoding,
-    add_run,
     add_seed,
+    captioner_of,
     decoding,
     new_parser,
     path,
     print_captions,
+    setup_logging,
 )
-from har_jax.errors import command
-from har_jax.settings import Tokens, word
+from har_jax.errors import UserError, command
+from har_jax.settings import Count, Tokens, word
 
 DESCRIPTION = """\
 Writes one caption per image, as PATH<TAB>CAPTION, or with --json as a JSON list of
 {"image": PATH, "caption": CAPTION}. All images are checked before the model is loaded.
+
+With --out=FILE.jsonl, .json or .csv any number of images is captioned into a file, batch by batch:
+the same command, given again after a kill, goes on where it was. Images that do not decode are
+skipped and listed in FILE.skipped.jsonl. Each row has image_id (the number that the file's name
+consists of, as COCO's do, else the name), image (the file's name, below DIR) and caption:
+`evaluate --predictions=FILE` reads it.
 """
 
 EXAMPLES = """\
 examples:
   python -m har_jax.caption --checkpoint=runs/scst photo.jpg
   python -m har_jax.caption --checkpoint=runs/scst --method=beam --json holiday/*.jpg > out.json
+  python -m har_jax.caption --checkpoint=runs/scst holiday --out=captions.jsonl
+  python -m har_jax.caption --checkpoint=exported 'photos/**/*.jpg' --out=captions.csv
   python -m har_jax.caption --checkpoint=runs/mle --method=sample --temperature=0.7 --seed=1 a.png
 """
 
@@ -33,30 +44,73 @@ examples:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("caption", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("images", type=path, metavar="IMAGE", nargs="+", help="image files")
-    add_run(parser)
+    images = "image files, folders of them, or patterns in quotes"
+    add("images", type=path, metavar="IMAGE", nargs="+", help=images)
+    add_captioner(parser)
     add_decoding(parser)
     add_seed(parser)
     add("--max-tokens", type=word(Tokens), metavar="N", help="default: as in training")
     add("--json", action="store_true", help="print JSON")
+    add("--out", type=path, metavar="FILE", help="captions.jsonl, .json or .csv")
+    add("--batch-size", type=word(Count), metavar="N", help="images per device call, with --out")
+    add("--overwrite", action="store_true", help="replace --out, or begin it anew")
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from har_jax.data.decode import Files, decode
+    if args.out:
+        return into_file(args)
+    for flag in ("batch_size", "overwrite"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} goes with --out=FILE")
+    from har_jax.data.decode import decode
+    from har_jax.data.image_list import paths_of
 
-    files = Files(args.images)
-    images = [files.read(i) for i in files.ids]
-    for name, image in zip(args.images, images, strict=True):
-        decode(image, name=name)
+    paths = paths_of(args.images)
+    for name in paths:
+        decode(name)
 
     from har_jax.loading.captioner import load_captioner
 
-    captioner = load_captioner(args.checkpoint, step=args.step)
-    captions = captioner.generate(images, max_tokens=args.max_tokens, **decoding(args))
-    print_captions(list(zip(args.images, captions, strict=True)), as_json=args.json)
+    source, settings = captioner_of(args)
+    captioner = load_captioner(source, **settings)
+    captions = captioner.generate(paths, max_tokens=args.max_tokens, **decoding(args))
+    print_captions(list(zip(paths, captions, strict=True)), as_json=args.json)
+    return 0
+
+
+def into_file(args: argparse.Namespace) -> int:
+    """What needs no model first, then one batch after the other."""
+    from har_jax.data.image_list import ImageList
+    from har_jax.distributed import join_if_asked
+    from har_jax.evaluation.captions_file import caption_into, check_out, skipped_path
+
+    if args.json:
+        raise UserError("--json is of what is printed; give --out=FILE.json")
+    check_out(args.out, overwrite=args.overwrite)
+    images = ImageList.of(args.images)
+    source, settings = captioner_of(args)
+    setup_logging()
+    join_if_asked()
+
+    import jax
+
+    from har_jax.decoding.settings import DecodeSettings
+    from har_jax.loading.captioner import load_captioner
+
+    how: dict[str, Any] = decoding(args)
+    seed = how.pop("seed")
+    written = DecodeSettings(max_tokens=args.max_tokens, **how)
+    captioner = load_captioner(source, **settings)
+    begun = {"source": {"checkpoint": source, **settings}, "overwrite": args.overwrite}
+    drawn = {"seed": seed, "batch_size": args.batch_size}
+    made = caption_into(captioner, images, args.out, written, **begun, **drawn)
+    if jax.process_index() == 0:
+        print(f"{made.captions} captions written to {args.out}")
+        if made.skipped:
+            print(f"{made.skipped} images were skipped: see {skipped_path(args.out)}")
     return 0
 
 

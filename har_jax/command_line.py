@@ -92,6 +92,42 @@ def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> 
     add("--step", default="best", help="best (default), latest, or a number")
 
 
+_PARTS = {
+    "encoder": "where the encoder is: of a run or PEFT directory that was moved, or of parts",
+    "lm": "where the decoder is, likewise",
+    "projector": "the projector of parts that lie apart: a run, or a directory that holds one",
+    "adapter": "LoRA adapters upon these parts, as PEFT saves them",
+}
+
+
+def add_captioner(arguments: argparse._ActionsContainer) -> None:
+    """Declares what `load_captioner` takes: `--checkpoint` and `--step`, and parts that lie apart;
+    for `captioner_of`."""
+    add = arguments.add_argument
+    source = "run directory of train, LLaVA or PEFT directory"
+    add("--checkpoint", type=path, metavar="RUN", help=source)
+    add("--step", default="best", help="of a run: best (default), latest, or a number")
+    for name, told in _PARTS.items():
+        add(f"--{name}", type=path, metavar="DIR", help=told)
+    add("--prompt", help="text between image and caption (default: as the captioner says)")
+
+
+def captioner_of(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
+    """What `load_captioner` is to be called with: its source, and its keyword arguments.
+
+    Raises:
+      UserError: neither a checkpoint nor parts were given.
+    """
+    found = {name: getattr(args, name) for name in (*_PARTS, "prompt")}
+    parts = {name: value for name, value in found.items() if value is not None}
+    if not args.checkpoint and "projector" not in parts:
+        raise UserError(
+            "--checkpoint is missing; give a run of train or a directory of a captioner, or "
+            "--encoder=DIR, --lm=DIR and --projector=DIR"
+        )
+    return args.checkpoint, {"step": args.step, **parts}
+
+
 def add_decoding(arguments: argparse._ActionsContainer) -> None:
     """Declares `--method` and what belongs to one, for `decoding`."""
     arguments.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
@@ -116,6 +152,24 @@ def add_scored(arguments: argparse._ActionsContainer, seed: str) -> None:
     add("--against", type=path, metavar="OTHER", help=other)
     words = f"what is counted of captions: {WORDS} (default: the dataset's)"
     add("--words", default="", metavar="NAME", help=words)
+
+
+def add_metrics(arguments: argparse._ActionsContainer) -> None:
+    """Declares `--metrics`, for `metrics_of`."""
+    metrics = "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE,CHAIR (default: the first three, without Java, "
+    metrics += "and of a captioner all that can run but CHAIR); official (or official,CIDEr,Bleu): "
+    metrics += "pycocoevalcap computes them, with Java"
+    arguments.add_argument("--metrics", metavar="A,B", help=metrics)
+
+
+def metrics_of(args: argparse.Namespace) -> dict[str, Any]:
+    """`metrics`, where they were given."""
+    if args.metrics is None:
+        return {}
+    names = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+    if not names:
+        raise UserError("--metrics is empty; choose from CIDEr,Bleu,ROUGE_L,METEOR,SPICE")
+    return {"metrics": names}
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:

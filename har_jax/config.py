@@ -188,7 +188,8 @@ class Config:
     steps: Count = 1000  # updates; a longer run of it gets a longer schedule
     batch_size: Count = 32  # images, over all devices
     microbatches: Count = 1  # parts of a batch whose gradients are made one after the other
-    init_from: Path = ""  # SCST: the MLE run to start from
+    # What to start from: a run, a LLaVA or PEFT directory, or a projector's. SCST needs one.
+    init_from: Path = ""
     log_every: Count = 10  # steps
     checkpoint_every: Count = 500  # steps
     # Who is told of the run beside its own log: names of tensorboard, wandb, mlflow and trackio, or
@@ -279,21 +280,18 @@ def check(config: Config, *, alone: bool = False) -> None:
             f"config.model.lora.targets={config.model.lora.targets!r} is no regular expression "
             f"({error}); give one such as 'attn.(q|k|v|o)' or '(attn.(q|v)|mlp.down)'"
         ) from None
-    needed = {"data.dir": config.data.dir, "model.lm": config.model.lm}
-    if not config.data.features:  # imported features have no encoder
-        needed["model.encoder"] = config.model.encoder
+    needed = {"data.dir": config.data.dir}
+    if not config.init_from:  # which may say what these are
+        needed["model.lm"] = config.model.lm
+        if not config.data.features:  # imported features have no encoder
+            needed["model.encoder"] = config.model.encoder
     for name, value in needed.items():
         if not value:
             raise UserError(f"config.{name} is not set; give a directory: --config.{name}=DIR")
-    if config.stage == "mle" and config.init_from:
-        raise UserError(
-            f"config.init_from={config.init_from!r} belongs to SCST, but config.stage is 'mle'; "
-            "use --config=configs/scst.py, or leave it out"
-        )
     if config.stage == "scst" and not config.init_from and not alone:
         raise UserError(
-            "config.init_from is not set: SCST refines an MLE run; give its directory: "
-            "--config.init_from=runs/mle"
+            "config.init_from is not set: SCST refines an MLE run, or another captioner; give its "
+            "directory: --config.init_from=runs/mle"
         )
     if config.stage == "scst" and scst.baseline != "greedy" and scst.samples < 2:
         needed = f"needs config.scst.samples >= 2, got {scst.samples}"

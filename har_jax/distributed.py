@@ -18,6 +18,13 @@ from har_jax.sharding import BATCH_AXES, batch_sharding
 log = logging.getLogger(__name__)
 
 
+def join_if_asked() -> None:
+    """`join_processes` where HAR_DISTRIBUTED is 1, as launch/ sets it: several processes, one run.
+    Before anything asks JAX for a device."""
+    if os.environ.get("HAR_DISTRIBUTED") == "1":
+        join_processes()
+
+
 def join_processes() -> None:
     """Makes this process one of a job. TPU pods and Slurm tell JAX who is who; elsewhere
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""

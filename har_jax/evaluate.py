@@ -8,7 +8,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from har_jax.command_line import add_decoding, add_run, add_scored, decoding, new_parser, path
+from har_jax.command_line import (
+    add_captioner,
+    add_decoding,
+    add_metrics,
+    add_scored,
+    captioner_of,
+    decoding,
+    metrics_of,
+    new_parser,
+    path,
+)
 from har_jax.errors import UserError, command
 from har_jax.reports.tables import scores_table
 from har_jax.settings import Count, word
@@ -32,6 +42,7 @@ examples:
       --split=test --images=coco/ --clip=models/clip-vit-base-patch32 --out=out
   python -m har_jax.evaluate --predictions=results.json --references=captions_val2014.json \\
       --metrics=official --out=out
+  python -m har_jax.evaluate --predictions=captions.csv --references=data/mine:test --out=out
 """
 
 
@@ -45,27 +56,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pac", type=path, metavar="HF_DIR", help=pac)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
     add_scored(parser, "sampling, control and bootstrap")
-    run = parser.add_argument_group("a trained run")
-    add_run(run, required=False)
+    add_metrics(parser)
+    run = parser.add_argument_group("a captioner")
+    add_captioner(run)
     add_decoding(run)
     add = run.add_argument
-    own = "prepared dataset (default: the run's own)"
-    add("--data", type=path, metavar="DIR", help=own)
+    add("--data", type=path, metavar="DIR", help="prepared dataset (default: a run's own)")
     cache = "feature cache (default: the run's own, where it holds the split), or none"
     add("--features", type=path, metavar="DIR", help=cache)
     add("--allow-overlap", action="store_true", help="score training images too, with a warning")
     add("--batch-size", type=word(Count), metavar="N", help="images per device call")
     add = parser.add_argument_group("captions that are there already").add_argument
-    add("--predictions", type=path, metavar="FILE", help="COCO results JSON")
-    truth = "COCO captions JSON, Karpathy's dataset_coco.json, or a prepared dataset"
+    given = "COCO results, what caption --out wrote, CSV, or {file name: caption}"
+    add("--predictions", type=path, metavar="FILE", help=given)
+    truth = "COCO's or Karpathy's JSON, CSV of image,caption, or a dataset: DIR or DIR:SPLIT"
     add("--references", type=path, metavar="FILE", help=truth)
-    metrics = (
-        "of CIDEr,Bleu,ROUGE_L,METEOR,SPICE,CHAIR (default: all that can run but CHAIR; METEOR "
-    )
-    metrics += (
-        "and SPICE start Java); official (or official,CIDEr,Bleu): pycocoevalcap's, with Java"
-    )
-    add("--metrics", metavar="A,B", help=metrics)
     add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore and PAC-S")
     add("--instances", type=path, metavar="FILE", help="COCO instances JSON, for CHAIR")
     return parser.parse_args(argv)
@@ -74,32 +79,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    if bool(args.checkpoint) == bool(args.predictions):
-        raise UserError(
-            "give either --checkpoint=RUN, to caption and score, or --predictions=FILE with "
-            "--references=FILE, to score captions that are there"
-        )
-    if args.checkpoint:
-        scores = score_run(args)
-    else:
-        gc.disable()  # there is nothing to collect, and looking takes a seventh of the time
-        try:
-            scores = score_files(args)
-        finally:
-            gc.enable()
+    if bool(args.checkpoint or args.projector) == bool(args.predictions):
+        either = "give either --checkpoint=RUN, to caption and score, or --predictions=FILE with "
+        raise UserError(f"{either}--references=FILE, to score captions that are there")
+    scores = score_files(args) if args.predictions else score_captioner(args)
     print(scores_table(scores))
     print(f"written to {pathlib.Path(args.out) / 'scores.json'}")
     return 0
 
 
-def score_run(args: argparse.Namespace) -> dict[str, Any]:
-    for flag in ("references", "images", "metrics", "instances"):
+def score_captioner(args: argparse.Namespace) -> dict[str, Any]:
+    for flag in ("references", "images", "instances"):
         if getattr(args, flag):
             raise UserError(f"--{flag} goes with --predictions; a run has its own (see --data)")
     settings = chosen(args, "step", "data", "batch_size", "features", "allow_overlap")
+    source, given = captioner_of(args)
+    settings |= {"given": {k: v for k, v in given.items() if k != "step"}, **metrics_of(args)}
     from har_jax.evaluation.run import evaluate_run
 
-    return evaluate_run(args.checkpoint, args.out, **settings, **decoding(args)).scores
+    return evaluate_run(source, args.out, **settings, **decoding(args)).scores
 
 
 def score_files(args: argparse.Namespace) -> dict[str, Any]:
@@ -107,13 +105,12 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--predictions needs --references=FILE, the captions to compare with")
     from har_jax.evaluation.from_files import evaluate_files
 
-    settings = chosen(args, "images", "instances", "seed")
-    if args.metrics is not None:
-        names = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
-        if not names:
-            raise UserError("--metrics is empty; choose from CIDEr,Bleu,ROUGE_L,METEOR,SPICE")
-        settings["metrics"] = names
-    return evaluate_files(args.predictions, args.references, args.out, **settings).scores
+    settings = chosen(args, "images", "instances", "seed") | metrics_of(args)
+    gc.disable()  # there is nothing to collect, and looking takes a seventh of the time
+    try:
+        return evaluate_files(args.predictions, args.references, args.out, **settings).scores
+    finally:
+        gc.enable()
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -92,9 +92,12 @@ def run(
     """Compiles, and where it does not fit, looks for what does."""
     from har_jax.files import dumps
     from har_jax.loading.blueprint import draw
+    from har_jax.loading.start import settled
     from har_jax.sessions import preflight_report as report
     from har_jax.sessions.preflight import examine, what_fits
 
+    if config.init_from and not (config.model.encoder and config.model.lm):
+        config, _ = settled(config)
     features = None
     if not config.model.encoder:
         raise UserError("preflight needs config.model.encoder: its directory or its name")

@@ -88,7 +88,7 @@ def configuration(spec: str | None, workdir: str | None, overrides: dict[str, st
 
 def run(config: Config, arguments: argparse.Namespace) -> int:
     """Everything that needs no device first, then the run itself, and its report."""
-    from har_jax.distributed import join_processes
+    from har_jax.distributed import join_if_asked
     from har_jax.reports.ending import end_of_run
     from har_jax.sessions import run as session
     from har_jax.sessions.plan import plan_session
@@ -96,8 +96,7 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 
     workdir, profile = arguments.workdir, arguments.profile
     plan = plan_session(config, workdir)
-    if os.environ.get("HAR_DISTRIBUTED") == "1":  # set by launch/: several processes, one run
-        join_processes()
+    join_if_asked()
     traced = Profile(os.path.join(workdir, "profile"), *profile) if profile else None
     outcome = session.train(plan, stop_after=arguments.stop_after, profile=traced)
     if outcome.primary and not outcome.signal:  # who sends one does not wait for a page

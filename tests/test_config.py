@@ -146,9 +146,11 @@ def test_a_wrong_file_or_preset(spec, message):
         load(spec)
 
 
-def test_init_from_belongs_to_scst():
-    with pytest.raises(UserError, match="belongs to SCST"):
-        load("configs/mle.py:tiny", {"init_from": "runs/mle"})
+def test_what_a_run_starts_from_may_say_its_models():
+    bare = {"model.encoder": "", "model.lm": ""}
+    assert load("configs/mle.py:tiny", {"init_from": "models/llava", **bare}).model.lm == ""
+    with pytest.raises(UserError, match=r"config.model.lm is not set"):
+        load("configs/mle.py:tiny", bare)
 
 
 def test_a_batch_that_the_mesh_cannot_divide():

@@ -96,6 +96,82 @@ def test_writes_what_the_contract_says(run):
     assert not [p for p in out.iterdir() if "partial" in p.name]
 
 
+NAMED = {f"{i}.jpg": CAPTIONS[i][1] for i in CAPTIONS}
+FORMS = {
+    "rows": json.dumps([{"image": f"some/{n}", "caption": t} for n, t in NAMED.items()]),
+    "lines": "\n".join(json.dumps({"image": n, "caption": t}) for n, t in NAMED.items()),
+    # The name comes first: ids may be of somebody's own.
+    "foreign ids": json.dumps(
+        [{"image_id": 70 + k, "image": n, "caption": t} for k, (n, t) in enumerate(NAMED.items())]
+    ),
+    "by name": json.dumps(NAMED),
+    "by name, over lines": json.dumps({n: [t] for n, t in NAMED.items()}, indent=1),
+    "by id": json.dumps({str(i): CAPTIONS[i][1] for i in CAPTIONS}),
+    "table": "image,caption\n" + "\n".join(f'{n},"{t}"' for n, t in NAMED.items()),
+    "table of ids": "caption;image_id\n" + "\n".join(f"{CAPTIONS[i][1]};{i}" for i in CAPTIONS),
+    "bare table": "\n".join(f"{n}\t{t}" for n, t in NAMED.items()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_predictions_of_any_form_score_alike(run, form):
+    _, _, _, out = run(results(), coco())
+    expected = json.loads((out / "scores.json").read_text())
+    code, _, err, out = run(FORMS[form], coco())
+    assert code == 0, err
+    found = json.loads((out / "scores.json").read_text())
+    assert [found[key] for key in KEYS] == [expected[key] for key in KEYS]
+    code, _, err, _ = run(FORMS[form], coco(), f"--against={out}")
+    assert code == 0, err
+
+
+ROWS = [(f"{i}.jpg", text) for i, texts in CAPTIONS.items() for text in texts]
+REFERENCES = {
+    "table": "image,caption\n" + "\n".join(f'{n},"{t}"' for n, t in ROWS),
+    "lines": "\n".join(json.dumps({"file_name": n, "text": t}) for n, t in ROWS),
+    "list": json.dumps([{"image": f"{i}.jpg", "captions": CAPTIONS[i]} for i in CAPTIONS]),
+    "splits": "split,image,caption\ntrain,9.jpg,not this\n"
+    + "\n".join(f'test,{n},"{t}"' for n, t in ROWS),
+}
+
+
+@pytest.mark.parametrize("form", REFERENCES)
+def test_references_in_rows(run, form):
+    _, _, _, out = run(results(), coco())
+    expected = json.loads((out / "scores.json").read_text())
+    code, _, err, out = run(FORMS["lines"], REFERENCES[form])
+    assert code == 0, err
+    found = json.loads((out / "scores.json").read_text())
+    assert [found[key] for key in KEYS] == [expected[key] for key in KEYS]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "told"),
+    [
+        ("image,caption\n1.jpg,a,b", coco(), r"line 2 has 3 columns"),
+        ("picture,caption\n1.jpg,a", coco(), "no header that names an image"),
+        ("image,caption\n1.jpg,a\n1.jpg,b", coco(), "'1.jpg' has two predictions"),
+        ({"1.jpg": ["a", "b"]}, coco(), "holds a dict, not a list"),
+        (results(), "image,caption\n1.jpg,a,b", "1 malformed rows|not one row"),
+        (results(), "image,caption\n", "holds no captions"),
+    ],
+)
+def test_bad_rows_give_one_line(run, predictions, references, told):
+    code, _, err, out = run(predictions, references)
+    assert code == 2 and err.count("\n") == 1 and re.search(told, err), err
+    assert not out.exists()
+
+
+def test_meteor_is_given_up_in_time(monkeypatch):
+    from har_jax.metrics import official
+
+    if shutil.which("java") is None:
+        pytest.skip("java is absent")
+    texts = {i: [t.split() for t in CAPTIONS[i]] for i in CAPTIONS}
+    with pytest.raises(official.Unavailable, match=r"METEOR took more than 0\.01 s"):
+        official.meteor(texts, {i: texts[i][0] for i in texts}, seconds=0.01)
+
+
 def test_equals_pycocoevalcap(run):
     from pycocoevalcap.cider.cider import Cider
 
@@ -320,7 +396,7 @@ def test_an_unknown_split_is_suggested(run):
         (["--out=o", "--checkpoint=a", "--predictions=b"], "either"),
         (["--out=o", "--predictions=b"], "--references"),
         (["--out=o", "--checkpoint=a", "--references=b"], "--references goes with --predictions"),
-        (["--out=o", "--checkpoint=a", "--metrics=CIDEr"], "--metrics goes with --predictions"),
+        (["--out=o", "--checkpoint=a", "--metrics=,"], "--metrics is empty"),
         (["--out=o", "--predictions=b", "--references=c", "--metrics=,"], "--metrics is empty"),
         (["--out=o", "--checkpoint=absent"], "absent"),
         (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit: it is -1; it must be at least 0"),

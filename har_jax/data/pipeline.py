@@ -118,7 +118,7 @@ class TrainBatches:
         self._order = Order(n, seed)
         self._mine = process_index * batch_size + np.arange(batch_size)
         self._global_size = global_size
-        self._iterator = _ahead(_ENDLESS, self._load, 2)
+        self._iterator = ahead(_ENDLESS, self._load, 2)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -242,10 +242,10 @@ def _in_order(
         wanted = first + number * batch_size + np.arange(batch_size)
         return load(np.minimum(wanted, stop - 1), wanted < stop)
 
-    return _ahead(-(-(stop - first) // batch_size), numbered, 1)
+    return ahead(-(-(stop - first) // batch_size), numbered, 1)
 
 
-def _ahead(count: int, load: Callable[[int], Batch], buffered: int) -> Any:
+def ahead(count: int, load: Callable[[int], Any], buffered: int) -> Any:
     """Grain's iterator over `load(0)`, ..., `load(count - 1)`: `buffered` ahead per thread."""
     import grain
 

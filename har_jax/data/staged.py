@@ -155,6 +155,10 @@ class Staged:
         finally:
             path.unlink(missing_ok=True)
 
+    def growing(self, name: str) -> pathlib.Path:
+        """A file that grows where the shards are: it goes with them when the work begins anew."""
+        return self._shards / name
+
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of a finished shard, or None."""
         file = self._shards / name

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from har_jax.data.readers.predictions import Predictions, read_predictions
 from har_jax.errors import UserError
 from har_jax.evaluation.bootstrap import LEVEL, METHOD, RESAMPLES, Statistics, paired
-from har_jax.evaluation.references import read_predictions
 from har_jax.foreign import Finite, read_json, read_typed, typed
 from har_jax.ids import Id
 from har_jax.metrics.corpus import score_captions
@@ -59,12 +59,13 @@ def read_other(path: str | os.PathLike[str], numbers: Mapping[Id, int] | None = 
     """
     name = os.fspath(path)
 
-    def by_number(values: Mapping[Id, T]) -> dict[int, T]:
-        numbered = (((numbers or {}).get(i, i), value) for i, value in values.items())
-        return {number: value for number, value in numbered if isinstance(number, int)}
+    def by_number(given: Predictions, values: Mapping[Id, T]) -> dict[int, T]:
+        found = ((given.number(i, numbers) if numbers else i, x) for i, x in values.items())
+        return {number: value for number, value in found if isinstance(number, int)}
 
     if not os.path.isdir(name):
-        return Other(name, by_number(read_predictions(name)), {}, "")
+        given = read_predictions(name)
+        return Other(name, by_number(given, given.captions), {}, "")
     place = pathlib.Path(name)
     if not (place / "predictions.json").is_file():
         raise UserError(
@@ -83,8 +84,9 @@ def read_other(path: str | os.PathLike[str], numbers: Mapping[Id, int] | None = 
                     "CLIPScore": row.CLIPScore,
                     "RefCLIPScore": row.RefCLIPScore,
                 }
-    predictions = by_number(read_predictions(place / "predictions.json"))
-    return Other(name, predictions, by_number(by_clip), signature)
+    given = read_predictions(place / "predictions.json")
+    predictions = by_number(given, given.captions)
+    return Other(name, predictions, by_number(given, by_clip), signature)
 
 
 def check_covers(other: Other, image_ids: Sequence[int]) -> None:

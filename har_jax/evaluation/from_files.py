@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from har_jax.data.dataset import captions_path, open_split, words_of
 from har_jax.data.description import CARD
 from har_jax.data.image_files import ImageFiles
+from har_jax.data.readers.predictions import read_predictions
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
 from har_jax.evaluation.extras import CHAIR, clip_input, objects_of
 from har_jax.evaluation.references import (
     by_number,
-    read_predictions,
     read_references,
     restrict,
 )
@@ -27,7 +27,7 @@ from har_jax.evaluation.score import (
     write_evaluation,
     write_predictions,
 )
-from har_jax.metrics.corpus import METRICS
+from har_jax.metrics.corpus import DEFAULT_METRICS
 from har_jax.metrics.embedding_scores import CLIP, PAC
 from har_jax.text.words import PTB, Words, find_words
 
@@ -44,22 +44,23 @@ def evaluate_files(
     images: str | None = None,
     pac: str | None = None,
     instances: str | None = None,
-    metrics: Collection[str] = METRICS,
+    metrics: Collection[str] = DEFAULT_METRICS,
     control: str | None = None,
     against: str | None = None,
     limit: int = 0,
     seed: int = 0,
     words: str = "",
 ) -> Evaluation:
-    """Scores COCO results against COCO captions, Karpathy's file or a prepared dataset; writes into
-    `out`.
+    """Scores captions (`data.readers.predictions`) against COCO captions, Karpathy's file, rows of
+    image and caption, or a prepared dataset; writes into `out`.
 
     Args:
+      references: a file, a dataset, or DATASET:SPLIT.
       split: of Karpathy's file, or of the dataset.
       clip: HF directory of the CLIP that scores; `images` is the folder of the image files.
       pac: HF directory of the CLIP of PAC-S, which needs `images` too.
       instances: COCO's instances JSON, for CHAIR; the references' objects count in any case.
-      metrics: some of `metrics.corpus.METRICS`, and CHAIR.
+      metrics: some of `metrics.corpus.METRICS`, and CHAIR; those that start Java are of no default.
       against: COCO results of another system, or its evaluation's directory.
       limit: score the first so many predictions; 0: all.
       words: the name of those that are counted; "": the dataset's that the references belong to,
@@ -69,11 +70,12 @@ def evaluate_files(
       UserError: anything wrong with the files; nothing is written then.
     """
     path = check_out(out)
-    references, counted = _counted(pathlib.Path(references), split, words)
+    place, split = _split_in(os.fspath(references), split)
+    references, counted = _counted(pathlib.Path(place), split, words)
     given = read_predictions(predictions)
     known = read_references(references, split)
     named = by_number(known, given)
-    texts = {number: given[written] for number, written in named.items()}
+    texts = {number: given.captions[written] for number, written in named.items()}
     truth, warning = restrict(known, texts)
     warnings = [warning] if warning else []
     if 0 < limit < len(texts):
@@ -109,9 +111,17 @@ def evaluate_files(
     # As the predictions have them: numbers are ours.
     rows = [{**row, "image_id": named[row["image_id"]]} for row in evaluation.per_image]
     evaluation = dataclasses.replace(evaluation, per_image=rows)
-    write_predictions(path, {named[number]: text for number, text in texts.items()})
+    write_predictions(path, {named[number]: text for number, text in texts.items()}, given.names)
     write_evaluation(path, evaluation)
     return evaluation
+
+
+def _split_in(references: str, split: str) -> tuple[str, str]:
+    """DATASET:SPLIT as its two parts; anything that is there as it is."""
+    place, mark, named = references.rpartition(":")
+    if mark and named and not os.path.exists(references) and os.path.isdir(place):
+        return place, named
+    return references, split
 
 
 def _counted(references: pathlib.Path, split: str, words: str) -> tuple[pathlib.Path, Words]:

@@ -1,30 +1,30 @@
 """References and predictions from the files that other tools write.
 
-References come as COCO captions JSON or as Karpathy's `dataset_coco.json` (`data.readers.coco`);
-predictions as COCO results. Nothing is dropped from either: what a file says of an image cannot be
-read, so the file is refused.
+References come as COCO captions JSON or as Karpathy's `dataset_coco.json` (`data.readers.coco`), or
+in rows of image and caption, as `prepare folder` takes them (`data.readers.folder`); predictions as
+`data.readers.predictions` says. Nothing is dropped from either: what a file says of an image cannot
+be read, so the file is refused.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from har_jax import ids
 from har_jax.data.dataset import Split, captions_path
-from har_jax.data.readers import coco
-from har_jax.data.readers.rows import json_values
+from har_jax.data.readers import coco, folder
+from har_jax.data.readers.predictions import Predictions
 from har_jax.errors import UserError, did_you_mean
-from har_jax.foreign import is_unicode, parse_json, read_text, shortened
+from har_jax.foreign import is_unicode, shortened
 from har_jax.ids import Id
-from har_jax.metrics.corpus import predictions_from_results
 
-RESULTS = 'COCO results: a list of {"image_id": ..., "caption": ...}'
+_LONGEST_ROW = 1 << 16  # characters; COCO's files are single lines of megabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,16 @@ class References:
 
 
 def read_references(path: str | os.PathLike[str], split: str = "test") -> References:
-    """Reads either format; `split` chooses in Karpathy's file ("train" includes its restval).
+    """Reads any of the formats; `split` chooses in Karpathy's file ("train" includes its restval),
+    and in rows that name their split.
 
     Raises:
-      UserError: not JSON, neither of the formats, an unknown split, or a caption that is no text.
+      UserError: none of the formats, an unknown split, or a caption that is no text.
     """
-    entries, _ = coco.read_file(path, None, "keep", "", None)
+    if _has_rows(path):
+        entries = folder.read_rows(path)
+    else:
+        entries, _ = coco.read_file(path, None, "keep", "", None)
     name = os.path.basename(os.fspath(path))
     present = {entry.split for entry in entries} - {""}  # COCO's files name none
     if present:
@@ -74,7 +78,7 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
             captions.setdefault(numbers[entry.written], []).append(text)
     if not captions:
         raise UserError(f"{str(path)!r} holds no captions; give {coco.FORMATS}")
-    names = [(name, e) for e in entries for name in {e.filename, pathlib.Path(e.filename).stem}]
+    names = [(name, e) for e in entries for name in _names(e.filename)]
     named = collections.Counter(name for name, _ in names)
     once = {name: numbers[entry.written] for name, entry in names if named[name] == 1}
     before = {e.source: numbers[e.written] for e in entries if e.source is not None}
@@ -87,40 +91,34 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
     )
 
 
+def _has_rows(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has rows of image and caption, and is none of COCO's: a table, a list, or
+    lines of objects. Looks at its beginning alone."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            first = file.readline(_LONGEST_ROW).strip()
+    except (OSError, ValueError):
+        return False  # told by whoever reads it
+    if not first.startswith("{"):
+        return bool(first)
+    try:
+        return any(key in json.loads(first) for key in folder.IMAGE)
+    except (ValueError, RecursionError):  # of one object over many lines
+        return False
+
+
+def _names(filename: str) -> set[str]:
+    path = pathlib.PurePosixPath(filename)
+    return {filename, path.name, path.stem}
+
+
 def numbers_of(split: Split) -> dict[Id, int]:
     """`References.numbers` of a dataset's split; {} where it keeps no captions by themselves."""
     path = captions_path(split.directory, split.name)
     return read_references(path).numbers if path.is_file() else {}
 
 
-def read_predictions(path: str | os.PathLike[str]) -> dict[Id, str]:
-    """Reads COCO results, as one list or as JSON lines.
-
-    Raises:
-      UserError: not JSON, not such a list, empty, an entry without its keys, an image twice.
-    """
-    text = read_text(path, RESULTS)
-    where = repr(str(path))
-    found = [value for _, value in json_values(where, text, RESULTS, halves=False)]
-    if broken := next((value for value in found if isinstance(value, UserError)), None):
-        if text.lstrip().startswith("{"):  # one object over many lines, perhaps
-            with contextlib.suppress(UserError):
-                found = [parse_json(text, where, RESULTS)]
-        if broken in found:
-            raise broken
-    if not found:
-        raise UserError(f"{where} holds no predictions; give {RESULTS}")
-    if len(found) == 1 and not text.lstrip().startswith("["):
-        only = found[0]
-        if not isinstance(only, dict) or not {"image_id", "caption"} <= set(only):
-            raise UserError(f"{where} holds a {type(only).__name__}, not a list; give {RESULTS}")
-    try:
-        return predictions_from_results(found)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def by_number(references: References, written: Iterable[Id]) -> dict[int, Id]:
+def by_number(references: References, predictions: Predictions) -> dict[int, Id]:
     """{number of an image: its id as predictions have it}, in their order.
 
     Raises:
@@ -128,10 +126,8 @@ def by_number(references: References, written: Iterable[Id]) -> dict[int, Id]:
     """
     found: dict[int, Id] = {}
     unknown: list[Id] = []
-    count = 0
-    for image in written:
-        count += 1
-        number = references.numbers.get(image)
+    for image in predictions.captions:
+        number = predictions.number(image, references.numbers)
         if number is None or number not in references.captions:
             unknown.append(image)
         elif (other := found.setdefault(number, image)) != image:
@@ -141,9 +137,10 @@ def by_number(references: References, written: Iterable[Id]) -> dict[int, Id]:
             )
     if unknown:
         raise UserError(
-            f"{len(unknown)} of {count} predictions are for images that {references.name} has no "
-            f"references of, such as image {shortened(ascii(unknown[0]), 60)}; give the references "
-            "(and --split) that belong to the predictions"
+            f"{len(unknown)} of {len(predictions.captions)} predictions are for images that "
+            f"{references.name} has no references of, such as image "
+            f"{shortened(ascii(unknown[0]), 60)}; give the references (and --split) that belong to "
+            "the predictions"
         )
     return found
 

@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from har_jax.config import Config
@@ -31,11 +31,12 @@ from har_jax.evaluation.score import (
 )
 from har_jax.loading.captioner import LoadedCaptioner, load_captioner
 from har_jax.loading.parts import read_parts
+from har_jax.loading.sources import Source, read_source
 from har_jax.loading.writer import CaptionerWriter
+from har_jax.metrics.corpus import METRICS
 from har_jax.metrics.embedding_scores import PAC
 from har_jax.progress import progress
 from har_jax.scorers.clip import ClipScorer, independence_warning
-from har_jax.training.run_dir import read_run
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ def evaluate_writer(
     warnings: list[str] | None = None,
     desc: str = "captions",
     words: str = "",
+    metrics: Collection[str] = METRICS,
 ) -> Evaluation:
     """Captions a split, scores the captions and writes the results into `out`.
 
@@ -143,6 +145,7 @@ def evaluate_writer(
       seed: of the control and of the bootstrap.
       source: what was scored, copied into the scores.
       words: the name of those that are counted, if not the dataset's own (`words_of`).
+      metrics: some of `metrics.corpus.METRICS`: all, since captioning takes longer than Java.
 
     Raises:
       UserError: anything missing or misfitting.
@@ -174,6 +177,7 @@ def evaluate_writer(
         warnings=warnings or (),
         domains=dict(zip(split.ids, domains, strict=True)) if domains is not None else None,
         words=counted,
+        metrics=metrics,
     )
     # Of a single batch, and of what is kept, compiling is in it.
     evaluation.scores["captions_per_second"] = speed
@@ -182,7 +186,7 @@ def evaluate_writer(
 
 
 def evaluate_run(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     split: str = "test",
@@ -200,11 +204,15 @@ def evaluate_run(
     features: str | None = None,
     allow_overlap: bool = False,
     words: str = "",
+    given: Mapping[str, Any] | None = None,
+    metrics: Collection[str] = METRICS,
     **settings: Any,
 ) -> Evaluation:
-    """`evaluate_writer` of a run. All that needs no device is checked before one is touched.
+    """`evaluate_writer` of a run, or of another captioner. All that needs no device is checked
+    before one is touched.
 
     Args:
+      checkpoint: what `load_captioner` takes; of one that is no run `data` has to be given.
       data, clip: instead of the run's own `config.data.dir` and `config.eval.clip_score`.
       pac: HF directory of the CLIP of PAC-S.
       against: COCO results of another system, or its evaluation's directory.
@@ -213,15 +221,17 @@ def evaluate_run(
         encode the images. The run's own is used where it holds the split.
       allow_overlap: only warn where images are scored that the run was trained on.
       words: as in `evaluate_writer`; a function has to be named here, whatever the run says.
+      given: what else `load_captioner` takes: `encoder`, `lm`, `projector`, `adapter`, `prompt`.
+      metrics: as in `evaluate_writer`.
       settings: of `decoding.settings.DecodeSettings`.
     """
     # 1. What is to be scored, and whether it may be.
     check_out(out)
     how = DecodeSettings(method, **settings)
-    config, run = read_run(checkpoint)
-    rows = open_split(data or config.data.dir, split)
+    described = read_source(checkpoint, given or {}, step)
+    config, run = described.config, described.run
+    rows, warnings = _rows(described, data, split, allow=allow_overlap)
     words_of(rows.directory, words)  # refused before anything is loaded
-    warnings = check_unseen(checkpoint, rows, allow=allow_overlap)
     other = read_other(against, numbers_of(rows)) if against else None
     if other is not None:
         check_covers(other, rows.ids[: limit or len(rows)])
@@ -235,8 +245,9 @@ def evaluate_run(
         if warning := independence_warning(judge.fingerprint, run, key):
             warnings.append(warning)
     # 3. Who writes.
-    captioner = captioner or load_captioner(checkpoint, step=step)
-    source = {"checkpoint": os.fspath(checkpoint), "stage": config.stage, "step": captioner.step}
+    captioner = captioner or load_captioner(checkpoint, step=step, **(given or {}))
+    stage = config.stage if described.kind == "run" else described.kind
+    source = {"checkpoint": described.name, "stage": stage, "step": captioner.step}
     source |= {"data": data or config.data.dir, "split": split, "method": method, "seed": seed}
     return evaluate_writer(
         CaptionerWriter(captioner, how, seed, batch_size, cache),
@@ -253,7 +264,24 @@ def evaluate_run(
         warnings=warnings,
         desc=f"captions, {method}",
         words=words,
+        metrics=metrics,
     )
+
+
+def _rows(
+    captioner: Source, data: str | None, split: str, *, allow: bool
+) -> tuple[Split, list[str]]:
+    """What is scored, and warnings about it; see `evaluate_run`."""
+    if captioner.kind == "run":
+        rows = open_split(data or captioner.config.data.dir, split)
+        return rows, check_unseen(captioner.name, rows, allow=allow)
+    if not data:
+        raise UserError(
+            f"{captioner.name} is no run of har_jax.train and names no dataset; give one, "
+            "--data=DIR"
+        )
+    unknown = f"what {captioner.name} was trained on is not known: overlap was not looked for"
+    return open_split(data, split), [unknown]
 
 
 def features_for(config: Config, split: Split, given: str | None) -> FeatureCache | None:

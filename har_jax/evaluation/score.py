@@ -193,11 +193,18 @@ def check_out(out: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def write_predictions(out: pathlib.Path, predictions: Mapping[Any, str]) -> None:
-    """Writes `predictions.json`, and removes the scores of whatever stood there before."""
+def write_predictions(
+    out: pathlib.Path, predictions: Mapping[Any, str], names: Mapping[Any, str] | None = None
+) -> None:
+    """Writes `predictions.json`, and removes the scores of whatever stood there before.
+
+    Args:
+      names: of the images' files, where the predictions came with them.
+    """
     for stale in (SCORES, PER_IMAGE):
         (out / stale).unlink(missing_ok=True)
-    rows = [{"image_id": i, "caption": text} for i, text in predictions.items()]
+    named = {i: {"image": name} for i, name in (names or {}).items()}
+    rows = [{"image_id": i, **named.get(i, {}), "caption": t} for i, t in predictions.items()]
     write_json(out / PREDICTIONS, rows, indent=None)
 
 

@@ -128,6 +128,18 @@ def read_config(
     return config
 
 
+def model_type_of(directory: Path) -> str | None:
+    """What a directory's `config.json` says it is of; None without one."""
+    file = directory / "config.json"
+    found = read_json(file).get("model_type") if file.exists() else None
+    return found if isinstance(found, str) else None
+
+
+def is_llava(directory: Path) -> bool:
+    """Whether a directory is of a whole captioner, of which an encoder or a decoder is a part."""
+    return model_type_of(directory) == "llava"
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of the weights: `model.safetensors`, or the shards of its index."""
     index = directory / INDEX

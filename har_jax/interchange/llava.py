@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,12 +49,14 @@ from har_jax.interchange.llava_processor import (
     generation_config,
     tokenizer_config,
     tokenizer_with_image,
+    with_image_row,
 )
 from har_jax.interchange.table import Places, Row, linear
 from har_jax.interchange.weights import load, save
 from har_jax.models.captioner import Captioner, CaptionerConfig, first_token
 from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Params, Structure
+from har_jax.models.lora import is_factor
 from har_jax.models.sizes import Layer, TokenId
 from har_jax.sharding import Rules
 from har_jax.text.tokenizer import CaptionTokenizer
@@ -214,7 +216,7 @@ def save_llava(
     vision = check_expressible(config)
     text, image_id = tokenizer_with_image(tokenizer)
     contents = {**config_to_hf(config, image_id), "har_jax": {"prompt": prompt}}
-    weights = _completed(config, _extended(config, params, image_id))
+    weights = _completed(config, with_image_row(config, params, image_id))
     save(weights, directory, llava_table(config), contents)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     for name, values in {
@@ -311,25 +313,44 @@ def _image_id(found: Mapping[str, Any]) -> int:
     return next((i for i in given if i is not None), 32_000)
 
 
+_PARTS = {
+    "vision": r"(model\.)?vision_tower\..*",
+    "projector": r"(model\.)?multi_modal_projector\..*",
+    "lm": r"(model\.)?language_model\..*|lm_head\..*",
+}
+"""The networks of a LLaVA, and how the names of their tensors begin."""
+
+
 def load_llava(
-    structure: Structure[Captioner], config: CaptionerConfig, path: Path, mesh: Mesh, rules: Rules
+    structure: Structure[Captioner],
+    config: CaptionerConfig,
+    path: Path,
+    mesh: Mesh,
+    rules: Rules,
+    parts: Collection[str] = tuple(_PARTS),
 ) -> Params:
     """The parameters of a LLaVA directory, straight into their shards.
 
     Args:
-      structure, config: of the captioner; a row of `<image>` that it does not count is cut off.
+      structure: of the captioner; a row of `<image>` that it does not count is cut off.
+      config: of the captioner, or what the directory itself says.
+      parts: which of "vision", "projector" and "lm" are wanted; a decoder's adapters are not.
     """
     text = {"model_type": config.lm.model_type} | hf_dir.read_config(path, ["llava"])["text_config"]
     stored: Any = family_of(config.lm).read(text, str(path / "config.json"))
     heads = [n for n in hf_dir.open_weights(path)[0] if n.endswith("lm_head.weight")]
-    tied = "lm.lm_head.kernel" not in structure.shapes
+    tied = "lm" in parts and "lm.lm_head.kernel" not in structure.shapes
     if heads and tied and not stored.tie_word_embeddings:
         raise UserError(
             f"{path / 'config.json'}: tie_word_embeddings=True, but its text_config says False and "
             "the weights have an output layer; make both alike, as the weights are"
         )
     rows = {"lm.embed_tokens.embedding": 0, "lm.lm_head.kernel": 1}  # name → axis of the vocabulary
-    shapes = dict(structure.shapes)
+    shapes = {
+        name: like
+        for name, like in structure.shapes.items()
+        if name.partition(".")[0] in parts and not is_factor(name)
+    }
     for name, axis in rows.items():
         if name in shapes:
             shape = list(shapes[name].shape)
@@ -338,6 +359,7 @@ def load_llava(
     tower = encoder_family_of(check_expressible(config))
     ignored = (family_of(config.lm).ignore(config.lm), tower.ignore(config.vision))
     ignore = r"(.*\.)?(" + "|".join(ignored) + ")"  # whatever the parts' names begin with
+    ignore = "|".join([ignore, *(names for part, names in _PARTS.items() if part not in parts)])
     axes, table = structure.logical_axes, llava_table(config)
     placement: dict[str, Any] = {"mesh": mesh, "rules": rules, "places": llava_places(config)}
     params = load(shapes, axes, path, table, ignore=ignore, **placement)
@@ -367,17 +389,3 @@ def _completed(config: CaptionerConfig, params: Mapping[str, Any]) -> dict[str, 
         if not name.startswith("layers.") and f"vision.{name}" not in made:
             made[f"vision.{name}"] = np.zeros(like.shape, like.dtype)
     return made
-
-
-def _extended(
-    config: CaptionerConfig, params: Mapping[str, jax.Array], image_id: int
-) -> dict[str, Any]:
-    """Parameters with rows up to `image_id`, each the mean of those that were there."""
-    missing = image_id + 1 - config.lm.vocab_size
-    longer: dict[str, Any] = dict(params)
-    for name, axis in (("lm.embed_tokens.embedding", 0), ("lm.lm_head.kernel", 1)):
-        if missing > 0 and name in params:  # tied, the output layer is the embeddings
-            rows = gather(params[name])
-            mean = np.mean(rows, axis=axis, keepdims=True, dtype=np.float64).astype(rows.dtype)
-            longer[name] = np.concatenate([rows, np.repeat(mean, missing, axis=axis)], axis=axis)
-    return longer

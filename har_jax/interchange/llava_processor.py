@@ -1,11 +1,16 @@
-"""What stands beside the weights of a LLaVA directory: its tokenizer, its text, how it writes."""
+"""What `<image>` asks of a LLaVA directory (a token, rows of the weights), its text, how it
+writes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
+from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.models.captioner import CaptionerConfig
 from har_jax.text.tokenizer import CaptionTokenizer
@@ -85,3 +90,17 @@ def tokenizer_config(tokenizer: CaptionTokenizer) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
     }
+
+
+def with_image_row(
+    config: CaptionerConfig, params: Mapping[str, jax.Array], image_id: int
+) -> dict[str, Any]:
+    """Parameters with rows up to `image_id`, each the mean of those that were there."""
+    missing = image_id + 1 - config.lm.vocab_size
+    longer: dict[str, Any] = dict(params)
+    for name, axis in (("lm.embed_tokens.embedding", 0), ("lm.lm_head.kernel", 1)):
+        if missing > 0 and name in params:  # tied, the output layer is the embeddings
+            rows = gather(params[name])
+            mean = np.mean(rows, axis=axis, keepdims=True, dtype=np.float64).astype(rows.dtype)
+            longer[name] = np.concatenate([rows, np.repeat(mean, missing, axis=axis)], axis=axis)
+    return longer

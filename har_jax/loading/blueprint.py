@@ -18,10 +18,11 @@ from jax.sharding import Mesh, NamedSharding
 from har_jax.config import CaptionerSettings, Config, ModelConfig
 from har_jax.decoding.weights import resolve
 from har_jax.errors import UserError
-from har_jax.interchange import hf_dir
+from har_jax.interchange import hf_dir, llava
 from har_jax.interchange.families.registry import read_decoder, read_encoder
 from har_jax.models import lora
 from har_jax.models.captioner import Captioner, CaptionerConfig
+from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.encoders.protocol import EncoderConfig
 from har_jax.models.functional import Structure, structure_of
 from har_jax.sharding import RULES, LogicalAxes, Rules
@@ -185,6 +186,7 @@ class Blueprint:
 
 def draw(model: ModelConfig, features: tuple[int, int] | None = None) -> Blueprint:
     """The blueprint of what `model.encoder` and `model.lm` name, from their `config.json`s alone.
+    Either may be a LLaVA's directory, of which one network is meant then.
 
     Args:
       features: (S, Dv) of what the projector reads, where a cache stands in for the tower.
@@ -194,11 +196,27 @@ def draw(model: ModelConfig, features: tuple[int, int] | None = None) -> Bluepri
     """
     decoder_dir = hf_dir.resolve(model.lm)
     encoder_dir = hf_dir.resolve(model.encoder) if model.encoder else None
-    vision = read_encoder(encoder_dir) if encoder_dir is not None and features is None else None
+    if model.encoder == model.lm:  # one directory, of one moment
+        encoder_dir = decoder_dir
+    vision = encoder_in(encoder_dir) if encoder_dir is not None and features is None else None
     if vision is not None:
         check_vision(vision, model)
-    config = CaptionerConfig(vision=vision, lm=read_decoder(decoder_dir), features=features)
+    config = CaptionerConfig(vision=vision, lm=decoder_in(decoder_dir), features=features)
     return of_parts(model, config, encoder_dir, decoder_dir)
+
+
+def encoder_in(directory: Path) -> EncoderConfig:
+    """The configuration of an encoder's directory, or of the tower in a LLaVA's."""
+    if not hf_dir.is_llava(directory):
+        return read_encoder(directory)
+    return llava.check_expressible(llava.read_llava_config(directory)[0])
+
+
+def decoder_in(directory: Path) -> DecoderConfig:
+    """The configuration of a decoder's directory, or of the decoder in a LLaVA's."""
+    if not hf_dir.is_llava(directory):
+        return read_decoder(directory)
+    return llava.read_llava_config(directory)[0].lm
 
 
 def check_vision(vision: EncoderConfig, model: ModelConfig) -> None:

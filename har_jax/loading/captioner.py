@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -225,7 +224,7 @@ def load_captioner(
         encoder = encoder if encoder is not None else clip
     given = dict(encoder=encoder, lm=lm, projector=projector, adapter=adapter, prompt=prompt)
     given = {name: value for name, value in given.items() if value is not None}
-    loaded = _read(source, given, step, place)
+    loaded = sources.load(sources.read_source(source, given, step), place)
     parts, params = loaded.parts, loaded.params
     blueprint, model = parts.blueprint, loaded.config.model
     if merge and model.lora.rank:
@@ -236,33 +235,6 @@ def load_captioner(
     read = (parts.tokenizer, parts.preprocessor)
     blueprint = blueprint.placed_on(mesh)
     return LoadedCaptioner(blueprint, params, *read, mesh, config, loaded.run, loaded.step)
-
-
-def _read(
-    source: PathLike | None, given: dict[str, Any], step: str | int, place: sources.Placement
-) -> sources.Loaded:
-    """`given`: the other arguments of `load_captioner` that are not None."""
-    if source is None:
-        missing = [name for name in ("encoder", "lm", "projector") if name not in given]
-        if missing:
-            raise UserError(
-                f"load_captioner lacks {', '.join(missing)}; give a run or an exported directory, "
-                "load_captioner(DIR), or all of encoder=DIR, lm=DIR and projector=DIR"
-            )
-        return sources.from_directories(place=place, **given)
-    kind = sources.kind_of(source)
-    what, *foreign = {
-        "run": ("a run", "projector", "adapter", "prompt"),
-        "llava": ("a LLaVA directory", "projector", "adapter", "encoder", "lm"),
-        "peft": ("a PEFT directory", "projector", "adapter"),
-    }[kind]
-    if wrong := [name for name in foreign if name in given]:
-        raise UserError(
-            f"{os.fspath(source)} is {what}, which has its own {', '.join(wrong)}; leave that out"
-        )
-    if kind == "run":
-        return sources.from_run(source, step, place, **given)
-    return (sources.from_llava if kind == "llava" else sources.from_peft)(source, place, **given)
 
 
 def _pad_rows(x: np.ndarray, size: int) -> np.ndarray:

@@ -32,7 +32,11 @@ def identify(
         encoder = {"path": str(model.encoder), "fingerprint": fingerprint}
         if features is not None:
             encoder["features"] = _cache(features)
-    lm = {"path": str(model.lm), "fingerprint": hf_dir.weights_fingerprint(blueprint.decoder_dir)}
+    if blueprint.decoder_dir == blueprint.encoder_dir:  # of a LLaVA, which is read once
+        lm = {"path": str(model.lm), "fingerprint": encoder["fingerprint"]}
+    else:
+        fingerprint = hf_dir.weights_fingerprint(blueprint.decoder_dir)
+        lm = {"path": str(model.lm), "fingerprint": fingerprint}
     return {"encoder": encoder, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
 
 

@@ -11,6 +11,7 @@ from har_jax.config import Config, ModelConfig
 from har_jax.data.features.cache import FeatureCache
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
+from har_jax.interchange import hf_dir, llava
 from har_jax.loading.blueprint import Blueprint, draw
 from har_jax.loading.identity import Identity, check_features, identify
 from har_jax.text.tokenizer import CaptionTokenizer, load_tokenizer
@@ -52,7 +53,9 @@ def read_parts(model: ModelConfig, features: FeatureCache | None = None) -> Part
     tokenizer = load_tokenizer(blueprint.decoder_dir)
     if features is not None and preprocessor is not None:
         check_features(blueprint, features, preprocessor)
-    return Parts(blueprint.with_text(tokenizer), tokenizer, preprocessor, features)
+    of_llava = hf_dir.is_llava(blueprint.decoder_dir)
+    image_id = llava.image_id(blueprint.decoder_dir) if of_llava else None
+    return Parts(blueprint.with_text(tokenizer, image_id), tokenizer, preprocessor, features)
 
 
 def read_run_parts(config: Config) -> Parts:

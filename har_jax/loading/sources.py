@@ -5,7 +5,8 @@
     adapters                         a PEFT directory (`--format=peft`): adapters and projector
     encoder=DIR lm=DIR projector=DIR parts that lie apart
 
-Each way gives the same `Loaded`; no way reads flags or leaves a trace in the process.
+Each way gives the same `Source`, of which `load` makes a captioner and `loading/start.py` the
+beginning of a training; no way reads flags or leaves a trace in the process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,28 +23,51 @@ import numpy as np
 from jax.sharding import Mesh
 
 from har_jax.checkpoint import resolve_step
-from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
-from har_jax.data.images import Preprocessor
+from har_jax.config import Config, DataConfig, ModelConfig
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import listed, shortened, typed
 from har_jax.interchange import hf_dir, llava, peft
-from har_jax.interchange.families.registry import read_decoder
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row
-from har_jax.loading.blueprint import Blueprint, of_parts
+from har_jax.loading.blueprint import Blueprint, decoder_in
 from har_jax.loading.identity import check_base
-from har_jax.loading.parts import Parts, read_parts, read_run_parts
-from har_jax.loading.weights import load_base, load_frozen, restore_trained
+from har_jax.loading.parts import Parts, read_run_parts
+from har_jax.loading.weights import laid_out, load_base, restore_trained
 from har_jax.models.functional import Params, prefixed
 from har_jax.models.sizes import Room
 from har_jax.settings import build
 from har_jax.sharding import Rules
-from har_jax.text.tokenizer import load_tokenizer
 from har_jax.training.run_dir import read_run
 
 PathLike = str | os.PathLike[str]
 
 DTYPES = ("float32", "bfloat16")
+
+
+Own = Callable[[Blueprint, Mesh, Rules], Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a captioner is made of, read but for weights: `load` makes one of it, and training
+    begins with it (`loading/start.py`).
+
+    Attributes:
+      kind: "run", "llava", "peft" or "parts".
+      name: of the directory, for people.
+      config: its settings: a run's own; of others the model section, which names the directories of
+        encoder and decoder, and the length of captions.
+      own: the parameters that lie in it, and not in these directories.
+      stored: the dtype to compute in by default; None: as `config` says.
+    """
+
+    kind: str
+    name: str
+    config: Config
+    own: Own
+    stored: str | None = None
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # run.json
+    step: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,68 +116,116 @@ def _dtype_name(dtype: Any) -> str:
         return str(dtype)
 
 
-def from_run(
-    run: PathLike,
-    step: str | int,
-    place: Placement,
-    encoder: PathLike | None = None,
-    lm: PathLike | None = None,
-) -> Loaded:
+def read_source(source: PathLike | None, given: Mapping[str, Any], step: str | int) -> Source:
+    """What `load_captioner` is called with, read but for the weights.
+
+    Args:
+      given: `encoder`, `lm`, `projector`, `adapter` and `prompt`, those that are not None.
+      step: of a run.
+
+    Raises:
+      UserError: something is missing, or does not belong together.
+    """
+    if source is None:
+        missing = [name for name in ("encoder", "lm", "projector") if name not in given]
+        if missing:
+            raise UserError(
+                f"load_captioner lacks {', '.join(missing)}; give a run or an exported directory, "
+                "load_captioner(DIR), or all of encoder=DIR, lm=DIR and projector=DIR"
+            )
+        return _of_directories(**given)
+    kind = kind_of(source)
+    what, *foreign = {
+        "run": ("a run", "projector", "adapter", "prompt"),
+        "llava": ("a LLaVA directory", "projector", "adapter", "encoder", "lm"),
+        "peft": ("a PEFT directory", "projector", "adapter"),
+    }[kind]
+    if wrong := [name for name in foreign if name in given]:
+        raise UserError(
+            f"{os.fspath(source)} is {what}, which has its own {', '.join(wrong)}; leave that out"
+        )
+    if kind == "run":
+        return _of_run(source, step, **given)
+    return (_of_llava if kind == "llava" else _of_peft)(source, **given)
+
+
+def load(source: Source, place: Placement) -> Loaded:
+    """A captioner of a source, its weights in their shards.
+
+    Raises:
+      UserError: the weights do not fit, or are not those that a run was trained upon.
+    """
+    config = dataclasses.replace(
+        source.config, model=place.model(source.config.model, source.stored)
+    )
+    parts = read_run_parts(config)
+    blueprint, mesh, rules = parts.blueprint, place.mesh, place.rules
+    if source.kind == "llava":  # all at once, so that all that is wrong with it is told
+        path = blueprint.decoder_dir
+        params = llava.load_llava(blueprint.structure, blueprint.config, path, mesh, rules)
+    else:
+        of_run = source.kind == "run"
+        if of_run:
+            check_base(source.run, parts.identity, source.name)
+        trained = of_run and blueprint.model.trains_base
+        params = load_base(blueprint, mesh, rules, lm=not trained)
+        params |= source.own(blueprint, mesh, rules)
+    return Loaded(config, parts, params, source.run, source.step)
+
+
+def _of_run(
+    run: PathLike, step: str | int, encoder: PathLike | None = None, lm: PathLike | None = None
+) -> Source:
     """Of a run; `encoder` and `lm` say where its base weights are now, if they were moved."""
     config, info = read_run(run)
     moved = {k: os.fspath(v) for k, v in (("encoder", encoder), ("lm", lm)) if v is not None}
-    config = dataclasses.replace(
-        config, model=place.model(dataclasses.replace(config.model, **moved))
-    )
-    parts = read_run_parts(config)
-    check_base(info, parts.identity, run)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **moved))
     number = resolve_step(run, step)
-    params = load_frozen(parts.blueprint, place.mesh, place.rules)
-    params |= restore_trained(parts.blueprint, run, number, place.mesh, place.rules)
-    return Loaded(config, parts, params, info, number)
+
+    def own(blueprint: Blueprint, mesh: Mesh, rules: Rules) -> Params:
+        return restore_trained(blueprint, run, number, mesh, rules)
+
+    return Source("run", os.fspath(run), config, own, run=info, step=number)
 
 
-def from_llava(directory: PathLike, place: Placement, prompt: str | None = None) -> Loaded:
+def _of_llava(directory: PathLike, prompt: str | None = None) -> Source:
     """Of a LLaVA directory whose decoder is of a family that we have."""
     path = hf_dir.resolve(directory)
     read, ours = llava.read_llava_config(path)
-    image_id = llava.image_id(path)
-    tokenizer = load_tokenizer(path)
     if prompt is None:
         where = f"{path / 'config.json'}: har_jax: prompt"
         prompt = typed(ours.get("prompt", ""), str, where)
     generation = path / "generation_config.json"
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
     max_tokens = _max_tokens(max_tokens, generation)
-    model = place.model(
-        ModelConfig(
-            encoder=str(path),
-            lm=str(path),
-            vision_layer=read.vision_layer,
-            vision_tokens=read.vision_tokens,
-            prompt=prompt,
-        ),
-        _stored_dtype(path),
+    model = ModelConfig(
+        encoder=str(path),
+        lm=str(path),
+        vision_layer=read.vision_layer,
+        vision_tokens=read.vision_tokens,
+        prompt=prompt,
     )
-    blueprint = of_parts(model, read, path, path).with_text(tokenizer, image_id)
-    params = llava.load_llava(blueprint.structure, blueprint.config, path, place.mesh, place.rules)
-    parts = Parts(blueprint, tokenizer, Preprocessor.from_hf(path))
-    return Loaded(_config(model, max_tokens), parts, params)
+
+    def own(blueprint: Blueprint, mesh: Mesh, rules: Rules) -> Params:
+        return llava.load_llava(blueprint.structure, read, path, mesh, rules, parts=("projector",))
+
+    name, stored = os.fspath(directory), _stored_dtype(path)
+    return Source("llava", name, _config(model, max_tokens), own, stored)
 
 
-def from_directories(
+def _of_directories(
     encoder: PathLike,
     lm: PathLike,
     projector: PathLike,
-    place: Placement,
     *,
     adapter: PathLike | None = None,
     prompt: str | None = None,
-) -> Loaded:
+) -> Source:
     """Of an encoder, a decoder, and a projector: that of a run, or one that was exported."""
     lm_dir = hf_dir.resolve(lm)
-    of_run = (pathlib.Path(projector) / "run.json").exists()
-    if of_run:
+    run: PathLike | None = None
+    if (pathlib.Path(projector) / "run.json").exists():
+        run = projector
         trained = read_run(projector)[0]
         settings = {**dataclasses.asdict(trained.model), "max_tokens": trained.data.max_tokens}
         tensors = {}
@@ -168,28 +240,30 @@ def from_directories(
         model = dataclasses.replace(model, prompt=prompt)
     adapters: Mapping[str, tuple[Row, Tensor]] = {}
     if adapter is not None:
-        config, adapters = peft.read_adapters(adapter, read_decoder(lm_dir))
+        config, adapters = peft.read_adapters(adapter, decoder_in(lm_dir))
         model = dataclasses.replace(model, lora=config)
-    model = place.model(model, _stored_dtype(lm_dir))
-    parts = read_parts(model)
-    params = load_base(parts.blueprint, place.mesh, place.rules)
-    if of_run:
-        params |= _projector_of_run(projector, parts.blueprint, place)
     rows = {row.hf: row for row in peft.PROJECTOR_TABLE}
     ours = [(rows.get(name, Row(name, name, "->")), tensor) for name, tensor in tensors.items()]
     found = {f"projector.{row.path}": (row, tensor) for row, tensor in ours}
     found |= prefixed(adapters, "lm")
-    params |= _placed(found, parts.blueprint, place, adapter or projector)
-    return Loaded(_config(model, max_tokens), parts, params)
+
+    def own(blueprint: Blueprint, mesh: Mesh, rules: Rules) -> Params:
+        of_run = {} if run is None else _projector_of_run(run, blueprint, mesh, rules)
+        # Files know layers one by one.
+        apart = blueprint.changed(dataclasses.replace(blueprint.model, scan_layers=False))
+        placed = of_run | _placed(found, apart, mesh, rules, adapter or projector)
+        return laid_out(placed, blueprint, mesh, rules) if adapters else placed
+
+    kind, name = ("parts", projector) if adapter is None else ("peft", adapter)
+    return Source(kind, os.fspath(name), _config(model, max_tokens), own, _stored_dtype(lm_dir))
 
 
-def from_peft(
+def _of_peft(
     directory: PathLike,
-    place: Placement,
     encoder: PathLike | None = None,
     lm: PathLike | None = None,
     prompt: str | None = None,
-) -> Loaded:
+) -> Source:
     """Of a directory that `har_jax.export --format=peft` wrote."""
     settings = peft.read_projector(directory)[0]
     base = peft.adapter_settings(pathlib.Path(directory)).get("base_model_name_or_path")
@@ -199,7 +273,7 @@ def from_peft(
             f"{os.fspath(directory)} does not say where its encoder and its decoder are; give "
             "encoder=DIR and lm=DIR"
         )
-    return from_directories(encoder, lm, directory, place, adapter=directory, prompt=prompt)
+    return _of_directories(encoder, lm, directory, adapter=directory, prompt=prompt)
 
 
 def kind_of(source: PathLike) -> str:
@@ -236,7 +310,7 @@ def _stored_dtype(directory: pathlib.Path) -> str:
     return "bfloat16" if largest.dtype_name == "BF16" else "float32"
 
 
-def _projector_of_run(run: PathLike, blueprint: Blueprint, place: Placement) -> Params:
+def _projector_of_run(run: PathLike, blueprint: Blueprint, mesh: Mesh, rules: Rules) -> Params:
     """The projector alone, of the best step; what else the run trained is left where it is."""
     then = read_run(run)[0].model
     if then.trains_base or then.lora.rank:
@@ -244,19 +318,18 @@ def _projector_of_run(run: PathLike, blueprint: Blueprint, place: Placement) -> 
             f"projector={os.fspath(run)!r} is a run that trained its decoder too, and its "
             f"projector fits no other; load the run itself, load_captioner({os.fspath(run)!r})"
         )
-    step = resolve_step(run, "best")
-    bare = dataclasses.replace(blueprint.model, train_lm=False, lora=LoraConfig())
-    return restore_trained(blueprint.changed(bare), run, step, place.mesh, place.rules)
+    return restore_trained(blueprint, run, resolve_step(run, "best"), mesh, rules)
 
 
 def _placed(
     found: Mapping[str, tuple[Row, Tensor]],
     blueprint: Blueprint,
-    place: Placement,
+    mesh: Mesh,
+    rules: Rules,
     source: PathLike,
 ) -> Params:
     """Small tensors of files, in their shards; `UserError` where one has not the model's shape."""
-    shapes, shardings = blueprint.shapes, blueprint.shardings(place.mesh, place.rules)
+    shapes, shardings = blueprint.shapes, blueprint.shardings(mesh, rules)
     wrong = [name for name in found if name not in shapes]
     wrong += [
         f"{name} has the dtype {tensor.dtype_name}, which is no float"

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from har_jax.checkpoint import Checkpoints
+from har_jax.interchange import hf_dir, llava
 from har_jax.interchange.families.registry import family_of, load_encoder
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models import lora
@@ -26,7 +27,8 @@ from har_jax.training.run_dir import read_run
 def load_base(
     blueprint: Blueprint, mesh: Mesh, rules: Rules = RULES, *, vision: bool = True, lm: bool = True
 ) -> Params:
-    """The weights of encoder and decoder, as their directories have them.
+    """The weights of encoder and decoder, as their directories have them; of a LLaVA's those of the
+    network that is meant.
 
     Args:
       vision, lm: which of them; a blueprint without a tower has none to load.
@@ -39,6 +41,11 @@ def load_base(
         sources["lm"] = (family_of(config.lm).load_params, config.lm, blueprint.decoder_dir)
     params: Params = {}
     for name, (load, network, directory) in sources.items():
+        if hf_dir.is_llava(directory):
+            own = llava.read_llava_config(directory)[0]
+            of = (blueprint.structure, own, directory, mesh, rules)
+            params |= llava.load_llava(*of, parts=(name,))
+            continue
         shapes, axes = part(blueprint.shapes, name), part(blueprint.logical_axes, name)
         shapes = {n: x for n, x in shapes.items() if not lora.is_factor(n)}
         found = load(shapes, axes, network, directory, mesh=mesh, rules=rules)
@@ -51,9 +58,20 @@ def load_frozen(blueprint: Blueprint, mesh: Mesh, rules: Rules = RULES) -> Param
     return load_base(blueprint, mesh, rules, lm=not blueprint.model.trains_base)
 
 
-def new_trained(blueprint: Blueprint, seed: int, mesh: Mesh, rules: Rules = RULES) -> Params:
+def new_trained(
+    blueprint: Blueprint,
+    seed: int,
+    mesh: Mesh,
+    rules: Rules = RULES,
+    *,
+    known: Params | None = None,
+) -> Params:
     """What learns, before the first step of stage 1: a fresh projector, fresh adapters, and the
-    base decoder where it learns itself. Each is born in its shards."""
+    base decoder where it learns itself. Each is born in its shards.
+
+    Args:
+      known: what is there already, of one of these or of all.
+    """
     shardings = blueprint.shardings(mesh, rules)
     key = jax.random.key(seed)
 
@@ -66,12 +84,14 @@ def new_trained(blueprint: Blueprint, seed: int, mesh: Mesh, rules: Rules = RULE
         params = split(blueprint.build(nnx.Rngs(key)))[1]
         return {name: x for name, x in params.items() if lora.is_factor(name)}
 
-    trained: Params = {}
+    trained: Params = dict(known or {})
     for make in (projector, adapters):
         names = jax.eval_shape(make, key)
+        if names.keys() <= trained.keys():
+            continue
         out = {name: shardings[name] for name in names}
-        trained |= jax.jit(make, out_shardings=out)(key) if names else {}
-    if blueprint.model.trains_base:
+        trained |= jax.jit(make, out_shardings=out)(key)
+    if blueprint.model.trains_base and not any(name.startswith("lm.") for name in trained):
         trained |= load_base(blueprint, mesh, rules, vision=False)
     return trained
 
@@ -79,15 +99,24 @@ def new_trained(blueprint: Blueprint, seed: int, mesh: Mesh, rules: Rules = RULE
 def restore_trained(
     blueprint: Blueprint, run: str | os.PathLike[str], step: int, mesh: Mesh, rules: Rules = RULES
 ) -> Params:
-    """What a run trained, in the layout of the blueprint, whatever that of the run is."""
+    """What a run trained, in the layout of the blueprint, whatever that of the run is. If that was
+    its projector alone, it is the projector, whatever the blueprint trains."""
     then = read_run(run)[0].model
+    if not then.trains_base and not then.lora.rank:
+        alone = dataclasses.replace(blueprint.model, train_lm=False, lora=then.lora)
+        blueprint = blueprint.changed(alone)
     layout = dataclasses.replace(blueprint.model, scan_layers=then.scan_layers)
     checkpoints = Checkpoints(run, read_only=True)
     like = blueprint.changed(layout).abstract_trained(mesh, rules)
     saved = checkpoints.restore_params(step, like)
     checkpoints.close()
+    return laid_out(saved, blueprint, mesh, rules)
+
+
+def laid_out(params: Params, blueprint: Blueprint, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """All that a blueprint trains, in its layout."""
     wanted = blueprint.abstract_trained(mesh, rules)
-    if wanted.keys() == saved.keys():
-        return saved
+    if wanted.keys() == params.keys():
+        return params
     shardings = {name: x.sharding for name, x in wanted.items()}
-    return jax.jit(lambda params: convert(params, wanted), out_shardings=shardings)(saved)
+    return jax.jit(lambda params: convert(params, wanted), out_shardings=shardings)(params)

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from har_jax.text import ptb
 
 Result = tuple[float, dict[int, float]]
 """(corpus value, {image id: value})."""
+
+METEOR_SECONDS = 900.0
+"""After which METEOR is given up."""
 
 _SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"
 
@@ -98,11 +102,16 @@ def scores(
             yield f"Bleu_{k}", _by_image(truth, value, per_image)
 
 
-def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, Words]) -> Result:
-    """METEOR.
+def meteor(
+    references: Mapping[int, Sequence[Words]],
+    predictions: Mapping[int, Words],
+    *,
+    seconds: float = METEOR_SECONDS,
+) -> Result:
+    """METEOR, of a Java program that is ended after so many seconds.
 
     Raises:
-      Unavailable: no pycocoevalcap, no Java, or it failed.
+      Unavailable: no pycocoevalcap, no Java, it failed, or it took longer.
     """
     _refuse_texts(references, predictions)
     if not (_place() / "meteor" / "meteor-1.5.jar").exists():
@@ -114,13 +123,23 @@ def meteor(references: Mapping[int, Sequence[Words]], predictions: Mapping[int, 
         # What stands between texts there; it takes them out of captions only.
         truth = {i: [text.replace("|||", "") for text in group] for i, group in truth.items()}
         scorer = Meteor()
+        late = threading.Timer(seconds, scorer.meteor_p.kill)  # whoever reads it gets no answer
+        late.daemon = True
+        late.start()
         try:
             value, values = scorer.compute_score(truth, results)
+        except Exception as error:
+            if late.finished.is_set():
+                raise Unavailable(f"METEOR took more than {seconds:g} s") from error
+            raise
         finally:
+            late.cancel()
             if scorer.lock.locked():  # it failed: its destructor would wait for ever, and complain
                 scorer.lock.release()
                 scorer.meteor_p.kill()
                 scorer.meteor_p.communicate()
+    except Unavailable:
+        raise
     except Exception as error:  # see `_tokenized`
         raise Unavailable(f"METEOR failed: {type(error).__name__}: {error}") from error
     return _by_image(truth, value, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from har_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
+from har_jax.config import Config, DataConfig, EvalConfig, LoraConfig, ModelConfig, OptimConfig
 from har_jax.presets import picker
 
 TINY = Config(
@@ -75,4 +75,18 @@ CLIPCAP = dataclasses.replace(
     eval=dataclasses.replace(COCO.eval, every=2_832, clip_score=""),  # ViT-B/32 is its own eye
 )
 
-get_config = picker("mle", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP)
+# Another's captioner on one's own photographs (docs/finetuning.md): encoder, decoder, prompt and
+# projector are those of `init_from`, and adapters learn beside the projector.
+FINETUNE = dataclasses.replace(
+    COCO,
+    init_from="models/captioner",
+    steps=500,
+    batch_size=16,
+    checkpoint_every=100,
+    data=DataConfig(dir="data/mine", max_tokens=0),
+    model=dataclasses.replace(COCO.model, encoder="", lm="", lora=LoraConfig(rank=16)),
+    optim=OptimConfig(lr=1e-4, warmup_steps=20),
+    eval=EvalConfig(every=100),
+)
+
+get_config = picker("mle", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP, finetune=FINETUNE)

@@ -59,4 +59,16 @@ CLIPCAP = dataclasses.replace(
     guards=dataclasses.replace(COCO.guards, clip="off"),
 )
 
-get_config = picker("scst", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP)
+FINETUNE = dataclasses.replace(
+    COCO,
+    steps=300,
+    batch_size=16,
+    checkpoint_every=100,
+    data=mle.FINETUNE.data,
+    model=mle.FINETUNE.model,
+    optim=OptimConfig(lr=1e-5, schedule="constant", warmup_steps=20),
+    eval=mle.FINETUNE.eval,
+    guards=dataclasses.replace(COCO.guards, clip="off"),
+)
+
+get_config = picker("scst", tiny=TINY, coco=COCO, small=SMALL, clipcap=CLIPCAP, finetune=FINETUNE)

@@ -22,6 +22,7 @@ from har_jax.sessions.budget import budget, refuse_if_too_large
 from har_jax.sessions.meshes import choose_mesh
 from har_jax.sessions.plan import SessionPlan
 from har_jax.sessions.step import stage_loss
+from har_jax.sharding import RULES
 
 
 @dataclasses.dataclass
@@ -42,12 +43,15 @@ class Session:
     batches: TrainBatches
 
     def initial_params(self) -> Params:
-        """What learns, before the first step: fresh in MLE, the parent's best in SCST. Loaded
-        anew by each call, and kept by nobody but the caller."""
-        parent = self.plan.parent
-        if parent is None:
-            return new_trained(self.blueprint, self.plan.config.seed, self.mesh)
-        return restore_trained(self.blueprint, parent["run"], parent["step"], self.mesh)
+        """What learns, before the first step: as what the run starts from has it, and fresh where
+        that has none. Loaded anew by each call, and kept by nobody but the caller."""
+        plan, blueprint, mesh = self.plan, self.blueprint, self.mesh
+        known: Params = {}
+        if plan.start is not None:
+            known = plan.start.own(blueprint, mesh, RULES)
+        elif plan.parent is not None:
+            known = restore_trained(blueprint, plan.parent["run"], plan.parent["step"], mesh)
+        return new_trained(blueprint, plan.config.seed, mesh, known=known)
 
     @functools.cached_property
     def look(self) -> Callable[[Params, Params, Mapping[str, jax.Array], jax.Array], Loss]:

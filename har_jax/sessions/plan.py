@@ -21,7 +21,10 @@ from har_jax.data.subset import take
 from har_jax.data.tally import tokens_needed
 from har_jax.errors import UserError
 from har_jax.evaluation.leak import trained_on
+from har_jax.loading.identity import check_base
 from har_jax.loading.parts import Parts, read_parts
+from har_jax.loading.sources import Source
+from har_jax.loading.start import settled
 from har_jax.objectives.policy_gradient import find_objective
 from har_jax.rewards.mix import MixedReward
 from har_jax.scorers.clip import ClipFiles
@@ -38,7 +41,8 @@ class SessionPlan:
     """A session whose files have been read and found to fit together.
 
     Attributes:
-      parent: where SCST starts from: {"run", "step", "stage"}.
+      parent: the run that this one starts from: {"run", "step", "stage"}.
+      start: what it starts from, but for SCST from a run.
       trained_on: the images that this run and those before it are trained on.
       data: what `run.json` says of the training data.
       words: what rewards and validation count of captions.
@@ -51,6 +55,7 @@ class SessionPlan:
     val_split: Split | None
     reward: MixedReward | None
     parent: dict[str, Any] | None
+    start: Source | None
     trained_on: list[ImageSet]
     data: dict[str, Any]
     words: Words
@@ -70,6 +75,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     """Checks a configuration against the files that it names; raises `UserError`."""
     names_of(config.trackers)
     # 1. The models: directories, tokenizer, preprocessing, hashes.
+    config, start = settled(config)
     data = config.data
     parts = read_parts(config.model, FeatureCache(data.features) if data.features else None)
     _ = parts.identity, parts.blueprint.structure  # adapters' names are matched with the decoder's
@@ -102,9 +108,12 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         )
     # 3. What this run builds upon, and that no image is scored which was trained on.
     scst = config.stage == "scst"
-    parent = _check_parent(config, parts) if scst else None
+    if start is not None:
+        parent = _check_start(start, parts)
+    else:
+        parent = _check_parent(config, parts) if scst else None
     own = image_set(train_split)
-    trained = [*(_trained_before(config) if scst else []), own]
+    trained = [*(_trained_before(config) if parent else []), own]
     if val_split is not None:
         _check_apart(config, trained, val_split)
     # 4. What SCST maximises.
@@ -118,7 +127,17 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     described |= {"of": len(whole), "ids": own.ids_of, "fingerprint": own.fingerprint}
     folder = pathlib.Path(workdir)
     return SessionPlan(
-        config, folder, parts, train_split, val_split, reward, parent, trained, described, words
+        config,
+        folder,
+        parts,
+        train_split,
+        val_split,
+        reward,
+        parent,
+        start,
+        trained,
+        described,
+        words,
     )
 
 
@@ -153,6 +172,18 @@ def _check_apart(config: Config, trained: list[ImageSet], val_split: Split) -> N
             f"{data.dir!r}: {both} of {data.val_split!r} are also in what {data.train_split!r}"
             f"{source} trains on; prepare the dataset again (splits must not share images)"
         )
+
+
+def _check_start(start: Source, parts: Parts) -> dict[str, Any] | None:
+    """Where a run starts from, if that is a run: with the very base models, which are looked at.
+    What anything else was trained on is not known."""
+    if start.kind != "run":
+        log.warning(
+            "what %s was trained on is not known: overlap with it will not be found", start.name
+        )
+        return None
+    check_base(start.run, parts.identity, start.name)
+    return {"run": start.name, "step": start.step, "stage": start.config.stage}
 
 
 def _check_parent(config: Config, parts: Parts) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import logging
 import re
 import textwrap
 from contextlib import nullcontext
+from typing import Any
 
 import jax
 
@@ -87,6 +88,7 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
         reward_signature=plan.reward_signature,
         parameters=count_parameters(plan.parts.blueprint),
         data=plan.data,
+        start=start_of(plan),
     )
     if primary:
         check_run(workdir, config, info)
@@ -197,6 +199,12 @@ def count_parameters(blueprint: Blueprint) -> dict[str, int]:
     return {"total": sum(sizes.values()), "trained": sum(sizes[n] for n in blueprint.trained)}
 
 
+def start_of(plan: SessionPlan) -> dict[str, Any] | None:
+    """What `run.json` says of what a run starts from that is no run."""
+    start = plan.start
+    return None if start is None or plan.parent else {"path": start.name, "kind": start.kind}
+
+
 def announce(session: Session, info: dict, resumed: bool) -> None:
     """What begins, in the log."""
     plan, counts = session.plan, info["parameters"]
@@ -225,6 +233,8 @@ def announce(session: Session, info: dict, resumed: bool) -> None:
     log.info("  each holds  %s", told)
     if plan.parent:
         log.info("  starts from %s, step %d", plan.parent["run"], plan.parent["step"])
+    elif started := start_of(plan):
+        log.info("  starts from %s (%s)", started["path"], started["kind"])
     if info["reward_signature"]:
         log.info("  reward      %s", info["reward_signature"])
     if not resumed:

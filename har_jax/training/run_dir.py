@@ -157,11 +157,13 @@ def run_info(
     reward_signature: str | None = None,
     parameters: Mapping[str, int] | None = None,
     data: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `run.json` says."""
     return {
         "stage": config.stage,
         "parent": dict(parent) if parent else None,
+        "started_from": dict(start) if start else None,
         "base": dict(base),
         "data": dict(data) if data else None,
         "lora": dataclasses.asdict(config.model.lora) if config.model.lora.rank else None,

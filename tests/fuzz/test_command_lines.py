@@ -171,6 +171,7 @@ def test_every_argument_says_what_it_may_be(name):
         "part",
         "name",
         "only",
+        "prompt",
     }
     # Families are looked up after parsing, for their table imports JAX.
     texts |= {"image_column", "caption_column", "words", "encoder", "decoder"}

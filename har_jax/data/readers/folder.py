@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from har_jax.data.dataset import PathLike
@@ -114,12 +114,28 @@ def read_folder(
             + ("--val or --test" if shares.given else "the file's column `split`")
             + " divides them; leave one out"
         )
-    entries = list(usable(_entries(rows, shares, split), problems))
+    entries = list(usable(_entries(rows, lambda row: split or _split_of(row, shares)), problems))
     mentioned = {os.path.normpath(row.name) for row in rows}
     for name in images.walk():
         if name.lower().endswith(SUFFIXES) and os.path.normpath(name) not in mentioned:
             problems.add("images without captions", name)
     return Reading(numbered(entries), "", notes)
+
+
+def read_rows(path: PathLike) -> list[Entry]:
+    """The images of one captions file by itself, without their numbers; `split` is "" where no
+    column names it. Nothing is dropped: what is malformed is an error.
+
+    Raises:
+      UserError: it is no such file, or a row is malformed or contradicts another.
+    """
+    problems, text = Problems(), read_text(path, _WHAT)
+    rows, _ = _rows(pathlib.Path(path), text, Columns(), "", ImageFiles([]), problems)
+    if problems.counts:
+        raise UserError(f"{str(path)!r} has {problems.told()}; give {_WHAT}")
+    if not rows:
+        raise UserError(f"{str(path)!r} holds no captions; give {_WHAT}")
+    return list(_entries(rows, lambda row: row.split or ""))
 
 
 def _rows(
@@ -248,7 +264,7 @@ def _usual_split(split: str) -> str | None:
     return name or None
 
 
-def _entries(rows: Sequence[_Row], shares: Shares, split: str | None) -> Iterator[Entry]:
+def _entries(rows: Sequence[_Row], split_of: Callable[[_Row], str]) -> Iterator[Entry]:
     by_name: dict[str, list[_Row]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
@@ -272,8 +288,7 @@ def _entries(rows: Sequence[_Row], shares: Shares, split: str | None) -> Iterato
                 "must be unique"
             )
         captions = tuple((None, caption) for row in those for caption in row.captions)
-        own = split or _split_of(first, shares)
-        yield Entry(own, written, (name,), captions, filename=name)
+        yield Entry(split_of(first), written, (name,), captions, filename=name)
 
 
 def _split_of(row: _Row, shares: Shares) -> str:
