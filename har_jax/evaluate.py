@@ -36,12 +36,10 @@ EXAMPLES = """\
 examples:
   python -m har_jax.evaluate --checkpoint=runs/scst --out=runs/scst/eval/test
   python -m har_jax.evaluate --checkpoint=runs/scst --split=val --method=beam --beams=5 --out=out
-  python -m har_jax.evaluate --checkpoint=runs/mle --control=shuffle --limit=200 --out=out
   python -m har_jax.evaluate --checkpoint=runs/scst --against=runs/mle/eval/test --out=out
   python -m har_jax.evaluate --predictions=results.json --references=dataset_coco.json \\
       --split=test --images=coco/ --clip=models/clip-vit-base-patch32 --out=out
-  python -m har_jax.evaluate --predictions=results.json --references=captions_val2014.json \\
-      --metrics=official --out=out
+  python -m har_jax.evaluate --predictions=r.json --references=c.json --metrics=official --out=out
   python -m har_jax.evaluate --predictions=captions.csv --references=data/mine:test --out=out
 """
 
@@ -50,8 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser("evaluate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--out", type=path, metavar="DIR", required=True, help="where the results go")
-    scores = "CLIP that scores CLIPScore (default: the run's choice)"
-    add("--clip", type=path, metavar="HF_DIR", help=scores)
+    add("--clip", type=path, metavar="HF_DIR", help="CLIP of CLIPScore (default: the run's choice)")
     pac = "CLIP of PAC-S's weights, for PAC-S and RefPAC-S (docs/metrics.md)"
     add("--pac", type=path, metavar="HF_DIR", help=pac)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")

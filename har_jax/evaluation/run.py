@@ -241,14 +241,14 @@ def evaluate_run(
     scorer = ClipScorer(clip, batch_size=config.eval.batch_size) if clip else None
     other_scorer = ClipScorer(pac, batch_size=config.eval.batch_size, kind=PAC) if pac else None
     for judge in filter(None, (scorer, other_scorer)):
-        key = judge.files.kind.key
-        if warning := independence_warning(judge.fingerprint, run, key):
+        if warning := independence_warning(judge.fingerprint, run, judge.files.kind.key):
             warnings.append(warning)
     # 3. Who writes.
     captioner = captioner or load_captioner(checkpoint, step=step, **(given or {}))
     stage = config.stage if described.kind == "run" else described.kind
     source = {"checkpoint": described.name, "stage": stage, "step": captioner.step}
     source |= {"data": data or config.data.dir, "split": split, "method": method, "seed": seed}
+    source |= {"features": str(cache.directory)} if cache else {}
     return evaluate_writer(
         CaptionerWriter(captioner, how, seed, batch_size, cache),
         rows,
@@ -260,7 +260,7 @@ def evaluate_run(
         against=other,
         limit=limit,
         seed=seed,
-        source={**source, **({"features": str(cache.directory)} if cache else {}), **settings},
+        source={**source, **settings},
         warnings=warnings,
         desc=f"captions, {method}",
         words=words,
