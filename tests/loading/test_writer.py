@@ -16,7 +16,7 @@ from har_jax.data.protocols import Part
 from har_jax.decoding.settings import DecodeSettings
 from har_jax.evaluation.run import write_captions
 from har_jax.loading.blueprint import draw
-from har_jax.loading.captioner import LoadedCaptioner, batch_seed
+from har_jax.loading.loaded import LoadedCaptioner, batch_seed
 from har_jax.loading.weights import load_frozen, new_trained
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.sharding import MESH_AXES
