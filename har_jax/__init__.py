@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from har_jax.version import __version__
 
 if TYPE_CHECKING:
-    from har_jax.loading.captioner import LoadedCaptioner, load_captioner
+    from har_jax.loading.captioner import load_captioner
+    from har_jax.loading.loaded import LoadedCaptioner
     from har_jax.models.captioner import Captioner, CaptionerConfig
 
 __all__ = ["Captioner", "CaptionerConfig", "LoadedCaptioner", "__version__", "load_captioner"]
@@ -19,7 +20,7 @@ __all__ = ["Captioner", "CaptionerConfig", "LoadedCaptioner", "__version__", "lo
 _HOMES = {
     "Captioner": "har_jax.models.captioner",
     "CaptionerConfig": "har_jax.models.captioner",
-    "LoadedCaptioner": "har_jax.loading.captioner",
+    "LoadedCaptioner": "har_jax.loading.loaded",
     "load_captioner": "har_jax.loading.captioner",
 }
 

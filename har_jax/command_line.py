@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from har_jax.errors import UserError, one_line
-from har_jax.settings import Beams, CountOrZero, Path, Positive, Seed, word
+from har_jax.settings import Beams, CountOrZero, LengthPenalty, Path, Positive, Seed, word
 
 COMMANDS = {
     "prepare": "write a dataset, a feature cache, or miniature models",
@@ -128,11 +128,20 @@ def captioner_of(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
     return args.checkpoint, {"step": args.step, **parts}
 
 
+_STOPPING = {"false": False, "true": True, "never": "never"}
+"""Words of a command line for `decoding.beam.EarlyStopping`."""
+
+
 def add_decoding(arguments: argparse._ActionsContainer) -> None:
     """Declares `--method` and what belongs to one, for `decoding`."""
     arguments.add_argument("--method", choices=["greedy", "sample", "beam"], default="greedy")
     add = arguments.add_argument
     add("--beams", type=word(Beams), default=5, help="of --method=beam (default: 5)")
+    longer = "of --method=beam: log P is divided by length ** N (default: 1; 0: not at all)"
+    add("--length-penalty", type=word(LengthPenalty), default=1.0, metavar="N", help=longer)
+    done = "of --method=beam: an image is done with as many ended captions as beams (true), when "
+    done += "no beam seems to become better (false, the default), or when none can (never)"
+    add("--early-stopping", choices=list(_STOPPING), default="false", help=done)
     add("--temperature", type=word(Positive), default=1.0, help="of --method=sample")
 
 
@@ -174,7 +183,9 @@ def metrics_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:
     """How to write captions, as keyword arguments: the method, what belongs to it, and the seed."""
-    own = {"beam": {"beams": args.beams}, "sample": {"temperature": args.temperature}}
+    beam = {"beams": args.beams, "length_penalty": args.length_penalty}
+    beam["early_stopping"] = _STOPPING[args.early_stopping]
+    own = {"beam": beam, "sample": {"temperature": args.temperature}}
     return {"method": args.method, "seed": args.seed, **own.get(args.method, {})}
 
 

@@ -101,6 +101,7 @@ Count = Annotated[int, Range(at_least=1, at_most=_INT32)]
 CountOrZero = Annotated[int, Range(at_least=0, at_most=_INT32)]
 Tokens = Annotated[int, Range(at_least=1, at_most=1 << 20)]
 Beams = Annotated[int, Range(at_least=1, at_most=1000)]
+LengthPenalty = Annotated[float, Range(at_least=-10, at_most=10)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 Layer = Annotated[int, Range(at_least=-10_000, at_most=10_000)]  # negative: counted from the end
 Positive = Annotated[float, Range(at_least=1e-30)]

@@ -127,6 +127,11 @@ def test_transformers_writes_the_same_captions(workspace, runs, tmp_path, name, 
     np.testing.assert_array_equal(theirs, ours)
     texts = processor.batch_decode(written, skip_special_tokens=True)
     assert [text.strip() for text in texts] == captioner.decode_texts(ours, lengths)
+    if name == "plain":
+        with torch.no_grad():
+            written = model.generate(**inputs, num_beams=3)[:, len(asked) :].numpy()
+        beams, _ = captioner.generate_tokens(pixels, method="beam", beams=3)
+        np.testing.assert_array_equal(written, beams[:, : written.shape[1]])
 
     @jax.jit
     def teacher_forced(params, pixels, tokens):
@@ -160,6 +165,7 @@ def test_a_tied_decoder(workspace, tmp_path, free):
     assert len(rows) == n + max(free, 1)
     assert theirs.get_input_embeddings().weight is theirs.lm_head.weight
     assert theirs.generation_config.suppress_tokens == [n]
+    assert theirs.generation_config.renormalize_logits is True
     assert theirs.generation_config.max_new_tokens == 9
 
 

@@ -14,9 +14,10 @@ import peft
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import har_jax
-from har_jax import config_file, export, train
+from har_jax import config_file, export, loading, train
 from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
@@ -31,6 +32,7 @@ from har_jax.sessions.plan import plan_session
 from har_jax.sharding import make_mesh
 from har_jax.training.run_dir import open_run, read_run, run_info
 from tests.conftest import ROOT
+from tests.helpers import long
 from tests.training.commands import train_arguments
 
 transformers.logging.set_verbosity_error()
@@ -276,29 +278,46 @@ def test_llava_holds_the_merged_decoder(captioner, pixels, exported, tmp_path):
     assert config_of(again) == config_of(captioner)
 
 
-def test_the_example_of_the_documentation(run, captioner, tmp_path, monkeypatch):
-    """docs/library.md, as it stands, on these miniature models."""
+@pytest.mark.parametrize("devices", [1, *long([8])])
+def test_the_example_of_the_documentation(devices, run, captioner, tmp_path, monkeypatch, request):
+    """docs/library.md, as it stands, on these miniature models and one device, or on eight."""
+    if devices == 1:
+        request.getfixturevalue("on_one_device")
+        monkeypatch.setattr("har_jax.sharding.make_mesh", loading.captioner.make_mesh)
     text = (ROOT / "docs/library.md").read_text()
     code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(code) == 3
+    assert len(code) == 6
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/scst").symlink_to(run)
+    (tmp_path / "photos").mkdir()
+    drawn = np.random.default_rng(3).integers(0, 256, (5, 30, 40, 3), np.uint8)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture).save(tmp_path / f"photos/{i}.jpg")
+    shutil.copyfile(tmp_path / "photos/2.jpg", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     found = {}
-    for block in code:
+    for block in code[:3]:
+        exec(compile(block, "docs/library.md", "exec"), found)
+    assert found["text"] == found["texts"][2] and len(found["texts"]) == 5
+    assert found["caption"].text == found["text"]
+    assert len(found["best"]) == len(found["drawn"]) == 3
+    np.testing.assert_allclose(found["again"], found["scores"], rtol=1e-4)
+    assert found["own"].shape == (5, 2) and found["tokens"].shape[0] == 2
+    for block in code[3:]:
         exec(compile(block, "docs/library.md", "exec"), found)
     params, pixels = found["captioner"].params, found["pixels"]
-    tokens, _ = captioner.generate_tokens(pixels)
+    tokens, lengths = captioner.generate_tokens(pixels)
     np.testing.assert_array_equal(found["tokens_alone"], tokens)
-    assert found["tokens"].shape == tokens.shape and found["mesh"].shape["tensor"] == 2
+    assert found["tokens"].shape == tokens.shape and found["mesh"].size == devices
     assert found["texts"] == captioner.decode_texts(found["tokens"], found["lengths"])
     # Greedy captions are likelier than with another first word, and equal rows are equal.
     np.testing.assert_array_equal(found["logp"][:, 0], found["logp"][:, 1])
     other = tokens.copy()
     other[:, 0] = np.roll(tokens[:, 0] + 1, 1)
-    logp = np.asarray(found["score"](params, pixels, jnp.stack([tokens, other], axis=1)))
+    both, ends = (jnp.stack([x, y], axis=1) for x, y in ((tokens, other), (lengths, lengths)))
+    logp = np.asarray(found["score"](params, pixels, both, ends))
     differ = tokens[:, 0] != other[:, 0]
-    assert differ.all() and (logp[:, 0, 0] > logp[:, 1, 0]).all()
+    assert differ.all() and (logp[:, 0] > logp[:, 1]).mean() > 0.5
 
 
 def test_another_dtype_is_that_of_everything(run, captioner):

@@ -22,7 +22,9 @@ def generation_config(
     config: CaptionerConfig, max_tokens: int, image_id: int | None = None
 ) -> dict[str, Any]:
     """`generate` then writes as our decoding does: greedily, finished rows filled with EOS, and no
-    row of the vocabulary that no token has."""
+    row of the vocabulary that no token has. Those rows have no share of the probability either, by
+    which beams are compared: transformers suppresses them behind the softmax, hence
+    `renormalize_logits`."""
     suppressed = {i for first, stop in config.wordless for i in range(first, stop)}
     if image_id is not None:
         suppressed.add(image_id)
@@ -33,6 +35,7 @@ def generation_config(
         "do_sample": False,
         "max_new_tokens": max_tokens,
         **({"suppress_tokens": sorted(suppressed)} if suppressed else {}),
+        **({"renormalize_logits": True} if suppressed else {}),
     }
 
 

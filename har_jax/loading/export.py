@@ -13,8 +13,9 @@ from har_jax.interchange import hf_dir, peft
 from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.llava import check_expressible, save_llava
 from har_jax.interchange.llava_processor import generation_config, text_input
-from har_jax.loading.captioner import LoadedCaptioner, load_captioner
+from har_jax.loading.captioner import load_captioner
 from har_jax.loading.identity import check_base
+from har_jax.loading.loaded import LoadedCaptioner
 from har_jax.loading.parts import read_run_parts
 from har_jax.models.functional import part
 from har_jax.training.run_dir import read_run

@@ -12,7 +12,7 @@ from har_jax.data.pipeline import eval_batches, visual
 from har_jax.data.protocols import Images, Written
 from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
-from har_jax.loading.captioner import LoadedCaptioner, batch_seed
+from har_jax.loading.loaded import LoadedCaptioner, batch_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,11 @@ class CaptionerWriter:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be at least 0")
+        if self.settings.num_return != 1:
+            raise UserError(
+                f"num_return is {self.settings.num_return}, but a writer gives each image one "
+                "caption; leave num_return out"
+            )
 
     def write(self, images: Images) -> Iterator[Written]:
         """A caption for each image, in order.

@@ -156,6 +156,11 @@ class Captioner(nnx.Module):
                 "this captioner has no encoder of images: it reads features "
                 f"[B, {config.features_shape[0]}, {config.features_shape[1]}]"
             )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"pixels of dtype {images.dtype}, but an encoder reads them normalised, as floats; "
+                "preprocess them (`LoadedCaptioner.preprocess`)"
+            )
         images = images.astype(self.compute_dtype)
         which = (config.projector, config.vision_layer, config.vision_tokens)
         features = vision_features(self.vision, images, *which)

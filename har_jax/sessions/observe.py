@@ -14,7 +14,7 @@ from har_jax.data.pipeline import EncodedCaptions, eval_batches, visual
 from har_jax.distributed import local_rows, mean_over_processes
 from har_jax.evaluation.run import write_captions
 from har_jax.figures import Mean
-from har_jax.loading.captioner import LoadedCaptioner
+from har_jax.loading.loaded import LoadedCaptioner
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics import health
 from har_jax.metrics.corpus import score_captions

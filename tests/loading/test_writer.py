@@ -1,56 +1,20 @@
 """Captions of any number of images on a mesh of eight: batches need not divide, nor seeds meet."""
 
-import functools
 import json
-import math
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
-from har_jax.config import Config, ModelConfig
 from har_jax.data.dataset import open_split
-from har_jax.data.images import Preprocessor
 from har_jax.data.protocols import Part
 from har_jax.decoding.settings import DecodeSettings
+from har_jax.errors import UserError
 from har_jax.evaluation.run import write_captions
-from har_jax.loading.blueprint import draw
-from har_jax.loading.captioner import LoadedCaptioner, batch_seed
-from har_jax.loading.weights import load_frozen, new_trained
+from har_jax.loading.loaded import batch_seed
 from har_jax.loading.writer import CaptionerWriter
-from har_jax.sharding import MESH_AXES
-from har_jax.text.tokenizer import load_tokenizer
 from tests.helpers import long
 
 MESHES = {"fsdp": (1, 8, 1), "all three": (2, 2, 2)}
-
-
-@pytest.fixture(scope="module")
-def captioner_on(workspace):
-    """The workspace's captioner, with a random projector, on a mesh of these sizes."""
-    models = workspace / "models"
-    model = ModelConfig(encoder=str(models / "clip-l"), lm=str(models / "mistral"))
-    blueprint = draw(model)
-
-    @functools.cache  # with what it has compiled
-    def load(data: int, fsdp: int, tensor: int) -> LoadedCaptioner:
-        sizes, auto = (data, fsdp, tensor), (AxisType.Auto,) * 3
-        devices = jax.devices()[: math.prod(sizes)]
-        mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
-        params = load_frozen(blueprint, mesh) | new_trained(blueprint, 0, mesh)
-        return LoadedCaptioner(
-            blueprint,
-            params,
-            load_tokenizer(models / "mistral"),
-            Preprocessor.from_hf(models / "clip-l"),
-            mesh,
-            Config(model=model),
-            {},
-            0,
-        )
-
-    return load
 
 
 CASES = {
@@ -94,3 +58,8 @@ def test_generated_tokens_need_not_divide(captioner_on):
     how = DecodeSettings("greedy")
     eight, _ = captioner.run_batch(np.concatenate([pixels, pixels[:1].repeat(5, 0)]), how, 0)
     np.testing.assert_array_equal(tokens, eight[:3])
+
+
+def test_a_writer_writes_one_caption(captioner_on):
+    with pytest.raises(UserError, match="num_return is 2, but a writer gives each image one"):
+        CaptionerWriter(captioner_on(1, 1, 1), DecodeSettings("sample", num_return=2))

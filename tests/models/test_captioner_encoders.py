@@ -15,7 +15,7 @@ from har_jax.config import Config, ModelConfig
 from har_jax.data.features.cache import FeatureCache
 from har_jax.errors import UserError
 from har_jax.loading.blueprint import draw
-from har_jax.loading.captioner import LoadedCaptioner
+from har_jax.loading.loaded import LoadedCaptioner
 from har_jax.loading.parts import read_parts
 from har_jax.loading.weights import load_base, new_trained
 from har_jax.sessions.budget import prefix_length

@@ -17,7 +17,7 @@ from har_jax.checkpoint import Checkpoints
 from har_jax.data.dataset import document_frequency_path, open_split
 from har_jax.data.protocols import Part
 from har_jax.evaluation.run import Predictions, write_captions
-from har_jax.loading.captioner import LoadedCaptioner
+from har_jax.loading.loaded import LoadedCaptioner
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.models.captioner import Captioner
