@@ -37,7 +37,7 @@ from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError, one_line
 from har_jax.foreign import is_unicode, parse_json, typed
 from har_jax.ids import Id
-from har_jax.loading.captioner import LoadedCaptioner, batch_seed
+from har_jax.loading.loaded import LoadedCaptioner, batch_seed
 from har_jax.progress import progress
 from har_jax.sharding import batch_sharding
 
