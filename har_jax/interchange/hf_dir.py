@@ -1,7 +1,7 @@
 """A model directory as Hugging Face lays it out: `config.json` and safetensors, found and checked.
 
-Where a directory is expected, a hub name such as `openai/clip-vit-large-patch14` works too: it goes
-through huggingface_hub's cache, which answers offline when the model was fetched before.
+Where a directory is expected, a hub name such as `openai/clip-vit-large-patch14` works too
+(`interchange/hub.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from har_jax import foreign
 from har_jax.errors import UserError
 from har_jax.files import followed
 from har_jax.foreign import listed, shortened
+from har_jax.interchange import hub
 from har_jax.interchange.safetensors_file import Tensor, read_header
 
 WEIGHTS = "model.safetensors"
@@ -29,9 +29,6 @@ INDEX = "model.safetensors.index.json"
 FINGERPRINT = ".har_jax_fingerprint.json"
 """The hash of the weights, kept beside them."""
 _TICK = 2.0  # seconds: the coarsest clock of a file system
-
-_HUB_NAME = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)(?:@([\w./-]+))?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
@@ -53,47 +50,13 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         ) from None
     if is_file:
         raise UserError(f"{path} is a file; give the directory that holds its config.json")
-    on_hub = _HUB_NAME.fullmatch(str(name))
-    if not on_hub:
+    on_hub = hub.parsed(name)
+    if on_hub is None:
         raise UserError(
             f"no directory {shortened(str(path), 200)}; give an existing Hugging Face model "
             "directory, or a hub name such as openai/clip-vit-large-patch14"
         )
-    return _from_hub(*on_hub.groups())
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors as hub
-    except ImportError as error:
-        raise UserError(
-            f"no directory {name}, and huggingface_hub, which would fetch a model of that name, is "
-            "not installed; pip install huggingface_hub, or give a local directory"
-        ) from error
-    gone = f"no directory {name}, and the hub's model of that name"
-    try:
-        fetch = huggingface_hub.snapshot_download
-        return Path(fetch(name, revision=revision, allow_patterns=_HUB_FILES))
-    except hub.GatedRepoError as error:
-        raise UserError(
-            f"{gone} is gated: accept its licence on its page at huggingface.co, then run "
-            "`hf auth login`"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{gone} does not exist or is private; check the spelling, or run `hf auth login`"
-        ) from error
-    except hub.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{gone} is neither in the local cache nor reachable (offline?); fetch it on a machine "
-            f"with a connection (`hf download {name}`) and give the local directory"
-        ) from error
-    except Exception as error:  # the HTTP library's own errors differ between its versions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{gone} could not be fetched: {reason}; try again, or give a local directory"
-        ) from error
+    return hub.fetch(on_hub)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from har_jax.config import LoraConfig
 from har_jax.distributed import gather
 from har_jax.errors import UserError
 from har_jax.foreign import Finite, Keys, listed, shortened
-from har_jax.interchange import hf_dir, safetensors_file
+from har_jax.interchange import hf_dir, hub, safetensors_file
 from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Places, Row, find, linear, located, sources
@@ -57,6 +57,7 @@ KEYS = Keys(
         "lora_alpha": Finite,
         "use_rslora": bool | None,
         "base_model_name_or_path": str | None,
+        "revision": str | None,  # of the base, if that is of the hub
     },
     fixed={
         **{key: (value,) for key, value in _PLAIN.items()},
@@ -68,7 +69,7 @@ KEYS = Keys(
     },
     # Which linears have adapters is what the tensors say.
     harmless=frozenset({
-        "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",
+        "task_type", "auto_mapping", "peft_version", "inference_mode", "lora_dropout",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
         "megatron_core", "qalora_group_size", "runtime_config", "unsloth_fixed",
     }),
@@ -117,10 +118,12 @@ def adapter_config(
 ) -> dict[str, Any]:
     """The contents of `adapter_config.json`; `modules` are PEFT's names of the adapted linears,
     and `in_first` says that their kernels lie `[in, out]` in files."""
+    on_hub = hub.named(base)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": on_hub.repo if on_hub else base,
+        "revision": on_hub.revision if on_hub else None,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
@@ -156,7 +159,8 @@ def save_adapters(
       params: of a decoder, in any layout; what is no factor is passed over.
       config: with which the adapters were attached.
       directory: must be there.
-      base: where PEFT finds the model that the adapters belong to.
+      base: where PEFT finds the model that the adapters belong to: a directory or a name of the
+        hub, with its revision if it has one.
       lm: the decoder's configuration.
     """
     table, values = adapter_table(lm), {}

@@ -10,13 +10,13 @@ from typing import Any
 from har_jax.data.features.cache import FeatureCache, Origin
 from har_jax.data.images import Preprocessor
 from har_jax.errors import UserError
-from har_jax.interchange import hf_dir
+from har_jax.interchange import hf_dir, hub
 from har_jax.loading.blueprint import Blueprint
 from har_jax.text.tokenizer import CaptionTokenizer
 
 Identity = Mapping[str, Mapping[str, Any]]
 """{"encoder": {"path", "fingerprint"}, "lm": {...}, "tokenizer": {"fingerprint"}}, as in
-`run.json`."""
+`run.json`; "revision" too of a model of the hub."""
 
 
 def identify(
@@ -29,15 +29,21 @@ def identify(
         encoder: dict[str, Any] = _cache(features)
     else:
         fingerprint = hf_dir.weights_fingerprint(blueprint.encoder_dir)
-        encoder = {"path": str(model.encoder), "fingerprint": fingerprint}
+        encoder = _weights(model.encoder, fingerprint)
         if features is not None:
             encoder["features"] = _cache(features)
     if blueprint.decoder_dir == blueprint.encoder_dir:  # of a LLaVA, which is read once
-        lm = {"path": str(model.lm), "fingerprint": encoder["fingerprint"]}
+        lm = _weights(model.lm, encoder["fingerprint"])
     else:
-        fingerprint = hf_dir.weights_fingerprint(blueprint.decoder_dir)
-        lm = {"path": str(model.lm), "fingerprint": fingerprint}
+        lm = _weights(model.lm, hf_dir.weights_fingerprint(blueprint.decoder_dir))
     return {"encoder": encoder, "lm": lm, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+
+
+def _weights(name: str, fingerprint: str) -> dict[str, Any]:
+    """What `run.json` says of them; of a model of the hub the commit too (`loading/pins.py`)."""
+    on_hub = hub.named(name)
+    revision = {"revision": on_hub.commit} if on_hub and on_hub.commit else {}
+    return {"path": str(name), "fingerprint": fingerprint, **revision}
 
 
 def _cache(features: FeatureCache) -> dict[str, Any]:

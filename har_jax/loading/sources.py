@@ -26,7 +26,7 @@ from har_jax.checkpoint import resolve_step
 from har_jax.config import Config, DataConfig, ModelConfig
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import listed, shortened, typed
-from har_jax.interchange import hf_dir, llava, peft
+from har_jax.interchange import hf_dir, hub, llava, peft
 from har_jax.interchange.safetensors_file import Tensor
 from har_jax.interchange.table import Row
 from har_jax.loading.blueprint import Blueprint, decoder_in
@@ -134,7 +134,8 @@ def read_source(source: PathLike | None, given: Mapping[str, Any], step: str | i
                 "load_captioner(DIR), or all of encoder=DIR, lm=DIR and projector=DIR"
             )
         return _of_directories(**given)
-    kind = kind_of(source)
+    name, path = located(source)
+    kind = kind_of(path)
     what, *foreign = {
         "run": ("a run", "projector", "adapter", "prompt"),
         "llava": ("a LLaVA directory", "projector", "adapter", "encoder", "lm"),
@@ -146,7 +147,9 @@ def read_source(source: PathLike | None, given: Mapping[str, Any], step: str | i
         )
     if kind == "run":
         return _of_run(source, step, **given)
-    return (_of_llava if kind == "llava" else _of_peft)(source, **given)
+    if kind == "llava":
+        return _of_llava(name, path, **given)
+    return dataclasses.replace(_of_peft(path, **given), name=name)
 
 
 def load(source: Source, place: Placement) -> Loaded:
@@ -188,9 +191,23 @@ def _of_run(
     return Source("run", os.fspath(run), config, own, run=info, step=number)
 
 
-def _of_llava(directory: PathLike, prompt: str | None = None) -> Source:
-    """Of a LLaVA directory whose decoder is of a family that we have."""
-    path = hf_dir.resolve(directory)
+def located(source: PathLike) -> tuple[str, pathlib.Path]:
+    """The name of a source, that of a model of the hub with its commit; and its directory, which
+    may not be there.
+
+    Raises:
+      UserError: the hub has no such model, or cannot be reached.
+    """
+    on_hub = hub.named(source)
+    # `runs/mle` where there are `runs`, but no `mle` in it, is no matter of the hub.
+    if on_hub is None or os.path.isdir(on_hub.repo.partition("/")[0]):
+        return os.fspath(source), pathlib.Path(source)
+    name = hub.pinned(source, f"there is no run directory {os.fspath(source)!r}")
+    return name, hf_dir.resolve(name)
+
+
+def _of_llava(name: str, path: pathlib.Path, prompt: str | None = None) -> Source:
+    """Of a LLaVA directory whose decoder is of a family that we have; `name` is its name."""
     read, ours = llava.read_llava_config(path)
     if prompt is None:
         where = f"{path / 'config.json'}: har_jax: prompt"
@@ -199,8 +216,8 @@ def _of_llava(directory: PathLike, prompt: str | None = None) -> Source:
     max_tokens = hf_dir.read_json(generation).get("max_new_tokens") if generation.exists() else None
     max_tokens = _max_tokens(max_tokens, generation)
     model = ModelConfig(
-        encoder=str(path),
-        lm=str(path),
+        encoder=name,
+        lm=name,
         vision_layer=read.vision_layer,
         vision_tokens=read.vision_tokens,
         prompt=prompt,
@@ -209,8 +226,7 @@ def _of_llava(directory: PathLike, prompt: str | None = None) -> Source:
     def own(blueprint: Blueprint, mesh: Mesh, rules: Rules) -> Params:
         return llava.load_llava(blueprint.structure, read, path, mesh, rules, parts=("projector",))
 
-    name, stored = os.fspath(directory), _stored_dtype(path)
-    return Source("llava", name, _config(model, max_tokens), own, stored)
+    return Source("llava", name, _config(model, max_tokens), own, _stored_dtype(path))
 
 
 def _of_directories(
@@ -222,7 +238,11 @@ def _of_directories(
     prompt: str | None = None,
 ) -> Source:
     """Of an encoder, a decoder, and a projector: that of a run, or one that was exported."""
+    encoder, lm = hub.pinned(encoder), hub.pinned(lm)
     lm_dir = hf_dir.resolve(lm)
+    projector = located(projector)[1]
+    if adapter is not None:
+        adapter = located(adapter)[1]
     run: PathLike | None = None
     if (pathlib.Path(projector) / "run.json").exists():
         run = projector
@@ -233,7 +253,7 @@ def _of_directories(
         settings, tensors = peft.read_projector(projector)
     used = {key: settings[key] for key in peft.PROJECTOR_SETTINGS}
     where = os.fspath(pathlib.Path(projector) / peft.PROJECTOR_CONFIG)
-    bases = {"encoder": os.fspath(encoder), "lm": os.fspath(lm)}
+    bases = {"encoder": encoder, "lm": lm}
     model = build(ModelConfig, {**bases, **used}, where)
     max_tokens = _max_tokens(settings.get("max_tokens"), where)
     if prompt is not None:
@@ -266,7 +286,10 @@ def _of_peft(
 ) -> Source:
     """Of a directory that `har_jax.export --format=peft` wrote."""
     settings = peft.read_projector(directory)[0]
-    base = peft.adapter_settings(pathlib.Path(directory)).get("base_model_name_or_path")
+    adapters = peft.adapter_settings(pathlib.Path(directory))
+    base, revision = (adapters.get(key) for key in ("base_model_name_or_path", "revision"))
+    if base and revision and hub.named(base):
+        base = f"{base}@{revision}"
     encoder, lm = encoder or settings.get("encoder"), lm or base
     if not encoder or not lm:
         raise UserError(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pathlib
 from typing import Any
 
 from har_jax.config import Config, LoraConfig, ModelConfig
 from har_jax.errors import UserError
 from har_jax.interchange import peft
-from har_jax.loading.sources import Source, kind_of, read_source
+from har_jax.loading.sources import Source, kind_of, located, read_source
 from har_jax.training.run_dir import read_run
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def settled(config: Config) -> tuple[Config, Source | None]:
 
 def _source(init_from: str, given: dict[str, str]) -> Source | None:
     """None of a run."""
-    path = pathlib.Path(init_from)
+    path = located(init_from)[1]
     if (path / peft.PROJECTOR).exists() and not (path / peft.ADAPTER_CONFIG).exists():
         if missing := [key for key in _BASES if key not in given]:
             raise UserError(
@@ -58,7 +57,7 @@ def _source(init_from: str, given: dict[str, str]) -> Source | None:
                 + " ".join(f"--config.model.{key}=DIR" for key in missing)
             )
         return read_source(None, {**given, "projector": init_from}, "best")
-    kind = kind_of(init_from)
+    kind = kind_of(path)
     if kind == "run":
         return None
     if kind == "llava":

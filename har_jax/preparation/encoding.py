@@ -42,7 +42,7 @@ def plan_build(
     """What is to be made, after checking all that needs no device.
 
     Args:
-      encoder: its HF directory.
+      encoder: its HF directory, or its name on the hub.
       layer, tokens: whose tokens, and which of them; of no meaning for `pooled`.
       dtype: of the stored features.
       compute_dtype: of the encoder's activations.
@@ -50,6 +50,7 @@ def plan_build(
     Raises:
       UserError: no encoder there, or a layer that it does not have.
     """
+    encoder = hub.pinned(encoder)  # it is looked at again, and recorded
     directory = hf_dir.resolve(encoder)
     config, structure = _encoder(directory)
     shape = jax.eval_shape(

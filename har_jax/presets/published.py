@@ -131,7 +131,7 @@ def described(config: Config, folder: Path) -> Config:
     that holds its `config.json` and nothing else."""
     names = {"encoder": config.model.encoder, "lm": config.model.lm}
     for part, name in names.items():
-        known = CONFIGS.get(Path(name).name)
+        known = CONFIGS.get(Path(name).name.partition("@")[0])
         if known is None or Path(name).exists():
             continue
         directory = folder / part

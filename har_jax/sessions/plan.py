@@ -23,6 +23,7 @@ from har_jax.errors import UserError
 from har_jax.evaluation.leak import trained_on
 from har_jax.loading.identity import check_base
 from har_jax.loading.parts import Parts, read_parts
+from har_jax.loading.pins import pin
 from har_jax.loading.sources import Source
 from har_jax.loading.start import settled
 from har_jax.objectives.policy_gradient import find_objective
@@ -46,6 +47,7 @@ class SessionPlan:
       trained_on: the images that this run and those before it are trained on.
       data: what `run.json` says of the training data.
       words: what rewards and validation count of captions.
+      hub: what the names of the hub mean that were given: their commits.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class SessionPlan:
     trained_on: list[ImageSet]
     data: dict[str, Any]
     words: Words
+    hub: dict[str, str]
 
     @property
     def reward_signature(self) -> str | None:
@@ -75,6 +78,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     """Checks a configuration against the files that it names; raises `UserError`."""
     names_of(config.trackers)
     # 1. The models: directories, tokenizer, preprocessing, hashes.
+    config, names = pin(config, workdir)
     config, start = settled(config)
     data = config.data
     parts = read_parts(config.model, FeatureCache(data.features) if data.features else None)
@@ -138,6 +142,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         trained,
         described,
         words,
+        names,
     )
 
 

@@ -89,6 +89,7 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
         parameters=count_parameters(plan.parts.blueprint),
         data=plan.data,
         start=start_of(plan),
+        hub=plan.hub,
     )
     if primary:
         check_run(workdir, config, info)

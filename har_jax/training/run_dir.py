@@ -43,6 +43,7 @@ class _Info(msgspec.Struct):
     stage: str | None = None
     parent: _Parent | None = None
     base: dict[str, dict[str, Any]] = {}
+    hub: dict[str, str] = {}
     data: dict[str, Any] | None = None
     reward_signature: str | None = None
     rollbacks: list[dict[str, Any]] = []
@@ -158,6 +159,7 @@ def run_info(
     parameters: Mapping[str, int] | None = None,
     data: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
+    hub: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What `run.json` says."""
     return {
@@ -165,6 +167,7 @@ def run_info(
         "parent": dict(parent) if parent else None,
         "started_from": dict(start) if start else None,
         "base": dict(base),
+        "hub": dict(hub or {}),  # see loading/pins.py
         "data": dict(data) if data else None,
         "lora": dataclasses.asdict(config.model.lora) if config.model.lora.rank else None,
         "reward_signature": reward_signature,
@@ -246,7 +249,7 @@ def note(workdir: str | os.PathLike[str], **values: Any) -> None:
 
 
 def _fingerprints(value: Any) -> Any:
-    """What must not change about the base: not the paths, which may move."""
+    """What must not change about the base: not the paths and revisions, which may move."""
     if isinstance(value, dict):
-        return {k: _fingerprints(v) for k, v in value.items() if k != "path"}
+        return {k: _fingerprints(v) for k, v in value.items() if k not in ("path", "revision")}
     return value
