@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
 
 from har_jax.checkpoint import resolve_step
 from har_jax.errors import UserError
@@ -13,6 +16,7 @@ from har_jax.interchange import hf_dir, peft
 from har_jax.interchange.families.registry import family_of
 from har_jax.interchange.llava import check_expressible, save_llava
 from har_jax.interchange.llava_processor import generation_config, text_input
+from har_jax.interchange.publish import CARD
 from har_jax.loading.captioner import load_captioner
 from har_jax.loading.identity import check_base
 from har_jax.loading.loaded import LoadedCaptioner
@@ -33,7 +37,22 @@ TOKENIZER_FILES = (
 )
 
 
-def export(run: str, out: str, *, form: Format = "llava", step: str = "best") -> str:
+class Exported(NamedTuple):
+    """What was written; `text` is the text input of a LLaVA's processor, "" of other forms."""
+
+    form: Format
+    step: int
+    text: str = ""
+
+
+def export(
+    run: str,
+    out: str,
+    *,
+    form: Format = "llava",
+    step: str = "best",
+    card: Callable[[Exported], str] | None = None,
+) -> str:
     """Writes a run's captioner into a new directory; returns what was written, in words.
 
     The directory appears when it is complete.
@@ -42,6 +61,7 @@ def export(run: str, out: str, *, form: Format = "llava", step: str = "best") ->
       form: "llava", the whole captioner; "decoder", its decoder; "peft", LoRA's adapters and the
         projector. LoRA is merged into the decoder but by the last.
       step: of the run: "best", "latest" or a number.
+      card: makes the `README.md` of it.
 
     Raises:
       UserError: the run cannot be written so, or `out` is taken; before any weights are loaded.
@@ -51,6 +71,11 @@ def export(run: str, out: str, *, form: Format = "llava", step: str = "best") ->
     write = {"llava": _llava, "decoder": _decoder, "peft": _adapters}[form]
     with hf_dir.staging(out) as made:
         told = write(captioner, made)
+        if card is not None and jax.process_index() == 0:
+            prompt = captioner.config.model.prompt
+            text = text_input(captioner.tokenizer, prompt) if form == "llava" else ""
+            text = card(Exported(form, captioner.step, text))
+            (made / CARD).write_text(text, encoding="utf-8", errors="replace")
     return f"step {captioner.step} as {told}"
 
 

@@ -36,7 +36,7 @@ def pin(config: Config, workdir: str | os.PathLike[str]) -> tuple[Config, dict[s
     Raises:
       UserError: the hub has no such model, or cannot be reached and the cache has none.
     """
-    values = flatten_dict(config.to_dict(), sep=".")
+    values: dict[str, Any] = dict(flatten_dict(config.to_dict(), sep="."))
     names = {key: name for key in KEYS if values[key] and (name := hub.named(values[key]))}
     if _is_run_below_a_directory(names.get("init_from")):
         del names["init_from"]

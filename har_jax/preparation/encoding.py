@@ -18,7 +18,7 @@ from har_jax.data.features.build import SHARD_BYTES, Build, Rows
 from har_jax.data.features.cache import FeatureKind, Origin
 from har_jax.data.images import Preprocessor
 from har_jax.data.pipeline import Batch, image_batches
-from har_jax.interchange import hf_dir
+from har_jax.interchange import hf_dir, hub
 from har_jax.interchange.families.registry import load_encoder, read_encoder
 from har_jax.models.captioner import vision_features
 from har_jax.models.encoders.protocol import EncoderConfig

@@ -10,7 +10,7 @@ import transformers
 
 from har_jax.config import Config, DataConfig, LoraConfig, ModelConfig
 from har_jax.errors import UserError
-from har_jax.interchange import hf_dir
+from har_jax.interchange import hf_dir, hub
 from har_jax.loading.blueprint import draw
 from har_jax.loading.parts import read_parts
 from har_jax.sharding import make_mesh
@@ -122,11 +122,11 @@ def test_a_directory_is_looked_for_once(workspace, monkeypatch):
     """A name on the hub may mean another snapshot a minute later."""
     asked = []
 
-    def snapshot(name, revision):
-        asked.append((name, revision))
-        return workspace / "models" / name.split("/")[1]
+    def snapshot(name):
+        asked.append(tuple(name))
+        return workspace / "models" / name.repo.split("/")[1]
 
-    monkeypatch.setattr(hf_dir, "_from_hub", snapshot)
+    monkeypatch.setattr(hub, "fetch", snapshot)
     parts = read_parts(ModelConfig(encoder="org/clip-l", lm="org/mistral@v1.0"))
     assert parts.identity["lm"]["fingerprint"].startswith("sha256:")
     assert sorted(asked) == [("org/clip-l", None), ("org/mistral", "v1.0")]
