@@ -198,7 +198,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         there = repo in self.server.models
         if not there:
-            self.server.models[repo] = Model(private=bool(asked.get("private")))
+            # The first is what older versions of huggingface_hub say.
+            private = asked.get("private") or asked.get("visibility") == "private"
+            self.server.models[repo] = Model(private=bool(private))
             self.server.models[repo].add({})
         answer = {"url": f"{self.server.url}/{repo}", "name": repo}
         self.reply(answer, 409 if there else 200)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
@@ -17,13 +18,13 @@ from har_jax import export
 from har_jax.checkpoint import Checkpoints
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, hub, peft
+from har_jax.interchange.families.mistral import load_mistral
 from har_jax.loading import pins, start
 from har_jax.loading.parts import read_parts
 from har_jax.loading.sources import located, read_source
-from har_jax.loading.weights import new_trained
+from har_jax.models.functional import prefixed, split
 from har_jax.reports.card import CardSource, model_card
 from har_jax.sessions.plan import plan_session
-from har_jax.sharding import make_mesh
 from har_jax.training.run_dir import check_run, open_run, read_run, run_info
 from tests.conftest import ROOT
 from tests.hub_server import READER, WRITER, serving
@@ -122,10 +123,14 @@ def begin(workspace, run, **model):
 
 
 def save(run, parts, step=1):
+    """A checkpoint of what learns, drawn and never trained."""
+    captioner = split(parts.blueprint.build(nnx.Rngs(5)))[1]
+    lm = prefixed(split(load_mistral(parts.blueprint.decoder_dir))[1], "lm")
+    # A projector large enough for the captions to depend on the images.
+    drawn = {k: v * 4 if k.startswith("projector.") else v for k, v in captioner.items()}
+    trained = {k: v for k, v in (drawn | lm).items() if parts.blueprint.is_trained(k)}
     checkpoints = Checkpoints(run)
-    trained = new_trained(parts.blueprint, 0, make_mesh())
-    projector = {k: v * 4 if k.startswith("projector.") else v for k, v in trained.items()}
-    checkpoints.save(step, projector, {"count": np.zeros(2)}, {})
+    checkpoints.save(step, trained, {"count": np.zeros(2)}, {})
     checkpoints.wait()
     checkpoints.close()
 
@@ -215,7 +220,9 @@ SCORES = {
 }
 
 
-def test_what_was_pushed_can_be_loaded(server, exported, workspace, monkeypatch, capsys):
+def test_what_was_pushed_can_be_loaded(
+    server, exported, workspace, on_one_device, monkeypatch, capsys
+):
     """By us and by transformers, from the hub's files alone; both write the run's captions."""
     run, out = exported
     monkeypatch.setenv("HF_TOKEN", WRITER)
@@ -244,8 +251,10 @@ def test_what_was_pushed_can_be_loaded(server, exported, workspace, monkeypatch,
     theirs = processor.batch_decode(ids, skip_special_tokens=True)
     assert captions == [text.strip() for text in theirs] and any(captions)
     # Training begins with it, and says which commit that was.
-    config = configure(workspace, run.parent / "tuned", encoder="", lm="")
-    config, asked = pins.pin(dataclasses.replace(config, init_from="me/captioner"), "nowhere")
+    config = configure(workspace, run.parent / "tuned")
+    bare = dataclasses.replace(config.model, encoder="", lm="")
+    config = dataclasses.replace(config, model=bare, init_from="me/captioner")
+    config, asked = pins.pin(config, "nowhere")
     config, source = start.settled(config)
     assert source.kind == "llava" and config.init_from == config.model.lm == name
     assert asked == {"me/captioner": commit}
@@ -360,7 +369,7 @@ def test_a_card_names_the_models_of_the_hub(server, workspace, tmp_path):
     assert "This step was not evaluated" in card.text and "rank 2" in card.text
 
 
-def test_adapters_say_the_revision_of_their_base(server, workspace, tmp_path):
+def test_adapters_say_the_revision_of_their_base(server, workspace, on_one_device, tmp_path):
     """Where PEFT looks for it, and we too."""
     from peft import PeftConfig
 
