@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from har_jax.errors import UserError, one_line
 
@@ -79,7 +80,8 @@ def fetch(name: HubName, lacking: str = "") -> Path:
     gone = f"{lacking}, and the hub's model of that name"
     try:
         download = huggingface_hub.snapshot_download
-        return Path(download(name.repo, revision=name.revision, allow_patterns=_FILES))
+        how: dict[str, Any] = {"allow_patterns": _FILES, "tqdm_class": _bar()}
+        return Path(download(name.repo, revision=name.revision, **how))
     except errors.GatedRepoError as error:
         raise UserError(
             f"{gone} is gated: accept its licence on its page at huggingface.co, then run "
@@ -103,6 +105,18 @@ def fetch(name: HubName, lacking: str = "") -> Path:
         raise UserError(
             f"{gone} could not be fetched: {reason(error)}; try again, or give a local directory"
         ) from error
+
+
+def _bar() -> type[Any]:
+    """huggingface_hub's progress bar, which is silent where no terminal is."""
+    from huggingface_hub import utils
+
+    class Bar(utils.tqdm):
+        def __init__(self, *args: Any, **settings: Any):
+            quiet = settings.get("disable") or not sys.stderr.isatty()
+            super().__init__(*args, **settings | {"disable": quiet})
+
+    return Bar
 
 
 def reason(error: BaseException) -> str:
