@@ -6,6 +6,7 @@
 # make kill    training killed 100 times, MLE and SCST, continued bit for bit (make test kills it twice)
 # make long    further seeds, layouts and sizes of the tests, and the benchmark for accelerators, tiny
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
+# make docs    the documentation's site in build/docs; its tutorials are executed (five minutes)
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
 
@@ -16,7 +17,7 @@ SEEDS ?= 1
 OUT ?= runs/demo
 WORKERS ?= 2
 
-.PHONY: demo reproduce test fuzz properties long kill types lint clean
+.PHONY: demo reproduce test fuzz properties long kill types docs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +64,16 @@ kill: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(PY) -m pytest -q -n $(WORKERS) --jaxtyping-packages=har_jax,tests.check
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing the requirements of the documentation ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	rm -rf build/docs build/tutorials
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "written to build/docs/index.html"
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
