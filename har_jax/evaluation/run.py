@@ -236,14 +236,13 @@ def evaluate_run(
     if other is not None:
         check_covers(other, rows.ids[: limit or len(rows)])
     cache = features_for(config, rows, features)
-    # 2. Who scores.
-    clip = clip or config.eval.clip_score
-    scorer = ClipScorer(clip, batch_size=config.eval.batch_size) if clip else None
-    other_scorer = ClipScorer(pac, batch_size=config.eval.batch_size, kind=PAC) if pac else None
-    for judge in filter(None, (scorer, other_scorer)):
-        if warning := independence_warning(judge.fingerprint, run, judge.files.kind.key):
-            warnings.append(warning)
-    # 3. Who writes.
+    # 2. Who scores, and who writes.
+    clip, size = clip or config.eval.clip_score, config.eval.batch_size
+    scorer = ClipScorer(clip, batch_size=size) if clip else None
+    other_scorer = ClipScorer(pac, batch_size=size, kind=PAC) if pac else None
+    judges = filter(None, (scorer, other_scorer))
+    told = [independence_warning(x.fingerprint, run, x.files.kind.key) for x in judges]
+    warnings += filter(None, told)
     captioner = captioner or load_captioner(checkpoint, step=step, **(given or {}))
     stage = config.stage if described.kind == "run" else described.kind
     source = {"checkpoint": described.name, "stage": stage, "step": captioner.step}
@@ -260,7 +259,7 @@ def evaluate_run(
         against=other,
         limit=limit,
         seed=seed,
-        source={**source, **settings},
+        source=source | settings,
         warnings=warnings,
         desc=f"captions, {method}",
         words=words,
