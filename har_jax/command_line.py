@@ -85,6 +85,9 @@ def steps(text: str) -> tuple[int, int]:
     return found
 
 
+steps.hint = tuple[int, int]  # type: ignore[attr-defined]  # as of `settings.word`
+
+
 def add_run(arguments: argparse._ActionsContainer, *, required: bool = True) -> None:
     """Declares `--checkpoint` and `--step`: a trained run."""
     add = arguments.add_argument

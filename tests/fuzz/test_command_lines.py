@@ -172,6 +172,7 @@ def test_every_argument_says_what_it_may_be(name):
         "name",
         "only",
         "prompt",
+        "push",
     }
     # Families are looked up after parsing, for their table imports JAX.
     texts |= {"image_column", "caption_column", "words", "encoder", "decoder"}
