@@ -5,7 +5,7 @@ log P(y) / length**length_penalty. Of the (1 + ends) K likeliest continuations o
 likeliest that do not end are written on, so that an end takes no beam's place; those that do end
 join the finished ones, if they are among the K likeliest continuations and better than the worst
 that is kept. So does `transformers.GenerationMixin._beam_search` (5.24), and the same settings give
-the same captions; `tests/decoding/test_beam_as_transformers.py` compares them.
+the same captions; `tests/families/test_beams_of_llava.py` compares them.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def beam_search(
         ends = is_end(best.token_bc, eos_ids) | (state.t + 1 == max_tokens)
 
         # 2. The beams of the next step: each takes over what its origin had written and cached.
-        total, index = jax.lax.top_k(jnp.where(ends, -jnp.inf, best.total_bc), beams)
+        total, index = _top_k(jnp.where(ends, -jnp.inf, best.total_bc), beams)
         next_beams = best.rows(index)
         origin = next_beams.origin_bc
 
@@ -173,22 +173,28 @@ def _start(captioner: Captioner, cache: PrefixCache, beams: int, max_tokens: int
 def _continuations(
     logits: Float[Array, "B K V"], total_bk: Float[Array, "B K"], n: int
 ) -> Continuations:
-    """The `n` likeliest of all beams' continuations: of each beam's best first, of which there are
-    few, then of those of all beams. So log-probabilities are made of a few logits only."""
-    all_logp = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    """The `n` likeliest of all beams' continuations."""
+    b, k, v = logits.shape
     # Where the vocabulary is split, its logits come together for the choice, and no weight.
-    chosen, tokens = jax.lax.top_k(constrain(logits, "batch"), min(n, logits.shape[-1]))
-    logp = chosen - all_logp
-    b, k, c = logp.shape
-    total, flat = jax.lax.top_k((total_bk[..., None] + logp).reshape(b, k * c), n)
-    token, gained = (_rows(x.reshape(b, k * c), flat) for x in (tokens.astype(jnp.int32), logp))
-    return Continuations(flat // c, token, gained, total)
+    logp_bkv = constrain(jax.nn.log_softmax(logits, axis=-1), "batch")
+    total, flat = _top_k((total_bk[..., None] + logp_bkv).reshape(b, k * v), n)
+    origin, token = flat // v, (flat % v).astype(jnp.int32)
+    none = total == -jnp.inf  # continues no beam
+    gained = jnp.where(none, -jnp.inf, total - _rows(total_bk, origin))
+    return Continuations(origin, token, gained, total)
+
+
+def _top_k(x: Float[Array, "B N"], k: int) -> tuple[Array, Array]:
+    """The largest k of each row, and where they are. Behind a barrier: XLA sorts the whole row,
+    60 times slower, where it may join a slice of what is found to the search (seen on CPUs, with XLA of JAX 0.10)."""
+    values, index = jax.lax.optimization_barrier(jax.lax.top_k(x, k))
+    return values, index
 
 
 def _keep_best(finished: Finished, ended: Captions, score_bk: Float[Array, "B K"]) -> Finished:
     """The best of those that were kept and of others that have ended."""
     scores = jnp.concatenate([finished.score_bk, score_bk], axis=1)
-    best, index = jax.lax.top_k(scores, score_bk.shape[1])
+    best, index = _top_k(scores, score_bk.shape[1])
     both = (jnp.concatenate(x, axis=1) for x in zip(finished.captions, ended, strict=True))
     return Finished(Captions(*(_rows(x, index) for x in both)), best, finished.open_b)
 
