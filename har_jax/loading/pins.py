@@ -16,6 +16,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from har_jax.config import Config
+from har_jax.errors import UserError
 from har_jax.interchange import hub
 from har_jax.interchange.hub import HubName
 from har_jax.training.run_dir import CONFIG, INFO, read_run
@@ -27,11 +28,17 @@ _Values = Mapping[str, Any]  # of a configuration, by their dotted keys
 _Run = tuple[_Values, Mapping[str, str]]  # and what names meant that were asked for
 
 
-def pin(config: Config, workdir: str | os.PathLike[str]) -> tuple[Config, dict[str, str]]:
+def pin(
+    config: Config, workdir: str | os.PathLike[str], *, strict: bool = True
+) -> tuple[Config, dict[str, str]]:
     """A configuration whose names of the hub have their commits, and {name as given: commit}.
 
     A commit is that of the run in `workdir`, if one has begun there; else that of the run which
     `init_from` names; else what the name means now.
+
+    Args:
+      strict: False leaves a name that means nothing as it is, for what else may be wrong with it
+        to be told first.
 
     Raises:
       UserError: the hub has no such model, or cannot be reached and the cache has none.
@@ -51,7 +58,12 @@ def pin(config: Config, workdir: str | os.PathLike[str]) -> tuple[Config, dict[s
             found[name] = then
         elif name not in found:
             then = parent and _then(name, parent)
-            found[name] = hub.pinned(then or str(name))
+            try:
+                found[name] = hub.pinned(then or str(name))
+            except UserError:
+                if strict:
+                    raise
+                found[name] = str(name)
     values |= {key: found[name] for key, name in names.items()}
     commits = {str(name): hub.parsed(value) for name, value in found.items()}
     told = {name: there.commit for name, there in commits.items() if there and there.commit}

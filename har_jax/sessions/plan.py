@@ -78,8 +78,9 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
     """Checks a configuration against the files that it names; raises `UserError`."""
     names_of(config.trackers)
     # 1. The models: directories, tokenizer, preprocessing, hashes.
-    config, names = pin(config, workdir)
-    config, start = settled(config)
+    config, names = pin(config, workdir, strict=False)
+    config, start = settled(config)  # which may contradict what is not there
+    config, others = pin(config, workdir)
     data = config.data
     parts = read_parts(config.model, FeatureCache(data.features) if data.features else None)
     _ = parts.identity, parts.blueprint.structure  # adapters' names are matched with the decoder's
@@ -142,7 +143,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         trained,
         described,
         words,
-        names,
+        names | others,
     )
 
 

@@ -176,6 +176,7 @@ def test_every_argument_says_what_it_may_be(name):
     }
     # Families are looked up after parsing, for their table imports JAX.
     texts |= {"image_column", "caption_column", "words", "encoder", "decoder"}
+    texts |= {"license", "push"}  # identifiers of the hub's
     for where, action in PARSERS[name]:
         told = f"{name} {where} {action.dest}"
         if action.nargs == 0 or action.choices or action.dest.startswith("how."):
