@@ -11,7 +11,7 @@ from har_jax.version import __version__  # noqa: E402
 
 project = "har_jax"
 author = "the developers of har_jax"
-copyright = "2026, the developers of har_jax"  # noqa: A001
+copyright = "2026, the developers of har_jax"
 version = release = __version__
 
 extensions = [

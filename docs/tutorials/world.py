@@ -1,7 +1,7 @@
 """The miniature world of the tutorials: a dataset of drawn scenes, small models, and a captioner.
 
-`enter()` makes it once, in a directory that the tutorials share, and goes there; so each of them can
-be executed alone. Its commands are those of the first tutorial.
+`enter()` makes it once, in a directory that the tutorials share, and goes there; so each of them
+can be executed alone. Its commands are those of the first tutorial.
 """
 
 import os

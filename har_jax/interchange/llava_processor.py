@@ -4,6 +4,7 @@ writes."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from har_jax.distributed import gather
 from har_jax.errors import UserError
+from har_jax.interchange import hf_dir
 from har_jax.models.captioner import CaptionerConfig
 from har_jax.text.tokenizer import CaptionTokenizer
 
@@ -54,6 +56,37 @@ def tokenizer_with_image(tokenizer: CaptionTokenizer) -> tuple[str, int]:
     image_id = grown.token_to_id(IMAGE_TOKEN)
     assert image_id is not None  # it was just added
     return grown.to_str(pretty=True), image_id
+
+
+def drop_added_token(directory: Path, number: int) -> None:
+    """Takes from a tokenizer's files a token that was added to its vocabulary, as `<image>` is in a
+    LLaVA: of the decoder alone it is none."""
+    file = directory / "tokenizer.json"
+    found = hf_dir.read_json(file) if file.exists() else {}
+    added = found.get("added_tokens", [])
+    names = {token["content"] for token in added if token["id"] == number}
+    vocab = found.get("model", {}).get("vocab", ())  # of BPE a dictionary, of Unigram a list
+    if not names or number in (vocab.values() if isinstance(vocab, dict) else range(len(vocab))):
+        return
+    found["added_tokens"] = [token for token in added if token["id"] != number]
+    hf_dir.write_json(file, found)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (file := directory / name).exists():
+            hf_dir.write_json(file, _without(hf_dir.read_json(file), names))
+
+
+def _without(value: Any, tokens: set[str]) -> Any:
+    """JSON without what names one of these tokens."""
+
+    def names(key: str, inside: Any) -> bool:
+        content = inside.get("content") if isinstance(inside, dict) else inside
+        return key in tokens or (isinstance(content, str) and content in tokens)
+
+    if isinstance(value, list):
+        return [_without(item, tokens) for item in value if not names("", item)]
+    if isinstance(value, dict):
+        return {k: _without(v, tokens) for k, v in value.items() if not names(k, v)}
+    return value
 
 
 def text_input(tokenizer: CaptionTokenizer, prompt: str = "") -> str:

@@ -14,8 +14,8 @@ from har_jax.checkpoint import resolve_step
 from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, peft
 from har_jax.interchange.families.registry import family_of
-from har_jax.interchange.llava import check_expressible, save_llava
-from har_jax.interchange.llava_processor import generation_config, text_input
+from har_jax.interchange.llava import check_expressible, image_id, save_llava
+from har_jax.interchange.llava_processor import drop_added_token, generation_config, text_input
 from har_jax.interchange.publish import CARD
 from har_jax.loading.captioner import load_captioner
 from har_jax.loading.identity import check_base
@@ -103,7 +103,7 @@ def _check(run: str, out: str, form: Format, step: str) -> None:
 def _llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     assert captioner.preprocessor is not None, "refused before: a captioner without an encoder"
     prompt = captioner.config.model.prompt
-    image_id = save_llava(
+    number = save_llava(
         captioner.blueprint.config,
         captioner.params,
         captioner.tokenizer,
@@ -113,7 +113,7 @@ def _llava(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
         prompt=prompt,
     )
     text = text_input(captioner.tokenizer, prompt)
-    return f"LlavaForConditionalGeneration; <image> is id {image_id}; its text input is {text!r}"
+    return f"LlavaForConditionalGeneration; <image> is id {number}; its text input is {text!r}"
 
 
 def _decoder(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
@@ -125,6 +125,8 @@ def _decoder(captioner: LoadedCaptioner, out: pathlib.Path) -> str:
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
+    if hf_dir.is_llava(base):
+        drop_added_token(out, image_id(base))
     return str(family.write(config.lm)["architectures"][0])
 
 

@@ -135,6 +135,17 @@ def test_from_photographs_and_a_csv_to_an_exported_captioner(world, tmp_path, ca
     again = scores("again", *argv[:1], f"--data={world / 'data'}")
     assert again["CIDEr"] == pytest.approx(own["CIDEr"]) and "not known" in again["warnings"][0]
 
+    # The decoder alone has no row for `<image>`, and its tokenizer no such token.
+    argv = [f"--checkpoint={scst}", f"--out={tmp_path / 'lm'}", "--format=decoder"]
+    assert export.main(argv) == 0
+    decoder = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "lm")
+    assert len(tokenizer) <= decoder.config.vocab_size
+    assert all("<image>" not in file.read_text() for file in (tmp_path / "lm").glob("*.json"))
+    text = written[0]["caption"]
+    before = transformers.AutoTokenizer.from_pretrained(world / "llava")
+    assert tokenizer(text).input_ids == before(text).input_ids and "<image>" in before.get_vocab()
+
 
 def begun(world, stage="mle", **changes):
     """A session, and all its parameters before the first step."""
