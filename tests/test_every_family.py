@@ -199,6 +199,7 @@ def test_families_that_are_not_there(world, capsys):
     assert not (world / "none").exists()
 
 
+@pytest.mark.long
 def test_captions_end_before_learned_positions_do(world, monkeypatch, tmp_path, capsys):
     """GPT-2's: refused before a device, with the number that would do."""
     seeing, writing = models(world, monkeypatch, "clip", "gpt2")

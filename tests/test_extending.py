@@ -18,7 +18,7 @@ from har_jax.interchange.families.family import Family
 from har_jax.interchange.table import Row, tower_layers
 from har_jax.models.encoders.vit import ViT, ViTConfig, new_blocks, patch_embedding
 from tests.conftest import ROOT
-from tests.helpers import initialise
+from tests.helpers import initialise, long
 from tests.training.commands import train_arguments
 
 MODULE = '''
@@ -146,7 +146,7 @@ BLOT = Family(
 )
 
 
-@pytest.mark.parametrize("projector", ["patch", "pooled"])
+@pytest.mark.parametrize("projector", ["patch", *long(["pooled"])])
 def test_a_family_of_encoders(workspace, tmp_path, monkeypatch, projector, on_one_device):
     """Nothing else knows its name: its row suffices to train on it and to caption with the run."""
     monkeypatch.chdir(ROOT)

@@ -6,7 +6,6 @@ import sys
 import pytest
 from PIL import Image
 
-from har_jax.config import Config, DataConfig
 from har_jax.data.dataset import (
     captions_path,
     document_frequency_path,
@@ -20,7 +19,7 @@ from har_jax.evaluate import main as evaluate
 from har_jax.evaluation.from_files import evaluate_files
 from har_jax.metrics.cider_d import DocumentFrequency
 from har_jax.prepare import main as prepare
-from har_jax.sessions import plan
+from har_jax.scorers.split_reward import split_reward
 from har_jax.text.words import PTB, WHITESPACE
 from tests.data.test_dataset import forget_sums
 
@@ -143,10 +142,9 @@ def test_training_counts_them(pictures, tmp_path):
     table of others that lies there is refused."""
     data = tmp_path / "data"
     assert made(pictures, data, "--words=whitespace") == 0
-    config = Config(data=DataConfig(dir=str(data), train_split="test"))
     split = open_split(data, "test")
-    whole = plan._reward(config, split, words_of(data))
-    part = plan._reward(config, take(split, shots=2), words_of(data))
+    whole = split_reward("cider_d", split, words_of(data))
+    part = split_reward("cider_d", take(split, shots=2), words_of(data))
     for reward, n in ((whole, 3), (part, 2)):
         assert f",N={n}," in reward.signature
         assert reward.signature.endswith("+words=whitespace") and "ptb" not in reward.signature
@@ -154,4 +152,4 @@ def test_training_counts_them(pictures, tmp_path):
     table = document_frequency_path(tmp_path / "plain", "test").read_bytes()
     document_frequency_path(data, "test").write_bytes(table)
     with pytest.raises(UserError, match="count the words of ptb, and the reward those of whitesp"):
-        plan._reward(config, split, words_of(data))
+        split_reward("cider_d", split, words_of(data))

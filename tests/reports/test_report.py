@@ -242,7 +242,8 @@ def test_escaping_is_the_default_of_all_templates():
     for template in room.glob("templates/*.j2"):
         text = re.sub(r"\{#.*?#\}", "", template.read_text(), flags=re.S)
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", text), template.name
-        assert not re.search(r"=\{\{", text), f"{template.name}: an attribute without quotes"
+        page = template.name.endswith(".html.j2")  # the model card has blocks of Python
+        assert not (page and re.search(r"=\{\{", text)), f"{template.name}: without quotes"
     for file in pathlib.Path(room.parent).rglob("*.py"):
         assert not re.search(r"\bMarkup\b|autoescape=False", file.read_text()), file.name
         if file.parent == room:

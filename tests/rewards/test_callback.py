@@ -170,8 +170,8 @@ def test_an_exception_comes_back_with_its_traceback(name):
     callback = callback_of(Failing(), make_mesh(name))
     values = np.asarray(jax.jit(callback)(*batch())[0])
     assert np.isnan(values[5]).all()
-    if name != "one":
-        assert np.isfinite(values[:4]).all()  # other devices' rows
+    for row in values[:4]:  # of other devices: computed, unless the failure was known before
+        assert np.isfinite(row).all() or np.isnan(row).all()
     with pytest.raises(KeyError, match="no such image") as caught:
         callback.raise_if_failed()
     assert "in __call__" in "".join(traceback.format_tb(caught.tb))
