@@ -72,6 +72,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	rm -rf build/docs build/tutorials
+	HAR_TUTORIALS=build/tutorials TQDM_DISABLE=1 $(PY) docs/tutorials/world.py
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "written to build/docs/index.html"
 

@@ -38,7 +38,7 @@ suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 # Tutorials are executed in the build, below one directory that they share; nothing is cached, so
 # that what stands there was seen. Without progress bars.
 nb_execution_mode = os.environ.get("TUTORIALS", "force")
-nb_execution_timeout = 900
+nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 os.environ.setdefault("HAR_TUTORIALS", str(ROOT / "build" / "tutorials"))

@@ -475,3 +475,16 @@ def test_what_a_run_lacks(trained, tmp_path, capsys, flag, message):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.png", "photos/{:012}.jpg", "COCO_val2014_{:012}.jpg"])
+def test_references_of_rows_and_ids_that_are_numbers(tmp_path, capsys, name):
+    """COCO results beside a table whose files are named by the same numbers."""
+    predictions, table = tmp_path / "p.json", tmp_path / "refs.csv"
+    ids = (300001, 300002)
+    predictions.write_text(json.dumps([{"image_id": i, "caption": f"a dog {i}"} for i in ids]))
+    rows = "".join(f"{name.format(i)},a dog {i} runs\n" for i in ids)
+    table.write_text(f"image,caption\n{rows}")
+    argv = [f"--predictions={predictions}", f"--references={table}", f"--out={tmp_path / 'out'}"]
+    assert main(argv) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["n_images"] == 2

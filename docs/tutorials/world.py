@@ -10,16 +10,16 @@ import subprocess
 import sys
 
 COMMANDS = {
-    "data/scenes/dataset.json": "prepare scenes --out=data/scenes --train=1500 --val=64 --test=64",
+    "data/scenes/dataset.json": "prepare scenes --out=data/scenes --train=600 --val=64 --test=64",
     "models/scenes/gpt2/config.json": (
         "prepare foundation --data=data/scenes --out=models/scenes --steps=120 --scenes=3000"
     ),
     "runs/mle/report.html": (
-        "train --config=mle:tiny --workdir=runs/mle --config.steps=120 --config.eval.images=32"
+        "train --config=mle:tiny --workdir=runs/mle --config.steps=60 --config.eval.images=32"
     ),
     "runs/scst/report.html": (
         "train --config=scst:tiny --workdir=runs/scst --config.init_from=runs/mle"
-        " --config.steps=40 --config.eval.images=32"
+        " --config.steps=20 --config.eval.images=32"
     ),
 }
 """What a command leaves at its end, and the command."""
@@ -39,3 +39,7 @@ def enter(upto: str = "runs/scst") -> None:
                 raise RuntimeError(f"{command}\n{done.stderr[-3000:]}")
         if left.startswith(upto):
             return
+
+
+if __name__ == "__main__":
+    enter()

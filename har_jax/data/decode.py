@@ -137,6 +137,8 @@ def _open(data: bytes, name: str) -> Image.Image:
 def _check(image: Image.Image, name: str) -> None:
     """Of what the header says, before memory is taken for it."""
     width, height = image.size
+    if not width * height:
+        raise UserError(f"image {name} has no pixels ({width} x {height}); leave it out")
     if width * height > MAX_PIXELS:
         raise UserError(
             f"image {name} is too large: {width} x {height} pixels, and at most {MAX_PIXELS:,} are "

@@ -40,7 +40,7 @@ class ImageList:
           folder: that the names start from; "": where the process is.
         """
         self.names, self._folder = list(dict.fromkeys(names)), folder
-        numbers = [_number(name) for name in self.names]
+        numbers = [number_in(name) for name in self.names]
         count = Counter(numbers)
         self.ids: list[Id] = [
             name if number is None or count[number] > 1 else number
@@ -83,8 +83,13 @@ def paths_of(given: Sequence[str]) -> list[str]:
 def _named(given: str) -> Iterator[str]:
     if os.path.isdir(given):
         yield from (os.path.join(given, name) for name in _below(given))
-    elif os.path.lexists(given) or not glob.has_magic(given):
+    elif os.path.lexists(given):
         yield given  # whatever is wrong with it is told when it is read
+    elif not glob.has_magic(given):
+        raise UserError(
+            f"there is no file {shortened(repr(given))}; give image files, a folder of them, or a "
+            "pattern such as 'photos/**/*.jpg'"
+        )
     else:
         found = [name for name in sorted(glob.glob(given, recursive=True)) if _is_image(name)]
         if not found:
@@ -109,7 +114,8 @@ def _is_image(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not os.path.isdir(path)
 
 
-def _number(name: str) -> int | None:
+def number_in(name: str) -> int | None:
+    """The number that a file is named by, as `COCO_val2014_000000000139.jpg` and `139.png` are."""
     stem = pathlib.PurePath(name).stem
     coco = _COCO.fullmatch(stem)
     try:

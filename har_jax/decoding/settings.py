@@ -17,7 +17,7 @@ from har_jax.decoding.weights import for_decoding
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import shortened
 from har_jax.models.captioner import Captioner, PrefixCache
-from har_jax.settings import Beams, Count, LengthPenalty, Range
+from har_jax.settings import Beams, Count, LengthPenalty, Positive, Range, Tokens
 from har_jax.types import AnyArray, Array
 
 METHODS = ("greedy", "sample", "beam")
@@ -25,6 +25,8 @@ EARLY_STOPPING: tuple[EarlyStopping, ...] = (False, True, "never")
 _NUMBERS: dict[str, tuple[type, Range]] = {
     "beams": (numbers.Integral, get_args(Beams)[1]),
     "num_return": (numbers.Integral, get_args(Count)[1]),
+    "max_tokens": (numbers.Integral, get_args(Tokens)[1]),
+    "temperature": (numbers.Real, get_args(Positive)[1]),
     "length_penalty": (numbers.Real, get_args(LengthPenalty)[1]),
 }
 
@@ -55,15 +57,18 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(
-                f"method {self.method!r}{did_you_mean(self.method, METHODS)}; allowed: "
+                f"method {self.method!r}{did_you_mean(str(self.method), METHODS)}; allowed: "
                 f"{', '.join(METHODS)}"
             )
+        settings = {name: value for name, value in vars(self).items() if value is not None}
         for name, (kind, allowed) in _NUMBERS.items():
-            value = getattr(self, name)
+            if name == "max_tokens" and name not in settings:  # as in training
+                continue
+            value = settings.get(name)
             if isinstance(value, bool) or not isinstance(value, kind):
                 what = "a whole number" if kind is numbers.Integral else "a number"
                 raise UserError(f"{name} is {shortened(repr(value))}; it must be {what}")
-            allowed.checked(value, name)
+            allowed.checked(settings[name], name)
         if not any(self.early_stopping is known for known in EARLY_STOPPING[:2]) and (
             self.early_stopping != "never"
         ):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from har_jax import ids
 from har_jax.data.dataset import Split, captions_path
+from har_jax.data.image_list import number_in
 from har_jax.data.readers import coco, folder
 from har_jax.data.readers.predictions import Predictions
 from har_jax.errors import UserError, did_you_mean
@@ -107,9 +108,11 @@ def _has_rows(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _names(filename: str) -> set[str]:
+def _names(filename: str) -> set[Id]:
+    """What predictions may call a file: its name, without folder or suffix, or its number."""
     path = pathlib.PurePosixPath(filename)
-    return {filename, path.name, path.stem}
+    number = number_in(filename)
+    return {filename, path.name, path.stem} | ({number} if number is not None else set())
 
 
 def numbers_of(split: Split) -> dict[Id, int]:

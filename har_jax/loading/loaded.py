@@ -24,6 +24,7 @@ from har_jax.data.images import Preprocessor
 from har_jax.decoding.loop import Captions
 from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
+from har_jax.foreign import shortened
 from har_jax.loading import visual
 from har_jax.loading.blueprint import Blueprint
 from har_jax.loading.programs import Programs
@@ -341,5 +342,11 @@ def _only_one(how: DecodeSettings) -> DecodeSettings:
 
 def batch_seed(seed: int, number: int) -> int:
     """A seed for batch `number` that no other batch of no other seed shares, as far as 31 bits
-    go."""
+    go.
+
+    Raises:
+      UserError: no whole number, or one below 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"seed is {shortened(repr(seed))}; it must be a whole number of at least 0")
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)

@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module("har_jax.scorers.trl_reward"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
