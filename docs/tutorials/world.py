@@ -12,7 +12,7 @@ import sys
 COMMANDS = {
     "data/scenes/dataset.json": "prepare scenes --out=data/scenes --train=600 --val=64 --test=64",
     "models/scenes/gpt2/config.json": (
-        "prepare foundation --data=data/scenes --out=models/scenes --steps=120 --scenes=3000"
+        "prepare foundation --data=data/scenes --out=models/scenes --steps=40 --scenes=400"
     ),
     "runs/mle/report.html": (
         "train --config=mle:tiny --workdir=runs/mle --config.steps=60 --config.eval.images=32"
