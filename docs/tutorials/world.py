@@ -27,7 +27,7 @@ COMMANDS = {
 
 def enter(upto: str = "runs/scst") -> None:
     """Goes to the shared directory, and makes there what is missing, up to a part of it."""
-    root = pathlib.Path(os.environ["HAR_TUTORIALS"])
+    root = pathlib.Path(os.environ["HAR_TUTORIALS"]).resolve()
     root.mkdir(parents=True, exist_ok=True)
     os.chdir(root)
     for left, command in COMMANDS.items():
