@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import re
+import tokenize
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,6 @@ def signature_of(path: str, function: Callable[..., Any]) -> str:
 def _source_hash(function: Callable[..., Any]) -> str:
     try:
         source = inspect.getsource(function)
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # of a file that is no Python
         return "no source"
     return hashlib.sha256(source.encode()).hexdigest()[:8]
