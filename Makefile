@@ -6,7 +6,7 @@
 # make kill    training killed 100 times, MLE and SCST, continued bit for bit (make test kills it twice)
 # make long    further seeds, layouts and sizes of the tests, and the benchmark for accelerators, tiny
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
-# make docs    the documentation's site in build/docs; its tutorials are executed (five minutes)
+# make docs    the documentation's site in build/docs; its tutorials are executed (minutes)
 # make lint    ruff and pyright
 # Each sets up its own environment in .venv on a fresh machine.
 
