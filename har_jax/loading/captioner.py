@@ -45,7 +45,7 @@ def load_captioner(
         load_captioner(encoder="clip-vit-large-patch14", lm="Mistral-7B-v0.1", projector="runs/mle")
 
     Args:
-      source: a run, a LLaVA directory (its networks of docs/models.md), or a PEFT directory of ours.
+      source: a run, a LLaVA directory of the families in docs/models.md, or a PEFT directory.
       encoder, lm: HF directories (or hub names) of encoder and decoder; with a run or a PEFT
         directory, where its base weights are now. A run's must hash as they did in training.
       projector: a run that trained only its projector, or a directory with `projector.safetensors`.
