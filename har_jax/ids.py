@@ -11,6 +11,7 @@ import hashlib
 import math
 import numbers
 import operator
+import pathlib
 import re
 import reprlib
 import unicodedata
@@ -29,6 +30,7 @@ _WHOLE = re.compile(r"\+?0*([0-9]+)(?:\.0*)?")
 # Without the sign, 1e3 may as well be one of hexadecimal ids.
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-][0-9]{1,3})?")
 _LONGEST = 1000  # characters of an id
+_COCO = re.compile(r"COCO_[a-z]+[0-9]{4}_([0-9]{12})")  # images of COCO 2014; 2017's: the number
 _EXACT = 2**53  # from here on a float may be the neighbour of what was meant
 
 
@@ -69,6 +71,17 @@ def read_number(value: Any) -> int:
     if isinstance(found, str):
         raise NoId(f"the id is the name {reprlib.repr(found)}; give the image's number")
     return found
+
+
+def number_in(name: str) -> int | None:
+    """The number that a file is named by, as `COCO_val2014_000000000139.jpg` and `139.png` are."""
+    stem = pathlib.PurePath(name).stem
+    coco = _COCO.fullmatch(stem)
+    try:
+        number = read_id(coco[1] if coco else stem)
+    except NoId:
+        return None
+    return number if isinstance(number, int) and (coco or stem.isdigit()) else None
 
 
 def _of_text(value: str) -> Id:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import glob
 import os
-import pathlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -19,10 +17,7 @@ from har_jax.data.image_files import ImageFiles
 from har_jax.data.readers.folder import SUFFIXES
 from har_jax.errors import UserError
 from har_jax.foreign import shortened
-from har_jax.ids import Id, NoId, read_id
-
-_COCO = re.compile(r"COCO_[a-z]+[0-9]{4}_([0-9]{12})")
-"""How the images of COCO 2014 are called; those of 2017 have the number alone."""
+from har_jax.ids import Id, number_in
 
 
 class ImageList:
@@ -112,14 +107,3 @@ def _below(folder: str) -> list[str]:
 
 def _is_image(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not os.path.isdir(path)
-
-
-def number_in(name: str) -> int | None:
-    """The number that a file is named by, as `COCO_val2014_000000000139.jpg` and `139.png` are."""
-    stem = pathlib.PurePath(name).stem
-    coco = _COCO.fullmatch(stem)
-    try:
-        number = read_id(coco[1] if coco else stem)
-    except NoId:
-        return None
-    return number if isinstance(number, int) and (coco or stem.isdigit()) else None

@@ -18,12 +18,11 @@ from collections.abc import Mapping
 
 from har_jax import ids
 from har_jax.data.dataset import Split, captions_path
-from har_jax.data.image_list import number_in
 from har_jax.data.readers import coco, folder
 from har_jax.data.readers.predictions import Predictions
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import is_unicode, shortened
-from har_jax.ids import Id
+from har_jax.ids import Id, number_in
 
 _LONGEST_ROW = 1 << 16  # characters; COCO's files are single lines of megabytes
 
