@@ -18,23 +18,23 @@ from har_jax.command_line import (
     setup_logging,
 )
 from har_jax.errors import UserError, command
+from har_jax.hardware import keep_memory
 from har_jax.settings import Count, Tokens, word
 
 DESCRIPTION = """\
 Writes one caption per image, as PATH<TAB>CAPTION, or with --json as a JSON list of
 {"image": PATH, "caption": CAPTION}. All images are checked before the model is loaded.
 
-With --out=FILE.jsonl, .json or .csv any number of images is captioned into a file, batch by batch:
-the same command, given again after a kill, goes on where it was. Images that do not decode are
-skipped and listed in FILE.skipped.jsonl. Each row has image_id (the number that the file's name
-consists of, as COCO's do, else the name), image (the file's name, below DIR) and caption:
-`evaluate --predictions=FILE` reads it.
+With --out=FILE.jsonl, .json or .csv any number of images is captioned into a file, which
+`evaluate --predictions=FILE` reads; after a kill the same command goes on where it was. Images that
+do not decode are skipped and listed in FILE.skipped.jsonl. Each row has image_id (the number that
+the file's name consists of, as COCO's do, else the name), image (its name, below DIR) and caption.
 """
 
 EXAMPLES = """\
 examples:
   python -m har_jax.caption --checkpoint=runs/scst photo.jpg
-  python -m har_jax.caption --checkpoint=runs/scst --method=beam --json holiday/*.jpg > out.json
+  python -m har_jax.caption --checkpoint=runs/scst --method=beam --json a.jpg b.jpg > out.json
   python -m har_jax.caption --checkpoint=runs/scst holiday --out=captions.jsonl
   python -m har_jax.caption --checkpoint=exported 'photos/**/*.jpg' --out=captions.csv
   python -m har_jax.caption --checkpoint=runs/mle --method=sample --temperature=0.7 --seed=1 a.png
@@ -60,6 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    keep_memory()
     if args.out:
         return into_file(args)
     for flag in ("batch_size", "overwrite"):
@@ -85,11 +86,11 @@ def into_file(args: argparse.Namespace) -> int:
     """What needs no model first, then one batch after the other."""
     from har_jax.data.image_list import ImageList
     from har_jax.distributed import join_if_asked
-    from har_jax.evaluation.captions_file import caption_into, check_out, skipped_path
+    from har_jax.evaluation import captions_file
 
     if args.json:
         raise UserError("--json is of what is printed; give --out=FILE.json")
-    check_out(args.out, overwrite=args.overwrite)
+    captions_file.check_out(args.out, overwrite=args.overwrite)
     images = ImageList.of(args.images)
     source, settings = captioner_of(args)
     setup_logging()
@@ -100,17 +101,14 @@ def into_file(args: argparse.Namespace) -> int:
     from har_jax.decoding.settings import DecodeSettings
     from har_jax.loading.captioner import load_captioner
 
-    how: dict[str, Any] = decoding(args)
-    seed = how.pop("seed")
-    written = DecodeSettings(max_tokens=args.max_tokens, **how)
+    settled: dict[str, Any] = decoding(args) | {"max_tokens": args.max_tokens}
+    drawn = {"seed": settled.pop("seed"), "batch_size": args.batch_size}
     captioner = load_captioner(source, **settings)
     begun = {"source": {"checkpoint": source, **settings}, "overwrite": args.overwrite}
-    drawn = {"seed": seed, "batch_size": args.batch_size}
-    made = caption_into(captioner, images, args.out, written, **begun, **drawn)
+    how = DecodeSettings(**settled)
+    made = captions_file.caption_into(captioner, images, args.out, how, **begun, **drawn)
     if jax.process_index() == 0:
-        print(f"{made.captions} captions written to {args.out}")
-        if made.skipped:
-            print(f"{made.skipped} images were skipped: see {skipped_path(args.out)}")
+        captions_file.tell(made, args.out)
     return 0
 
 

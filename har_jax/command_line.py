@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from har_jax.errors import UserError, one_line
+from har_jax.errors import UserError, did_you_mean, one_line
 from har_jax.settings import Beams, CountOrZero, LengthPenalty, Path, Positive, Seed, word
 
 COMMANDS = {
@@ -57,7 +57,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: always.
         """
-        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help explains")
+        told = message.removeprefix("argument ")
+        if choice := re.fullmatch(r"(.*: invalid choice: ('.*')) \((choose from .*)\)", told, re.S):
+            allowed = [name.strip(" '") for name in choice[3][len("choose from") :].split(",")]
+            told = f"{choice[1]}{did_you_mean(choice[2][1:-1], allowed)}; {choice[3]}"
+        raise UserError(f"{told}; {self.prog} --help explains")
 
 
 def new_parser(name: str, description: str, examples: str | None = None) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from har_jax.command_line import new_parser, read_overrides, setup_logging
 from har_jax.config import Config
 from har_jax.errors import UserError, command
 from har_jax.files import dumps
+from har_jax.hardware import keep_memory
 from har_jax.settings import Range, word
 
 Images = Annotated[int, Range(at_least=2, at_most=1_000_000)]
@@ -59,6 +60,7 @@ def examine(config: Config, images: int, *, as_json: bool = False) -> int:
     from har_jax.sessions.assemble import assemble
     from har_jax.sessions.plan import plan_session
 
+    keep_memory()
     plan = plan_session(config, "")
     findings = doctor.examine_texts(plan, images)
     # A reward that cannot be computed needs no policy to show it.

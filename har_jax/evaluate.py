@@ -20,16 +20,16 @@ from har_jax.command_line import (
     path,
 )
 from har_jax.errors import UserError, command
+from har_jax.hardware import keep_memory
 from har_jax.reports.tables import scores_table
 from har_jax.settings import Count, word
 
 DESCRIPTION = """\
 Scores captions against references: those of a trained run, on a split, or those of a file.
 
-Writes DIR/predictions.json (COCO results), DIR/scores.json and DIR/per_image.json. Values are as
-the official tools print them (CIDEr 1.2, not 120), with 95 % bootstrap intervals. A metric that
-cannot run here is null in scores.json, and `skipped` says why. --against compares with another
-system over the same images: difference, interval and p-value of a paired bootstrap.
+Writes predictions.json (COCO results), scores.json and per_image.json. Values are as the official
+tools print them (CIDEr 1.2, not 120), with 95 % bootstrap intervals; of a metric that cannot run
+here `skipped` says why. --against compares with another system by a paired bootstrap.
 """
 
 EXAMPLES = """\
@@ -77,10 +77,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if bool(args.checkpoint or args.projector) == bool(args.predictions):
-        either = "give either --checkpoint=RUN, to caption and score, or --predictions=FILE with "
-        raise UserError(f"{either}--references=FILE, to score captions that are there")
-    scores = score_files(args) if args.predictions else score_captioner(args)
-    print(scores_table(scores))
+        other = "--predictions=FILE with --references=FILE, to score captions that are there"
+        raise UserError(f"give either --checkpoint=RUN, to caption and score, or {other}")
+    print(scores_table(score_files(args) if args.predictions else score_captioner(args)))
     print(f"written to {pathlib.Path(args.out) / 'scores.json'}")
     return 0
 
@@ -94,6 +93,7 @@ def score_captioner(args: argparse.Namespace) -> dict[str, Any]:
     settings |= {"given": {k: v for k, v in given.items() if k != "step"}, **metrics_of(args)}
     from har_jax.evaluation.run import evaluate_run
 
+    keep_memory()
     return evaluate_run(source, args.out, **settings, **decoding(args)).scores
 
 

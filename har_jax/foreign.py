@@ -76,13 +76,15 @@ def read_text(path: str | PathLike[str], what: str) -> str:
         raise UserError(f"{name} can be no file's name ({error}); give {what}") from None
 
 
-def read_json(path: str | PathLike[str], what: str, *, halves: bool = False) -> Any:
-    """The value of a JSON file; `what` as for `read_text`, `halves` as for `parse_json`.
+def read_json(
+    path: str | PathLike[str], what: str, *, halves: bool = False, once: bool = False
+) -> Any:
+    """The value of a JSON file; `what` as for `read_text`, `halves` and `once` as for `parse_json`.
 
     Raises:
       UserError: no such file, not JSON, or JSON that nobody means (see `parse_json`).
     """
-    return parse_json(read_text(path, what), repr(str(path)), what, halves=halves)
+    return parse_json(read_text(path, what), repr(str(path)), what, halves=halves, once=once)
 
 
 def parse_json(

@@ -1,4 +1,4 @@
-"""What is known of chips: their memory, and how fast they multiply and read.
+"""What is known of chips: their memory, and how fast they multiply and read; memory on CPUs.
 
 Figures are those of the makers' data sheets (docs/performance.md, "Floors"); the memory of TPUs is
 what their compiler leaves to a program. `python -m har_jax.preflight` reckons with them.
@@ -6,7 +6,10 @@ what their compiler leaves to a program. `python -m har_jax.preflight` reckons w
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import os
+import sys
 from typing import Any, Literal
 
 GIB = 2**30
@@ -63,3 +66,31 @@ def device_memory(device: Any) -> float | None:
         stats = {}
     chip = chip_of(device)
     return stats.get("bytes_limit") or (chip.memory if chip else None)
+
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_KEPT = 2**31 - 1  # bytes of freed memory at the end of the heap that are not given back
+
+
+def keep_memory() -> None:
+    """Lets this process keep memory from step to step where JAX computes on the CPU. For commands,
+    before they ask JAX for a device; a program that imports har_jax does as it likes.
+
+    XLA asks for a step's temporaries anew in every step, hundreds of megabytes, and glibc gives
+    blocks of that size back to the system each time, so that a sixth of a step is page faults
+    (docs/performance.md). Here they come from the heap, of which up to 2 GiB are kept. Only the
+    main thread's heap grows without bounds: so programs run in the thread that calls them, not in
+    one of JAX's. Whoever has set glibc's variables knows better.
+    """
+    given = (name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if not sys.platform.startswith("linux") or any(given):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl's C library
+        return
+    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, 1 << 26)):
+        mallopt(option, value)
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)

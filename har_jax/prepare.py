@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Runs one subcommand; see `--help`."""
     what = "Write a dataset, or the miniature foundation models, under --out."
     parser = new_parser("prepare", what, EXAMPLES)
-    commands = parser.add_subparsers(required=True, metavar="|".join(SUBCOMMANDS))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in SUBCOMMANDS.values():
         add(commands)
     arguments = parser.parse_args(argv)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+import numbers
 import operator
 import os
 import re
@@ -204,6 +205,20 @@ def word(hint: Any) -> Callable[[str], Any]:
 
     read.hint = hint  # type: ignore[attr-defined]
     return read
+
+
+def checked_number(name: str, value: Any, hint: Any) -> Any:
+    """A keyword argument of a caller's that is a number, as `Count`, `Share` and so on say.
+
+    Raises:
+      UserError: it is no such number.
+    """
+    kind, allowed = typing.get_args(hint)
+    wanted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {_shown(value)}; it must be {what}")
+    return allowed.checked(value, name)
 
 
 def _shown(value: Any) -> str:

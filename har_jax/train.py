@@ -11,6 +11,7 @@ from har_jax import config_file, config_keys
 from har_jax.command_line import new_parser, path, read_overrides, setup_logging, steps
 from har_jax.config import Config
 from har_jax.errors import UserError, command
+from har_jax.hardware import keep_memory
 from har_jax.progress import write
 from har_jax.settings import Count, word
 
@@ -47,8 +48,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     add("--workdir", type=path, metavar="DIR", help="the run directory to create or to resume")
     shown = "print the resolved configuration as YAML, with what each key is and may be, and stop"
     add("--print-config", action="store_true", help=shown)
-    stop = "leave in order after N steps of this process"
-    add("--stop-after", type=word(Count), metavar="N", help=stop)
+    add("--stop-after", type=word(Count), metavar="N", help="leave in order after N steps")
     traced = "trace these steps, both included, in DIR/profile"
     add("--profile", type=steps, metavar="START:STOP", help=traced)
     known, rest = parser.parse_known_args(argv)
@@ -95,12 +95,13 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     from har_jax.training.profile import Profile
 
     workdir, profile = arguments.workdir, arguments.profile
-    plan = plan_session(config, workdir)
+    keep_memory()
+    plan = plan_session(config, workdir, arguments.config or "")
     join_if_asked()
     traced = Profile(os.path.join(workdir, "profile"), *profile) if profile else None
     outcome = session.train(plan, stop_after=arguments.stop_after, profile=traced)
     if outcome.primary and not outcome.signal:  # who sends one does not wait for a page
-        end_of_run(workdir, arguments.config or "", finished=outcome.finished)
+        end_of_run(workdir, finished=outcome.finished)
     if outcome.stopped_by:
         name = outcome.stopped_by.guard
         write(

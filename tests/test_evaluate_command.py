@@ -130,6 +130,12 @@ REFERENCES = {
     "table": "image,caption\n" + "\n".join(f'{n},"{t}"' for n, t in ROWS),
     "lines": "\n".join(json.dumps({"file_name": n, "text": t}) for n, t in ROWS),
     "list": json.dumps([{"image": f"{i}.jpg", "captions": CAPTIONS[i]} for i in CAPTIONS]),
+    "table of ids": "image_id,caption\n" + "\n".join(f'{n[0]},"{t}"' for n, t in ROWS),
+    "lines of ids": "\n".join(
+        json.dumps({"image_id": i, "captions": texts}) for i, texts in CAPTIONS.items()
+    ),
+    "by name": json.dumps({f"{i}.jpg": CAPTIONS[i] for i in CAPTIONS}),
+    "by id, over lines": json.dumps(CAPTIONS, indent=1),
     "splits": "split,image,caption\ntrain,9.jpg,not this\n"
     + "\n".join(f'test,{n},"{t}"' for n, t in ROWS),
 }
@@ -154,6 +160,15 @@ def test_references_in_rows(run, form):
         ({"1.jpg": ["a", "b"]}, coco(), "holds a dict, not a list"),
         (results(), "image,caption\n1.jpg,a,b", "1 malformed rows|not one row"),
         (results(), "image,caption\n", "holds no captions"),
+        (results(), "picture,caption\n1.jpg,a", "Begin it with image,caption$"),
+        ('{"1.jpg": "a",\n "1.jpg": "b"}', coco(), "the key '1.jpg' occurs twice"),
+        ('{"1.jpg": "a", "1.jpg": "b"}', coco(), "the key '1.jpg' occurs twice"),
+        (results(), '{"1": ["a"], "1": ["b"]}', "the key '1' occurs twice"),
+        (results(), {"1": 3}, "'1' has 3 where its captions should be"),
+        (results(), {"1": [3]}, "has the caption 3, which is no text"),
+        (results(), {"1": ["a"], "01": ["b"]}, "has 1 twice"),
+        (results(), "", "CSV.*DIR:SPLIT"),
+        ("", coco(), "CSV"),
     ],
 )
 def test_bad_rows_give_one_line(run, predictions, references, told):

@@ -237,6 +237,7 @@ def test_foundation_is_called_with_what_was_asked(tmp_path, monkeypatch):
         (["folder", "--images=.", "--captions=GOOD", "--val=1.5"], "at most 1"),
         (["folder", "--images=.", "--captions=GOOD", "--val=.5", "--test=.6"], "together below 1"),
         (["foundation", "--data=nowhere"], "nowhere does not exist"),
+        (["vew"], "invalid choice: 'vew' (did you mean 'view'?); choose from 'scenes', 'coco'"),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
 )

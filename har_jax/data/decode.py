@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from har_jax.errors import UserError
 from har_jax.foreign import check_file, shortened
 
-ImageLike = Image.Image | bytes | bytearray | memoryview | str | os.PathLike[str]
+ImageLike = Image.Image | np.ndarray | bytes | bytearray | memoryview | str | os.PathLike[str]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What is opened. Others that Pillow knows start programs (EPS) or are hardly ever looked after."""
@@ -46,7 +46,7 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
     integers are refused: nothing in a file says which of their values are black and white.
 
     Args:
-      image: encoded bytes, a path, or a PIL image.
+      image: encoded bytes, a path, a PIL image, or a uint8 array [H,W,3].
       name: what to call it in errors; a path by default.
       upright: obey the EXIF orientation.
 
@@ -56,6 +56,8 @@ def decode(image: ImageLike, *, name: str | None = None, upright: bool = True) -
     if isinstance(image, (str, os.PathLike)):
         name, image = name or os.fspath(image), read(image)
     name = shortened(" ".join((name or "given as bytes").split()))
+    if hasattr(image, "__array__") and not isinstance(image, Image.Image):
+        image = _of_array(np.asarray(image), name)
     if not isinstance(image, Image.Image):
         data = bytes(image)
         if not data:
@@ -116,6 +118,17 @@ def read(path: str | os.PathLike[str]) -> bytes:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         name = shortened(" ".join(os.fspath(path).split()))
         raise UserError(f"image {name} cannot be read: {why}; give image files") from error
+
+
+def _of_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        shape = ",".join(map(str, array.shape))
+        raise UserError(
+            f"image {name} is an array of {array.dtype} [{shape}]; an image's is of uint8 "
+            "[H,W,3], its last axis red, green and blue (PIL.Image.fromarray(...).convert('RGB') "
+            "makes one)"
+        )
+    return Image.fromarray(array)
 
 
 def _open(data: bytes, name: str) -> Image.Image:

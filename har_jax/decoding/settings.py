@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,19 +14,29 @@ from har_jax.decoding.loop import Captions, decode
 from har_jax.decoding.plan import DecodePlan
 from har_jax.decoding.weights import for_decoding
 from har_jax.errors import UserError, did_you_mean
-from har_jax.foreign import shortened
 from har_jax.models.captioner import Captioner, PrefixCache
-from har_jax.settings import Beams, Count, LengthPenalty, Positive, Range, Tokens
+from har_jax.settings import (
+    Beams,
+    Count,
+    CountOrZero,
+    LengthPenalty,
+    Positive,
+    Share,
+    Tokens,
+    checked_number,
+)
 from har_jax.types import AnyArray, Array
 
 METHODS = ("greedy", "sample", "beam")
 EARLY_STOPPING: tuple[EarlyStopping, ...] = (False, True, "never")
-_NUMBERS: dict[str, tuple[type, Range]] = {
-    "beams": (numbers.Integral, get_args(Beams)[1]),
-    "num_return": (numbers.Integral, get_args(Count)[1]),
-    "max_tokens": (numbers.Integral, get_args(Tokens)[1]),
-    "temperature": (numbers.Real, get_args(Positive)[1]),
-    "length_penalty": (numbers.Real, get_args(LengthPenalty)[1]),
+_NUMBERS: dict[str, Any] = {
+    "beams": Beams,
+    "num_return": Count,
+    "max_tokens": Tokens,
+    "temperature": Positive,
+    "top_k": CountOrZero,
+    "top_p": Share,
+    "length_penalty": LengthPenalty,
 }
 
 
@@ -61,14 +70,10 @@ class DecodeSettings:
                 f"{', '.join(METHODS)}"
             )
         settings = {name: value for name, value in vars(self).items() if value is not None}
-        for name, (kind, allowed) in _NUMBERS.items():
+        for name, allowed in _NUMBERS.items():
             if name == "max_tokens" and name not in settings:  # as in training
                 continue
-            value = settings.get(name)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                what = "a whole number" if kind is numbers.Integral else "a number"
-                raise UserError(f"{name} is {shortened(repr(value))}; it must be {what}")
-            allowed.checked(settings[name], name)
+            checked_number(name, settings.get(name), allowed)
         if not any(self.early_stopping is known for known in EARLY_STOPPING[:2]) and (
             self.early_stopping != "never"
         ):

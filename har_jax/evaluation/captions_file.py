@@ -65,6 +65,20 @@ class Made:
     skipped: int
 
 
+def tell(made: Made, out: str | os.PathLike[str]) -> None:
+    """Prints what became of the images.
+
+    Raises:
+      UserError: none of them decodes, of which a script has to hear.
+    """
+    print(f"{made.captions} captions written to {out}")
+    told = f"{made.skipped} images were skipped: {skipped_path(out)} says why"
+    if made.skipped and not made.captions:
+        raise UserError(told)
+    if made.skipped:
+        print(told)
+
+
 def check_out(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """
     Raises:

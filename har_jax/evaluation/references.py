@@ -1,30 +1,40 @@
 """References and predictions from the files that other tools write.
 
-References come as COCO captions JSON or as Karpathy's `dataset_coco.json` (`data.readers.coco`), or
-in rows of image and caption, as `prepare folder` takes them (`data.readers.folder`); predictions as
-`data.readers.predictions` says. Nothing is dropped from either: what a file says of an image cannot
-be read, so the file is refused.
+References come as COCO captions JSON or as Karpathy's `dataset_coco.json` (`data.readers.coco`), in
+rows of image (or its id) and caption, as `prepare folder` takes them (`data.readers.folder`), or as
+one JSON object, {image: [captions]}; predictions as `data.readers.predictions` says. Nothing is
+dropped from either: what a file says of an image cannot be read, so the file is refused.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import reprlib
 from collections.abc import Mapping
 
 from har_jax import ids
 from har_jax.data.dataset import Split, captions_path
+from har_jax.data.entries import Entry
 from har_jax.data.readers import coco, folder
 from har_jax.data.readers.predictions import Predictions
 from har_jax.errors import UserError, did_you_mean
-from har_jax.foreign import is_unicode, shortened
-from har_jax.ids import Id, number_in
+from har_jax.foreign import is_unicode, read_json, shortened
+from har_jax.ids import Id, NoId, number_in, read_id
 
+FORMATS = (
+    "COCO's or Karpathy's JSON; rows of image and caption as CSV, JSON or JSON lines; one JSON "
+    "object {image: [captions]}; or a prepared dataset, DIR or DIR:SPLIT"
+)
 _LONGEST_ROW = 1 << 16  # characters; COCO's files are single lines of megabytes
+_FIRST_KEY = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:')
+_OF_COCO = ("images", "annotations", "info", "licenses", "type", "categories", "dataset")
+"""The keys that COCO's and Karpathy's files begin with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +62,7 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
     Raises:
       UserError: none of the formats, an unknown split, or a caption that is no text.
     """
-    if _has_rows(path):
-        entries = folder.read_rows(path)
-    else:
-        entries, _ = coco.read_file(path, None, "keep", "", None)
+    entries = _entries(path)
     name = os.path.basename(os.fspath(path))
     present = {entry.split for entry in entries} - {""}  # COCO's files name none
     if present:
@@ -77,7 +84,7 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
                 raise UserError(f"{str(path)!r}: {what}")
             captions.setdefault(numbers[entry.written], []).append(text)
     if not captions:
-        raise UserError(f"{str(path)!r} holds no captions; give {coco.FORMATS}")
+        raise UserError(f"{str(path)!r} holds no captions; give {FORMATS}")
     names = [(name, e) for e in entries for name in _names(e.filename)]
     named = collections.Counter(name for name, _ in names)
     once = {name: numbers[entry.written] for name, entry in names if named[name] == 1}
@@ -91,20 +98,47 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
     )
 
 
-def _has_rows(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has rows of image and caption, and is none of COCO's: a table, a list, or
-    lines of objects. Looks at its beginning alone."""
+def _entries(path: str | os.PathLike[str]) -> list[Entry]:
+    """The images of a file of any format, which its beginning tells."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline(_LONGEST_ROW).strip()
+            start = file.read(_LONGEST_ROW)
     except (OSError, ValueError):
-        return False  # told by whoever reads it
-    if not first.startswith("{"):
-        return bool(first)
-    try:
-        return any(key in json.loads(first) for key in folder.IMAGE)
-    except (ValueError, RecursionError):  # of one object over many lines
-        return False
+        start = ""  # told by whoever reads it
+    first = start.lstrip().split("\n", 1)[0].strip()
+    if first and not first.startswith("{"):
+        return folder.read_rows(path, FORMATS)
+    with contextlib.suppress(ValueError, RecursionError):  # of one object over many lines
+        if any(key in json.loads(first) for key in (*folder.IMAGE, *folder.ID)):
+            return folder.read_rows(path, FORMATS)
+    key = _FIRST_KEY.match(start)
+    if key is not None and key[1] not in _OF_COCO:
+        return _of_object(path)
+    return coco.read_file(path, what=FORMATS)[0]
+
+
+def _of_object(path: str | os.PathLike[str]) -> list[Entry]:
+    """Of {image: [captions]}, its file's name or its id."""
+    value = read_json(path, FORMATS, once=True)
+    if "images" in value:
+        return coco.read_file(path, what=FORMATS)[0]
+    found: dict[Id, Entry] = {}
+    for key, texts in value.items():
+        listed = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, list) or not listed:
+            raise UserError(
+                f"{str(path)!r}: {shortened(ascii(key), 60)} has {reprlib.repr(texts)} where its "
+                f"captions should be; give {FORMATS}"
+            )
+        try:
+            written = read_id(key)
+        except NoId as error:
+            raise UserError(f"{str(path)!r}: {error}; give {FORMATS}") from None
+        file = (key,) if isinstance(written, str) else ()
+        if written in found:
+            raise UserError(f"{str(path)!r} has {shortened(ascii(written), 60)} twice")
+        found[written] = Entry("", written, file, tuple((None, text) for text in listed), *file)
+    return list(found.values())
 
 
 def _names(filename: str) -> set[Id]:

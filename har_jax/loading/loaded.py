@@ -31,6 +31,7 @@ from har_jax.loading.programs import Programs
 from har_jax.loading.texts import Caption, Texts
 from har_jax.models.captioner import Captioner
 from har_jax.models.functional import Params, Structure
+from har_jax.settings import Count, Tokens, checked_number
 from har_jax.sharding import divisible
 from har_jax.text.tokenizer import CaptionTokenizer
 from har_jax.types import AnyArray
@@ -316,14 +317,14 @@ class LoadedCaptioner:
         return visual.read(images, self.preprocessor, self.blueprint.config.features_shape)
 
     def _batches(self, given: visual.Given, wanted: int | None) -> Iterator[tuple[np.ndarray, int]]:
-        if wanted is not None and wanted < 1:
-            raise UserError(f"batch_size is {wanted}; it must be at least 1")
+        if wanted is not None:
+            checked_number("batch_size", wanted, Count)
         size = divisible(wanted or self.config.eval.batch_size, self.mesh)
         return given.batches(size, lambda count: divisible(count, self.mesh))
 
     def _max_tokens(self, wanted: int | None) -> int:
-        if wanted is not None and wanted < 1:
-            raise UserError(f"max_tokens is {wanted}; it must be at least 1")
+        if wanted is not None:
+            checked_number("max_tokens", wanted, Tokens)
         return wanted or self.config.data.max_tokens
 
     @functools.cached_property

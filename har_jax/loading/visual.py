@@ -135,12 +135,7 @@ class _Reader:
             raise UserError(f"image {name} is {_described(image)}; give {ALLOWED}")
         array = _as_numpy(image)
         if array.dtype == np.uint8:
-            if array.ndim != 3 or array.shape[-1] != 3 or not array.size:
-                raise UserError(
-                    f"image {name} is {_described(array)}; bytes are an image as [H,W,3], its last "
-                    "axis red, green and blue (PIL.Image.fromarray(...).convert('RGB') makes one)"
-                )
-            return self._preprocessor()(Image.fromarray(array), name=name)
+            return self._preprocessor()(array, name=name)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(
                 f"image {name} is {_described(array)}; an array of images is uint8, one of "

@@ -90,8 +90,10 @@ def features(arguments: argparse.Namespace) -> int:
 
 
 def _encoded(arguments: argparse.Namespace, splits: dict[str, Split]) -> tuple[Build, Any]:
+    from har_jax.hardware import keep_memory
     from har_jax.preparation import encoding
 
+    keep_memory()
     build = encoding.plan_build(
         arguments.out,
         arguments.encoder,

@@ -93,8 +93,10 @@ def foundation(arguments: argparse.Namespace) -> None:
     if not arguments.overwrite and not _begun(pathlib.Path(arguments.out)):
         builder.check_free(arguments.out, overwrite=False)
     dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
+    from har_jax.hardware import keep_memory
     from har_jax.miniature import models
 
+    keep_memory()
     models.build(
         data_dir=arguments.data,
         out_dir=arguments.out,

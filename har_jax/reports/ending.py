@@ -20,12 +20,11 @@ _SHARED = ("data.", "model.", "mesh.", "eval.clip_score")
 """Settings of an MLE run that the SCST run which starts from it needs as well."""
 
 
-def end_of_run(run_dir: str, spec: str, *, finished: bool = True) -> None:
+def end_of_run(run_dir: str, *, finished: bool = True) -> None:
     """Writes a run's report and logs what there is to say. Whatever goes wrong is one line of the
     log, since the run itself is safe.
 
     Args:
-      spec: what `train` was given as `--config`; "" for nothing.
       finished: the run is at its last step; otherwise there is no next command.
     """
     try:
@@ -36,7 +35,7 @@ def end_of_run(run_dir: str, spec: str, *, finished: bool = True) -> None:
         log.info("  best        %s", best or unknown)
         log.info("  report      %s", path)
         if finished:
-            log.info("  next        %s", next_command(run, spec))
+            log.info("  next        %s", next_command(run))
     except Exception as error:
         told = one_line(raised_by(error))
         log.warning(
@@ -45,12 +44,13 @@ def end_of_run(run_dir: str, spec: str, *, finished: bool = True) -> None:
         )
 
 
-def next_command(run: RunView, spec: str) -> str:
-    """After MLE the SCST run that starts from it, on the same data and models; then `evaluate`."""
+def next_command(run: RunView) -> str:
+    """After MLE the SCST run that starts from it, of the same preset, on the same data and models;
+    then `evaluate`."""
     name = str(run.path)
     words = ["python", "-m"]
     if run.stage == "mle":
-        other = _other_stage(spec)
+        other = _other_stage(run.info.get("config", ""))
         words += ["har_jax.train", f"--config={other}"]
         words += [f"--workdir={_other_run(run.path)}", f"--config.init_from={name}"]
         words += [f"--config.{key}={value}" for key, value in _shared(run, other)]

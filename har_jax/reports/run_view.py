@@ -80,6 +80,7 @@ _RUN: dict[str, Any] = {
     "base": dict[str, _Weights],
     "parameters": _Counts,
     "versions": dict[str, Any],
+    "config": str,
 }
 _CONFIG: dict[str, Any] = {"steps": Size, "data": _Data}
 

@@ -133,7 +133,7 @@ class ClipScorer:
         return self._embed(self._tower("vision", normalise=False), rows, None)
 
     def embed_images(self, images: Iterable[Any], bar: progress | None = None) -> Vectors:
-        """Unit vectors of images: encoded bytes, paths or PIL images."""
+        """Unit vectors of images: encoded bytes, paths, PIL images or uint8 arrays [H,W,3]."""
         return self._embed(self._tower("vision"), map(self.files.preprocess, images), bar)
 
     def embed_texts(self, texts: Sequence[str], bar: progress | None = None) -> Vectors:

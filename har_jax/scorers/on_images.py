@@ -13,9 +13,10 @@ from har_jax.metrics.embedding_scores import KindName, find_kind
 from har_jax.metrics.embedding_scores import clip_score as from_embeddings
 from har_jax.metrics.on_texts import Predictions, References, Scores
 from har_jax.scorers.clip import ClipFiles, ClipScorer
+from har_jax.settings import Count, checked_number
 
 Images = Sequence[Any] | Mapping[Any, Any]
-"""Paths, encoded bytes or PIL images."""
+"""Paths, encoded bytes, PIL images, or uint8 arrays [H,W,3]."""
 
 
 def clip_score(
@@ -41,6 +42,9 @@ def clip_score(
       UserError: images, captions and references do not belong together, an image that cannot be
         read, or `clip` is no such network.
     """
+    checked_number("batch_size", batch_size, Count)
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = list(images)
     given = {"captions": captions, "images": images}
     if references is not None:
         given["references"] = references

@@ -10,10 +10,11 @@ image, or holds its references. TRL itself is not imported here.
 
 from __future__ import annotations
 
+import numbers
 import os
 import pathlib
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from har_jax.metrics.word_lists import refuse_text_of_list
 from har_jax.rewards import mix
 from har_jax.rewards.mix import MixedReward, Spec
 from har_jax.scorers.split_reward import split_reward
+from har_jax.settings import CountOrZero, checked_number
 from har_jax.text.words import PTB, Words, find_words
 
 Dataset = str | os.PathLike[str] | Mapping[Any, Sequence[str]]
@@ -40,7 +42,7 @@ def trl(
     *,
     split: str = "train",
     image_id: str = "image_id",
-    eos_ids: Collection[int] = (),
+    eos_ids: int | Collection[int] = (),
     eos: bool = True,
     clip: str = "",
     words: str = "",
@@ -54,9 +56,9 @@ def trl(
         where each row has its own `references`, a list of texts.
       split: of the directory.
       image_id: the column that names the image, by its id; of a directory also by its file's name.
-      eos_ids: the ids that end a completion of the policy (its tokenizer's `eos_token_id`). With
-        them the end is a word of CIDEr-D only where a completion reached it, which keeps captions
-        from breaking off; without, every completion counts as ended.
+      eos_ids: the ids that end a completion of the policy (its tokenizer's `eos_token_id`, or
+        several). With them the end is a word of CIDEr-D only where a completion reached it, which
+        keeps captions from breaking off; without, every completion counts as ended.
       eos: whether CIDEr-D counts the end as a word at all.
       clip: HF directory of the CLIP of the part clip_score, or pac_score, which need a directory of
         images.
@@ -69,7 +71,7 @@ def trl(
         anything that a part needs and is not given.
     """
     parts = mix.parse(reward)
-    how: dict[str, Any] = {"image_id": image_id, "eos_ids": frozenset(int(i) for i in eos_ids)}
+    how: dict[str, Any] = {"image_id": image_id, "eos_ids": _ids(eos_ids)}
     if isinstance(dataset, str | os.PathLike):
         if document_frequency is not None:
             raise UserError("a dataset has document frequencies of its own; leave yours out")
@@ -120,6 +122,13 @@ def _by_rows(
     return TrlReward(of_rows, of_rows({0: [""]}).signature, None, **how)
 
 
+def _ids(given: Any) -> frozenset[int]:
+    found = [given] if isinstance(given, numbers.Integral) else given
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise UserError(f"eos_ids is {reprlib.repr(given)}; give token ids, such as (2,)")
+    return frozenset(int(checked_number("eos_ids", i, CountOrZero)) for i in found)
+
+
 class TrlReward:
     """See `trl`. Safe to call from several threads.
 
@@ -161,6 +170,8 @@ class TrlReward:
             neither texts nor chats.
         """
         del prompts
+        if not isinstance(completions, Sequence):
+            raise UserError(f"the completions are {reprlib.repr(completions)}; give a list of them")
         refuse_text_of_list(completions)
         texts = [_text(completion) for completion in completions]
         given = columns.get(self._column)

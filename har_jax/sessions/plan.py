@@ -48,6 +48,7 @@ class SessionPlan:
       data: what `run.json` says of the training data.
       words: what rewards and validation count of captions.
       hub: what the names of the hub mean that were given: their commits.
+      spec: the file or preset that the configuration is of, as `--config` names it; "" of none.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class SessionPlan:
     data: dict[str, Any]
     words: Words
     hub: dict[str, str]
+    spec: str = ""
 
     @property
     def reward_signature(self) -> str | None:
@@ -74,8 +76,9 @@ class SessionPlan:
         return f"{self.reward.signature}+baseline[{baseline}]{other}"
 
 
-def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
-    """Checks a configuration against the files that it names; raises `UserError`."""
+def plan_session(config: Config, workdir: str | pathlib.Path, spec: str = "") -> SessionPlan:
+    """Checks a configuration against the files that it names; raises `UserError`. Where it came
+    from, `spec`, is only noted down."""
     names_of(config.trackers)
     # 1. The models: directories, tokenizer, preprocessing, hashes.
     config, names = pin(config, workdir, strict=False)
@@ -144,6 +147,7 @@ def plan_session(config: Config, workdir: str | pathlib.Path) -> SessionPlan:
         described,
         words,
         names | others,
+        spec,
     )
 
 

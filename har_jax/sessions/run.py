@@ -90,6 +90,7 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
         data=plan.data,
         start=start_of(plan),
         hub=plan.hub,
+        spec=plan.spec,
     )
     if primary:
         check_run(workdir, config, info)

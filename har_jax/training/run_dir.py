@@ -160,10 +160,12 @@ def run_info(
     data: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
     hub: Mapping[str, str] | None = None,
+    spec: str = "",
 ) -> dict[str, Any]:
     """What `run.json` says."""
     return {
         "stage": config.stage,
+        "config": spec,
         "parent": dict(parent) if parent else None,
         "started_from": dict(start) if start else None,
         "base": dict(base),

@@ -77,8 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(args.data) != bool(args.out):
         raise UserError("--data and --out go together: a split's captions and scores go to --out")
     how = guidance(args)
+    from har_jax.hardware import keep_memory
     from har_jax.zerocap.run import caption_files, score_split
 
+    keep_memory()
     if not args.data:
         caption_files(args, how)
         return 0

@@ -60,6 +60,17 @@ def test_json(files, loaded, capsys):
     assert list(row) == ["image", "caption"] and row["image"] == good
 
 
+def test_a_file_of_no_caption_is_a_failure(files, loaded, capsys, monkeypatch):
+    """A script that captions a folder of broken files has to hear of it."""
+    from har_jax.evaluation import captions_file
+
+    made = captions_file.Made(captions=0, skipped=2)
+    monkeypatch.setattr(captions_file, "caption_into", lambda *_, **__: made)
+    out = files / "out.jsonl"
+    assert caption.main(["--checkpoint=run", str(files / "text.jpg"), f"--out={out}"]) == 2
+    assert f"2 images were skipped: {files / 'out.skipped.jsonl'} says why" in capsys.readouterr().err
+
+
 def test_no_such_run(files, capsys):
     assert caption.main([f"--checkpoint={files / 'absent'}", str(files / "good.jpg")]) == 2
     assert "absent" in capsys.readouterr().err

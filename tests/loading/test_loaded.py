@@ -137,6 +137,10 @@ SETTINGS = {
     "name": ({"beam": 3}, "no setting 'beam' of captions .did you mean 'beams'"),
     "tokens": ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
     "batch": ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+    "word": ({"batch_size": "a"}, "batch_size is 'a'; it must be a whole number"),
+    "top_k": ({"method": "sample", "top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
+    "top_p": ({"method": "sample", "top_p": "0.9"}, "top_p is '0.9'; it must be a number"),
+    "top_p of none": ({"method": "sample", "top_p": 0}, "top_p is 0; it must be above 0"),
 }
 
 

@@ -202,7 +202,7 @@ def test_the_step_stands_beside_the_scores():
 
 def test_the_last_lines_of_a_run(world, caplog):
     with caplog.at_level(logging.INFO):
-        ending.end_of_run(str(world / "run-1"), "scst:tiny")
+        ending.end_of_run(str(world / "run-1"))
     told = [record.getMessage().split(None, 1) for record in caplog.records]
     assert dict(told) == {
         "best": "step 20, by validation: CIDEr 0.800, BLEU-4 0.300, loss 2.000",
@@ -221,13 +221,13 @@ def test_after_mle_comes_scst(world, tmp_path, monkeypatch):
     """The command as it is told is one that `train` takes, with the same data and models."""
     monkeypatch.chdir(ROOT)
     run = shutil.copytree(world / "run-1", tmp_path / "a run" / "mle-0")
-    (run / "run.json").write_text('{"stage": "mle"}')
     own = {"data.dir": str(world / "data"), "model.lm": "it's", "optim.lr": "1e-5", "steps": "90"}
     settings = config_file.load("mle:tiny", own).to_dict()
     (run / "config.json").write_text(json.dumps(settings))
-    # Resumed without --config, what differs from the presets of SCST is told as well.
+    # Of a run that does not say what it was begun with, what differs from SCST's presets is told.
     for spec in ("configs/mle.py:tiny", "mle:tiny", ""):
-        words = shlex.split(ending.next_command(read_view(run), spec))
+        (run / "run.json").write_text(json.dumps({"stage": "mle", "config": spec}))
+        words = shlex.split(ending.next_command(read_view(run)))
         assert words[:3] == ["python", "-m", "har_jax.train"]
         arguments, overrides = train.parse(words[3:])
         assert arguments.workdir == str(tmp_path / "a run" / "scst-0")
@@ -246,7 +246,7 @@ def test_a_report_that_cannot_be_written_is_one_line(world, caplog, monkeypatch)
 
     monkeypatch.setattr(ending, "write_report", full)
     with caplog.at_level(logging.INFO):
-        ending.end_of_run(str(world / "run-1"), "mle")
+        ending.end_of_run(str(world / "run-1"))
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "No space left" in record.getMessage()
     assert "\n" not in record.getMessage()

@@ -86,6 +86,14 @@ def test_on_plain_images_and_texts(clip, few, published, tmp_path):
     assert list(alone.corpus) == ["CLIPScore"] and list(alone.per_image) == [0, 1, 2, 3]
     values = [alone.per_image[k]["CLIPScore"] for k in range(4)]
     np.testing.assert_allclose(values, 1.25 * pac, atol=2e-6)
+    arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures.values()])
+    for given in (arrays, list(arrays)):
+        seen = metrics.clip_score(given, texts, clip=scorer)
+        assert seen["CLIPScore"] == pytest.approx(alone["CLIPScore"], abs=1e-6)
+    with pytest.raises(UserError, match=r"is an array of uint8 \[64,64\]; an image's is of uint8"):
+        metrics.clip_score(list(arrays[..., 0]), texts, clip=scorer)
+    with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
+        metrics.clip_score(paths, texts, clip=clip, batch_size=0)
     both = metrics.clip_score(paths, texts, list(references.values()), clip=scorer)
     assert both["CLIPScore"] == pytest.approx(alone["CLIPScore"], abs=1e-6)
     assert set(both.corpus) == {"CLIPScore", "RefCLIPScore"}

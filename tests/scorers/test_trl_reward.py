@@ -94,6 +94,16 @@ def test_mistakes_are_told_in_a_line(workspace):
     ):
         with pytest.raises(UserError, match=told):
             har_jax.rewards.trl(*given[:2], **({"split": given[2]} if given[2:] else {}))
+    for ids, told in (
+        ("2", "eos_ids is '2'; give token ids"),
+        ([None], "eos_ids is None; it must be a whole number"),
+        ([-1], "eos_ids is -1; it must be at least 0"),
+        (1.5, "eos_ids is 1.5; give token ids"),
+    ):
+        with pytest.raises(UserError, match=told):
+            har_jax.rewards.trl("bleu", REFERENCES, eos_ids=ids)
+    with pytest.raises(UserError, match="the completions are None; give a list of them"):
+        by_rows(completions=None, references=[["a dog"]])
 
 
 def test_a_clip_sees_the_datasets_images(workspace):

@@ -85,18 +85,24 @@ def read_files(
 
 
 def read_file(
-    path: PathLike, split: str | None, restval: str, default_split: str, problems: Problems | None
+    path: PathLike,
+    split: str | None = None,
+    restval: str = "keep",
+    default_split: str = "",
+    problems: Problems | None = None,
+    *,
+    what: str = FORMATS,
 ) -> tuple[list[Entry], str]:
     """(entries, id space) of one file, without their numbers; see `read_files`.
 
     Without `problems` nothing is dropped, a malformed row is an error, and no more is looked at
     than ids and captions: what is evaluated with other people's references is what these people
-    would evaluate with.
+    would evaluate with. `what` the file should be is for errors.
     """
-    data = read_json(path, FORMATS, halves=problems is not None)
+    data = read_json(path, what, halves=problems is not None)
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list):
-        raise UserError(f"{path} has no list `images`; got {_shape(data)}, give {FORMATS}")
+        raise UserError(f"{path} has no list `images`; got {_shape(data)}, give {what}")
     listed = [image for image in images if isinstance(image, dict)]
     if isinstance(data.get("annotations"), list):
         entries = _coco(path, images, data["annotations"], split or default_split, problems)
@@ -113,7 +119,7 @@ def read_file(
     else:
         raise UserError(
             f"{path} has a list `images`, but neither `annotations` (COCO) nor `sentences` in each "
-            f"image (Karpathy); got {_shape(data)}, give {FORMATS}"
+            f"image (Karpathy); got {_shape(data)}, give {what}"
         )
     if any(isinstance(entry.written, str) for entry in entries):
         space = ""  # COCO's ids are numbers

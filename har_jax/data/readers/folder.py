@@ -53,18 +53,26 @@ _WHAT = "a CSV or JSON file with an image and a caption in each row"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the image and the caption; "" for the usual ones."""
+    """Names of the columns that hold the image and the caption; "" for the usual ones.
+
+    Attributes:
+      ids: an id may stand in the place of the image, whose file nobody needs; such files are read
+        by commands that have no options for columns.
+    """
 
     image: str = ""
     caption: str = ""
+    ids: bool = False
 
 
 @dataclasses.dataclass
 class _Row:
-    """One row: where it stands, which image, its captions; split and id where it has them."""
+    """One row: where it stands, which image (its file, or its id), its captions; split and id where
+    it has them."""
 
     where: str
     name: str
+    has_file: bool
     captions: list[Any]
     split: str | None
     image_id: Id | None
@@ -122,19 +130,22 @@ def read_folder(
     return Reading(numbered(entries), "", notes)
 
 
-def read_rows(path: PathLike) -> list[Entry]:
+def read_rows(path: PathLike, what: str = _WHAT) -> list[Entry]:
     """The images of one captions file by itself, without their numbers; `split` is "" where no
     column names it. Nothing is dropped: what is malformed is an error.
+
+    Args:
+      what: the file should be, for errors.
 
     Raises:
       UserError: it is no such file, or a row is malformed or contradicts another.
     """
-    problems, text = Problems(), read_text(path, _WHAT)
-    rows, _ = _rows(pathlib.Path(path), text, Columns(), "", ImageFiles([]), problems)
+    problems, text = Problems(), read_text(path, what)
+    rows, _ = _rows(pathlib.Path(path), text, Columns(ids=True), "", ImageFiles([]), problems)
     if problems.counts:
-        raise UserError(f"{str(path)!r} has {problems.told()}; give {_WHAT}")
+        raise UserError(f"{str(path)!r} has {problems.told()}; give {what}")
     if not rows:
-        raise UserError(f"{str(path)!r} holds no captions; give {_WHAT}")
+        raise UserError(f"{str(path)!r} holds no captions; give {what}")
     return list(_entries(rows, lambda row: row.split or ""))
 
 
@@ -184,14 +195,15 @@ def _read(path: pathlib.Path, text: str, columns: Columns, drop: Drop) -> Iterat
     if text.lstrip()[:1] in ("{", "["):
         yield from json_rows(path, text, _WHAT, drop)
         return
-    names = {columns.image.lower()} if columns.image else set(IMAGE)
+    names = {columns.image.lower()} if columns.image else {*IMAGE, *(ID if columns.ids else ())}
     texts = {columns.caption.lower()} if columns.caption else set(CAPTION)
 
     def is_header(found: set[str]) -> bool:
         return bool(found & names) and bool(found & texts)
 
     known = {*names, *texts, *SPLIT, *ID}
-    for where, row in table_rows(path, text, is_header, known, SUFFIXES, drop):
+    fix = "" if columns.ids else ", or give --image-column and --caption-column"
+    for where, row in table_rows(path, text, is_header, known, SUFFIXES, drop, fix):
         # A table knows texts only: what stands for nothing is one of them.
         yield where, {key: None if cell.strip() in MISSING else cell for key, cell in row.items()}
 
@@ -226,17 +238,22 @@ def _row(
         if not what:
             return None
         known = [key[:40] for key in list(fields)[:20]]
+        option = "" if columns.ids else f", or name it with --{what}-column"
         raise Malformed(
             f"has no {what}{did_you_mean(names[0], known)}; it has {', '.join(known):.100}; "
-            f"expected one of {', '.join(names)}, or name it with --{what}-column"
+            f"expected one of {', '.join(names)}{option}"
         )
 
-    name = find((columns.image,) if columns.image else IMAGE, "image")
+    image_id = find(ID, "")
+    image_id = None if image_id is None or image_id == "" else read_id(image_id)
+    images_named = (columns.image,) if columns.image else IMAGE
+    has_file = image_id is None or not columns.ids or any(name in fields for name in images_named)
+    name = find(images_named, "image") if has_file else str(image_id)
     if not isinstance(name, str) or not name.strip() or not is_unicode(name):
         raise Malformed(f"the image is {reprlib.repr(name)}; it must be the name of a file")
     captions = find((columns.caption,) if columns.caption else CAPTION, "caption")
     name = name.strip()
-    split, image_id = find(SPLIT, ""), find(ID, "")
+    split = find(SPLIT, "")
     if split is not None and not isinstance(split, str):
         raise Malformed(f"the split is {reprlib.repr(split)}; it must be a name such as train")
     if isinstance(captions, str):
@@ -244,9 +261,10 @@ def _row(
     return _Row(
         where,
         _file_name(images.relative(name) if os.path.isabs(name) else prefix + name),
+        has_file,
         captions if isinstance(captions, list) else [captions],
         _usual_split(split or ""),
-        None if image_id is None or image_id == "" else read_id(image_id),
+        image_id,
     )
 
 
@@ -288,7 +306,8 @@ def _entries(rows: Sequence[_Row], split_of: Callable[[_Row], str]) -> Iterator[
                 "must be unique"
             )
         captions = tuple((None, caption) for row in those for caption in row.captions)
-        yield Entry(split_of(first), written, (name,), captions, filename=name)
+        file = name if first.has_file else ""
+        yield Entry(split_of(first), written, (file,) * bool(file), captions, filename=file)
 
 
 def _split_of(row: _Row, shares: Shares) -> str:

@@ -10,7 +10,6 @@ Nothing is dropped: what a file says of an image cannot be read, so the file is 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import posixpath
@@ -21,10 +20,13 @@ from har_jax.data.readers.folder import CAPTION, ID, IMAGE, SUFFIXES
 from har_jax.data.readers.rows import json_values, table_rows
 from har_jax.errors import UserError
 from har_jax.foreign import parse_json, read_text
-from har_jax.ids import MISSING, Id
+from har_jax.ids import MISSING, Id, number_in
 from har_jax.metrics.corpus import predictions_from_results
 
-RESULTS = 'COCO results: a list of {"image_id": ..., "caption": ...}'
+RESULTS = (
+    'COCO results, a list of {"image_id": ..., "caption": ...}; the same as JSON lines or CSV; or '
+    "one JSON object {image: caption}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,17 @@ class Predictions:
 
     def number(self, written: Id, numbers: Mapping[Id, int]) -> int | None:
         """The number of an image in a dataset that knows its images by `numbers`; None of one that
-        is not there. The file's name comes first: a number may be one of somebody's own."""
+        is not there. The file's name comes first: a number may be one of somebody's own; last
+        comes the number that the file is named by."""
         name = self.names.get(written, written)
         for key in (name, written):
             if key in numbers:
                 return numbers[key]
-        return numbers.get(posixpath.basename(name)) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            return None
+        found = numbers.get(posixpath.basename(name))
+        number = number_in(name)
+        return numbers.get(number) if found is None and number is not None else found
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
@@ -77,11 +84,13 @@ def _values(where: str, text: str) -> list[Any]:
     """Of a JSON array, of JSON lines, or of one object."""
     found = [value for _, value in json_values(where, text, RESULTS, halves=False)]
     if broken := next((value for value in found if isinstance(value, UserError)), None):
-        if text.lstrip().startswith("{"):  # one object over many lines, perhaps
-            with contextlib.suppress(UserError):
-                found = [parse_json(text, where, RESULTS)]
-        if broken in found:
+        if not text.lstrip().startswith("{"):
             raise broken
+        try:  # one object over many lines, perhaps
+            parse_json(text, where, RESULTS)
+        except UserError:
+            raise broken from None
+        found = [parse_json(text, where, RESULTS, once=True)]
     return found
 
 

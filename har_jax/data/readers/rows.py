@@ -126,6 +126,7 @@ def table_rows(
     known: Collection[str],
     suffixes: Sequence[str],
     drop: Drop,
+    fix: str = "",
 ) -> Iterator[Row]:
     """The rows of a table; without a header, of two columns: image and caption.
 
@@ -133,6 +134,7 @@ def table_rows(
       is_header: whether these names, in lower case, are those of the columns.
       known: names of columns, in lower case, that are read.
       suffixes: of an image's name, which begins each line of a table without header.
+      fix: what else than a header may be given.
 
     Raises:
       UserError: no header, and not such a table; or two columns of one such name.
@@ -154,8 +156,7 @@ def table_rows(
         if len(values) != 2 or not values[0].lower().endswith(tuple(suffixes)):
             raise UserError(
                 f"{path} has no header that names an image and a caption column; its first line is "
-                f"{first[:80]!a}. Begin it with image,caption, or give --image-column and "
-                "--caption-column"
+                f"{first[:80]!a}. Begin it with image,caption{fix}"
             )
     at, names = start + bool(header), header or ["image", "caption"]
     lower = [name.lower() for name in names]
