@@ -64,9 +64,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow-overlap", action="store_true", help="score training images too, with a warning")
     add("--batch-size", type=word(Count), metavar="N", help="images per device call")
     add = parser.add_argument_group("captions that are there already").add_argument
-    given = "COCO results, what caption --out wrote, CSV, or {file name: caption}"
+    given = "COCO results, what caption --out wrote, CSV, or {image: caption}"
     add("--predictions", type=path, metavar="FILE", help=given)
-    truth = "COCO's or Karpathy's JSON, CSV of image,caption, or a dataset: DIR or DIR:SPLIT"
+    truth = "COCO's or Karpathy's JSON, CSV, {image: [captions]}, or a dataset: DIR or DIR:SPLIT"
     add("--references", type=path, metavar="FILE", help=truth)
     add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore and PAC-S")
     add("--instances", type=path, metavar="FILE", help="COCO instances JSON, for CHAIR")
