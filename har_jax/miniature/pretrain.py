@@ -7,9 +7,8 @@ pairs: validation retrieval R@1 24 % against 4 %), and the demo's minutes are fe
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -39,7 +38,6 @@ FEATURES = -2  # the layer that it reads, as captioners do by default
 Encode = Callable[[Sequence[str]], Int[np.ndarray, "N T"]]
 LanguageModel = Transformer | GPT2
 L = TypeVar("L", Transformer, GPT2)
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +111,12 @@ def fit(
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = tx.init(params)
     with progress(schedule.steps, desc=label, unit="step") as bar:
-        for i, batch in enumerate(one_ahead(batches, schedule.steps)):
+        for i, batch in zip(range(schedule.steps), batches, strict=False):
             params, state, value = jitted(params, state, batch)
             if i % 10 == 0:  # reading it waits for the device
                 bar.set_postfix({"loss": f"{float(value):.3f}"})
             bar.update()
     return params
-
-
-def one_ahead(values: Iterable[T], count: int) -> Iterator[T]:
-    """The first `count` of endless values, each made in a thread while the one before is used, and
-    no others: what they are drawn with may be drawn with again."""
-    endless = iter(values)
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        coming = [thread.submit(next, endless)] if count else []
-        for left in range(count, 0, -1):
-            value = coming.pop().result()
-            if left > 1:
-                coming.append(thread.submit(next, endless))
-            yield value
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
