@@ -21,6 +21,7 @@ from har_jax.loading.weights import load_base, new_trained
 from har_jax.sessions.budget import prefix_length
 from har_jax.sharding import make_mesh
 from tests.conftest import ROOT
+from tests.helpers import long
 from tests.models.encoders import shaken
 from tests.models.test_encoders import channels_first
 from tests.training.commands import train_arguments
@@ -113,7 +114,7 @@ def test_what_an_encoder_lacks_is_told_before_a_device_is_touched(encoders, work
         draw(model)
 
 
-@pytest.mark.parametrize("tokens", ["patches", "all"])
+@pytest.mark.parametrize("tokens", ["patches", *long(["all"])])
 def test_training_on_a_cache_and_on_images(encoders, workspace, tmp_path, monkeypatch, tokens):
     """A feature cache of such an encoder is that of the run's own tokens, and no other's."""
     monkeypatch.chdir(ROOT)
