@@ -257,10 +257,11 @@ _GONE = {"config.model.fused": False}
 """Settings of older versions, in their runs' `config.json`: the value that changes nothing."""
 
 
-def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def build(cls: type, values: Any, where: str) -> Any:
     """A dataclass of settings from plain values; missing ones are its defaults.
 
     Args:
+      values: {name: value}; anything else is refused.
       where: what its keys are called in errors, such as "config.optim".
 
     Raises:

@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 # Property tests draw the same examples in every run, so that a red run means a red change; `make
@@ -53,6 +54,13 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real data is absent: no directory {path} (set HAR_SHARED)")
     return path
+
+
+@pytest.fixture
+def untyped(monkeypatch) -> None:
+    """No annotation is checked, as outside of `make types`: of tests that give what is no such
+    value, to be refused by our own line."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from har_jax.interchange.table import Places, Row, find, linear, located, source
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.lora import FACTORS, is_factor
 from har_jax.models.sizes import Width
-from har_jax.types import Array
+from har_jax.types import AnyArray, Array
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PROJECTOR, PROJECTOR_CONFIG = "projector.safetensors", "projector_config.json"
@@ -178,7 +178,7 @@ def save_adapters(
 
 
 def save_projector(
-    params: Mapping[str, Array], directory: Path, settings: Mapping[str, Any]
+    params: Mapping[str, AnyArray], directory: Path, settings: Mapping[str, Any]
 ) -> None:
     """Writes a projector's parameters (`linear_1.kernel`, ...) and, beside them, `settings`."""
     values = {}

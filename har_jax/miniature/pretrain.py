@@ -29,7 +29,7 @@ from har_jax.models.functional import Params, split
 from har_jax.progress import progress
 from har_jax.sharding import LogicalAxes
 from har_jax.training.optimizer import muon_dimensions
-from har_jax.types import Array, Float, Int, UInt
+from har_jax.types import AnyArray, Array, Float, Int, UInt
 
 Batch = Mapping[str, Any]
 HEAD = "patches"  # the parameter that reads what patches show
@@ -230,7 +230,9 @@ def pair_loss(
 
 
 def patch_loss(
-    seen_bsd: Float[Array, "B S D"], head_dc: Float[Array, "D C"], labels_bs2: Int[Array, "B S 2"]
+    seen_bsd: Float[Array, "B S D"],
+    head_dc: Float[Array, "D C"],
+    labels_bs2: Int[AnyArray, "B S 2"],
 ) -> Float[Array, ""]:
     """Cross-entropy of the shape and of the colour that a linear map reads off each patch."""
     # As long as they come: a layer norm at the start of the next block takes their length away.

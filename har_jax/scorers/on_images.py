@@ -15,7 +15,7 @@ from har_jax.metrics.on_texts import Predictions, References, Scores
 from har_jax.scorers.clip import ClipFiles, ClipScorer
 from har_jax.settings import Count, checked_number
 
-Images = Sequence[Any] | Mapping[Any, Any]
+Images = Sequence[Any] | Mapping[Any, Any] | np.ndarray
 """Paths, encoded bytes, PIL images, or uint8 arrays [H,W,3]."""
 
 

@@ -33,6 +33,8 @@ from har_jax.rewards.limit import Limit
 from har_jax.sessions.assemble import Session
 from har_jax.sessions.observe import rollout_words
 from har_jax.sessions.plan import SessionPlan
+from har_jax.text.tokenizer import CaptionTokenizer
+from har_jax.text.words import Words
 
 log = logging.getLogger(__name__)
 
@@ -76,20 +78,26 @@ def examine_texts(plan: SessionPlan, images: int = IMAGES) -> list[Finding]:
     rows = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(int)).tolist()
     references = {split.ids[i]: list(split.captions[i]) for i in rows}
     texts = [text for captions in references.values() for text in captions]
-    encoded = plan.parts.tokenizer.encode_batch(texts)
+    tokenizer = plan.parts.tokenizer
+    encoded = tokenizer.encode_batch(texts)
     return [
-        _round_trip(plan, texts, encoded),
-        _ends(plan, encoded),
+        _round_trip(tokenizer, plan.words, plan.parts.blueprint.config, texts, encoded),
+        _ends(tokenizer, encoded),
         _room(plan, encoded),
         *_frequencies(plan, references),
         *_reward_of_references(plan, references),
     ]
 
 
-def _round_trip(plan: SessionPlan, texts: list[str], encoded: list[list[int]]) -> Finding:
+def _round_trip(
+    tokenizer: CaptionTokenizer,
+    words: Words,
+    config: CaptionerConfig,
+    texts: list[str],
+    encoded: list[list[int]],
+) -> Finding:
     """Whether the model can write the references, and their words come back from their ids."""
-    tokenizer, words, n = plan.parts.tokenizer, plan.words, len(texts)
-    never = _never_written(plan.parts.blueprint.config)
+    n, never = len(texts), _never_written(config)
     lost = [t for t, ids in zip(texts, encoded, strict=True) if never.intersection(ids)]
     if lost:
         said = f"{len(lost)} of {n} references need ids that the model has no word for, such as "
@@ -113,9 +121,9 @@ def _never_written(config: CaptionerConfig) -> set[int]:
     return {i for first, stop in config.wordless for i in range(first, stop)}
 
 
-def _ends(plan: SessionPlan, encoded: list[list[int]]) -> Finding:
+def _ends(tokenizer: CaptionTokenizer, encoded: list[list[int]]) -> Finding:
     """Whether the references end as the policy may, and what else the model's files say of ends."""
-    ends = plan.parts.tokenizer.ends
+    ends = tokenizer.ends
     first, *others = ends.eos_ids
 
     def is_whole(ids: list[int]) -> bool:

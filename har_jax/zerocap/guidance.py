@@ -54,7 +54,7 @@ Read = Callable[[Int[Array, " N"], Int[Array, ""], KVCache], tuple[Array, KVCach
 
 
 def read(
-    lm: GPT2, no_token_v: Bool[AnyArray, " V"], last_n: Array, t: Array, cache: KVCache
+    lm: GPT2, no_token_v: Bool[AnyArray, " V"], last_n: AnyArray, t: Array, cache: KVCache
 ) -> tuple[Float[Array, "N V"], KVCache]:
     """Logits of the next token, and the cache with the last token in its place.
 

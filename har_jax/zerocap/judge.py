@@ -21,6 +21,7 @@ from har_jax.models.attention import KV, KVCache
 from har_jax.models.encoders.clip import unit
 from har_jax.models.functional import Params
 from har_jax.scorers.clip import ClipFiles
+from har_jax.text.tokenizer import ClipTokenizer
 from har_jax.types import Array, Float, Int
 from har_jax.zerocap.vocabulary import Vocabulary
 
@@ -67,8 +68,8 @@ class Crossing:
       size: of the language model's vocabulary.
     """
 
-    def __init__(self, clip: ClipFiles, vocabulary: Vocabulary):
-        self._tokenize, self._vocabulary = clip.tokenize, vocabulary
+    def __init__(self, tokenize: ClipTokenizer, vocabulary: Vocabulary):
+        self._tokenize, self._vocabulary = tokenize, vocabulary
         self.size = vocabulary.size
         words = self._tokenize.words(vocabulary.texts)
         self._spaced_v = np.array([text.startswith(" ") for text in vocabulary.texts])
@@ -216,7 +217,7 @@ class Judge:
     def __init__(
         self, clip: ClipFiles, vocabulary: Vocabulary, rows: int, *, tokens_at_once: int = 1 << 14
     ):
-        self._clip, self.crossing, self._rows = clip, Crossing(clip, vocabulary), rows
+        self._clip, self.crossing, self._rows = clip, Crossing(clip.tokenize, vocabulary), rows
         structure = clip.structure("text")
         self._params = clip.load("text")
 

@@ -43,7 +43,7 @@ class Vocabulary:
         """Ids of a text, without BOS and end."""
         return self._tokenizer.encode(text)[:-1]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """The text of ids, with no space before punctuation; special tokens are left out."""
         return _close_gaps(self._tokenizer.decode_part(ids))
 

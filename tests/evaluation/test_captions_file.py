@@ -1,7 +1,6 @@
 """`caption --out`: every image once whatever kills it, in three formats, in two processes too."""
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from har_jax.data.images import Preprocessor
 from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
 from har_jax.evaluation.captions_file import caption_into, skipped_path
+from har_jax.loading.loaded import LoadedCaptioner
 from har_jax.sharding import MESH_AXES, divisible
 from tests.conftest import ROOT, xla_flags
 from tests.training.test_two_processes import free_port
@@ -35,22 +35,16 @@ class Killed(Exception):
     pass
 
 
-@dataclasses.dataclass
-class Fake:
+class Fake(LoadedCaptioner):
     """A captioner whose captions are what it sees, so that each can be told from its image alone;
     it dies at its k-th batch."""
 
-    dies_at: int = -1
-    batches: int = 0
-    mesh = MESH
-    preprocessor = Preprocessor(
-        (SIDE), (SIDE, SIDE), (SIDE, SIDE), True, True, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    )
-    step = 7
-    run: dict = dataclasses.field(default_factory=dict)
-    config = types.SimpleNamespace(
-        data=types.SimpleNamespace(max_tokens=5), model=types.SimpleNamespace(prompt="")
-    )
+    def __init__(self, dies_at=-1, run=None):
+        self.dies_at, self.batches, self.run, self.step, self.mesh = dies_at, 0, run or {}, 7, MESH
+        sizes, alike = ((SIDE, SIDE),) * 2, ((0.0,) * 3, (1.0,) * 3)
+        self.preprocessor = Preprocessor(SIDE, *sizes, True, True, 1.0, *alike)
+        data, model = types.SimpleNamespace(max_tokens=5), types.SimpleNamespace(prompt="")
+        self.config: Any = types.SimpleNamespace(data=data, model=model)
 
     def batch_size_for(self, count, wanted=None):
         return divisible(min(wanted or 2, count), self.mesh)

@@ -129,6 +129,7 @@ def test_one_seed_has_no_deviation_and_says_what_its_intervals_are(tmp_path, mon
 # ------------------------------------------------------------------------ warnings and truth
 
 
+@pytest.mark.usefixtures("untyped")
 def test_warnings_of_evaluations_are_told_once(table):
     assert table["warnings"] == []
     text = "CLIPScore is not independent <script>"

@@ -59,8 +59,7 @@ def note(line: str) -> None:
 def prepare(out, argv, flags):
     if argv[0] == "scenes":
         examples = [
-            ("test", Example(i, f"{i}.png", png(i), tuple(texts)))
-            for i, texts in REFERENCES.items()
+            ("test", Example(i, f"{i}.png", png(i), list(texts))) for i, texts in REFERENCES.items()
         ]
         write(out, examples, name="toy", splits=["test"], description="", settings={})
         return

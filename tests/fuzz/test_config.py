@@ -7,6 +7,8 @@ import pathlib
 import random
 from typing import Any
 
+import pytest
+
 from har_jax import config_file
 from har_jax.config import Config, check, check_devices
 from har_jax.presets import mle, scst
@@ -103,6 +105,7 @@ def draw(rng: random.Random, folder: pathlib.Path) -> Case:
     return rng.choice([of_dict, of_dict, of_overrides, of_file])(rng, folder)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_configurations(tmp_path, record_property):
     before: Any = copy.deepcopy(WHOLE)
     attempt("configuration", 4000, draw, tmp_path, record_property)

@@ -71,6 +71,7 @@ def test_images_in_every_way(captioner, pictures, written, tmp_path):
     np.testing.assert_allclose(captioner.features(pictures[1])[0], features[1], atol=1e-5)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_bytes_of_the_models_size_are_an_image(captioner):
     """And not pixels that are normalised already."""
     side = captioner.preprocessor.crop_size[0]
@@ -145,6 +146,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.usefixtures("untyped")
 def test_what_is_no_setting(captioner, pictures, what):
     settings, line = SETTINGS[what]
     with pytest.raises(UserError, match=line):

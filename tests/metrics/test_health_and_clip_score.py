@@ -1,6 +1,5 @@
 """Collapse signs and CLIPScore on numbers worked out by hand."""
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -61,8 +60,8 @@ def test_a_caption_unlike_all_references_scores_nothing():
     assert value == pytest.approx(2 * 2.5 / 3.5)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_clip_score_bad_input(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     ones = np.ones((2, 3))
     with pytest.raises(UserError, match="differ"):
         clip_score(ones, np.ones((2, 4)))

@@ -86,6 +86,7 @@ def test_words_are_chosen_by_name():
         ([None], [["a"]], "None, not a text"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_what_does_not_belong_together_is_told_in_a_line(predictions, references, told):
     for metric in (metrics.cider, metrics.bleu, metrics.rouge, metrics.score_captions):
         with pytest.raises(UserError, match=told):

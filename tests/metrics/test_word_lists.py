@@ -105,6 +105,7 @@ def spoiled(value, text, leaf):
 
 
 @pytest.mark.parametrize("name", [*TAKES_WORDS, *TAKES_TEXTS])
+@pytest.mark.usefixtures("untyped")
 def test_a_text_is_refused_wherever_words_or_lists_belong(name):
     call, arguments = (TAKES_WORDS | TAKES_TEXTS)[name]
     if "official" not in name:  # Java need not be there

@@ -1,5 +1,7 @@
 """Scores of tokens in blocks of places: the same numbers and gradients, and no logits of all."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def test_blocks_change_nothing_whatever_their_number(seed, t, n_blocks, temperat
 def same_in_blocks(seed, t, n_blocks, temperature):
     hidden, kernel, tokens = drawn(seed, t)
     weights = jax.random.normal(jax.random.key(seed + 1), (B, R, t))
-    limit = B * R * t * V * 4 / n_blocks
+    limit = math.ceil(B * R * t * V * 4 / n_blocks)
 
     def loss(hidden, kernel, max_bytes):
         found = scores(hidden, kernel, tokens, temperature, max_bytes)
@@ -83,7 +85,7 @@ def test_temporaries_fall_by_the_logits():
         step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).compile()
         return step.memory_analysis().temp_size_in_bytes
 
-    whole, blocks = temporaries(1 << 30), temporaries(logits / 16)
+    whole, blocks = temporaries(1 << 30), temporaries(logits // 16)
     assert whole >= logits
     assert whole - blocks > 0.8 * logits
 
@@ -96,7 +98,7 @@ def test_on_a_mesh_that_splits_the_vocabulary(shape):
     mesh = make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put((hidden, tokens), batch_sharding(mesh))
-        limit = 8 * R * T * V * 4 / 8 / 3  # three blocks
+        limit = math.ceil(8 * R * T * V * 4 / 8 / 3)  # three blocks
         jitted = jax.jit(lambda h, k, t: scores(h, k, t, 1.0, limit))
         got = jitted(placed[0], kernel, placed[1])
     for a, b in zip(expected, got, strict=True):

@@ -6,7 +6,6 @@ import traceback
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -228,6 +227,7 @@ def test_nothing_is_built_inside_a_step():
     assert len(score.signatures) == compiled >= 1
 
 
+@pytest.mark.usefixtures("untyped")
 def test_bad_shapes_and_sizes(monkeypatch):
     mesh = make_mesh("data8")
     image_ids, tokens, lengths = batch(b=12)
@@ -235,7 +235,6 @@ def test_bad_shapes_and_sizes(monkeypatch):
     with pytest.raises(UserError, match=r"12 images cannot be split over 8 .*a multiple of 8"):
         jax.jit(callback)(image_ids, tokens, lengths)
     jax.eval_shape(callback_of(Recorder(), make_mesh("1x4x2")), image_ids, tokens, lengths)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(UserError, match="do not fit tokens"):
         jax.jit(callback)(image_ids[:3], tokens, lengths)
 

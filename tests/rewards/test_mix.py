@@ -4,7 +4,6 @@ import concurrent.futures
 import itertools
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,8 +100,8 @@ def test_what_is_written_is_read(weights):
         ("tests.rewards.test_mix:DF", "no function 'DF'"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_bad_specifications(spec, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     with pytest.raises(UserError, match=message):
         build(spec, DF, REFERENCES)
 
@@ -258,9 +257,9 @@ def test_tokens_with_a_space_inside_come_apart():
 
 
 @pytest.mark.parametrize("image_id", [1.5, -1, "img_1", None])
+@pytest.mark.usefixtures("untyped")
 def test_an_id_that_is_no_number_is_refused(image_id, monkeypatch):
     """A fraction was read as the whole number below it: the reward of another image."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     references = {1: ["a dog runs"], 2: ["two cats"]}
     df = DocumentFrequency.from_references([[["a", "dog", "runs"]], [["two", "cats"]]])
     ended, group = np.ones((1, 1), bool), [["a dog"]]

@@ -72,6 +72,7 @@ def test_equals_the_published_formulas(clip, few, published):
     assert found.signature.startswith("PAC-S[w2.0,prompt='A photo depicts',raw,clip=")
 
 
+@pytest.mark.usefixtures("untyped")
 def test_on_plain_images_and_texts(clip, few, published, tmp_path):
     """Lists as mappings, files as pictures; without references; CLIPScore is 2.5 / 2 of PAC-S."""
     pictures, captions, references = few

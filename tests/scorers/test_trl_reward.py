@@ -70,6 +70,7 @@ def test_references_in_each_row(workspace, tmp_path):
     assert both(completions=texts, references=split.captions[:3]) == pytest.approx(own, abs=1e-5)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_mistakes_are_told_in_a_line(workspace):
     reward = har_jax.rewards.trl("bleu", REFERENCES)
     for columns, told in (

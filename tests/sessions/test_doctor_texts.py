@@ -3,7 +3,6 @@ model or to its files."""
 
 import dataclasses
 import json
-import types
 
 import pytest
 
@@ -21,15 +20,12 @@ def directories(tmp_path_factory):
 
 
 def findings(directory, texts=TEXTS, words=PTB, **changes):
-    """Of `tokenizer` and `end`, where that is all there is of a plan."""
+    """Of `tokenizer` and `end`."""
     tokenizer = load_tokenizer(directory)
     config = dataclasses.replace(small_config(tokenizer.vocab_size), **changes)
-    parts = types.SimpleNamespace(
-        tokenizer=tokenizer, blueprint=types.SimpleNamespace(config=config)
-    )
-    plan = types.SimpleNamespace(parts=parts, words=words)
     encoded = tokenizer.encode_batch(texts)
-    return doctor._round_trip(plan, texts, encoded), doctor._ends(plan, encoded)
+    found = doctor._round_trip(tokenizer, words, config, texts, encoded)
+    return found, doctor._ends(tokenizer, encoded)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,11 +73,9 @@ def test_files_of_different_tokenizers(directories, tmp_path):
 def test_references_that_end_early(directories):
     """By an end that is not the tokenizer's own, too."""
     tokenizer = load_tokenizer(directories["llama3"])
-    parts = types.SimpleNamespace(tokenizer=tokenizer)
-    plan = types.SimpleNamespace(parts=parts, words=PTB)
     whole = tokenizer.encode("a red ball")
     early = [whole[0], tokenizer.eos_ids[1], *whole[1:]]
-    end = doctor._ends(plan, [whole, early, whole[:-1], []])
+    end = doctor._ends(tokenizer, [whole, early, whole[:-1], []])
     assert end.severity == "stop" and end.text.startswith("1 of 4")
 
 

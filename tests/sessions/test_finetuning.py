@@ -156,7 +156,8 @@ def begun(world, stage="mle", **changes):
 
 def scored(structure, params, pixels, mesh):
     """log P of some captions of each image: what a captioner is, as far as it can be seen."""
-    tokens = np.arange(8 * 2 * 5).reshape(8, 2, 5) % 250 + 3
+    tokens = jax.numpy.arange(8 * 2 * 5).reshape(8, 2, 5) % 250 + 3
+    pixels = jax.numpy.asarray(pixels)
 
     def score(params):
         captioner = structure.merge(params)

@@ -118,7 +118,7 @@ def test_a_split_is_captioned_scored_and_continued(world, capsys, tmp_path, monk
     monkeypatch.setattr(ZeroCap, "features", lambda self, images: np.ones((len(images), 24)))
     pictures = draw_images(5)
     examples = (
-        ("test", Example(i, f"{i}.png", png_bytes(p), (f"a thing {i}", "two things")))
+        ("test", Example(i, f"{i}.png", png_bytes(p), [f"a thing {i}", "two things"]))
         for i, p in enumerate(pictures)
     )
     builder.write(

@@ -11,11 +11,6 @@ from har_jax.zerocap.vocabulary import Vocabulary
 from tests.zerocap.worlds import make_world
 
 
-class Clip:
-    def __init__(self, tokenize):
-        self.tokenize = tokenize
-
-
 @pytest.fixture(scope="module", params=["miniature", "published"])
 def crossing(request, tmp_path_factory):
     if request.param == "miniature":
@@ -26,7 +21,7 @@ def crossing(request, tmp_path_factory):
         clip, lm = folder / "clip", folder / "gpt2"
     tokenizer = load_tokenizer(lm)
     vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size + 3)
-    return Crossing(Clip(load_clip_tokenizer(clip)), vocabulary), vocabulary
+    return Crossing(load_clip_tokenizer(clip), vocabulary), vocabulary
 
 
 def rebuilt(crossing, beginnings, ids_nc):

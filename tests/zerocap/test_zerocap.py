@@ -96,6 +96,11 @@ def test_image_features_and_sums_of_images(inner, images):
     np.testing.assert_allclose(total / np.linalg.norm(total), expected, atol=1e-5)
 
 
+def keys(n):
+    """Of random numbers, which these presets do not draw."""
+    return list(jax.random.split(jax.random.key(0), n))
+
+
 @pytest.mark.parametrize("preset", ["repo", "paper"])
 def test_candidates_losses_gradients_and_updates_of_each_iteration(preset, world, pairs, inner):
     _, _, tokens_kt, image_1e, cache, before_kv, context_kt = inner
@@ -137,11 +142,14 @@ def test_candidates_losses_gradients_and_updates_of_each_iteration(preset, world
                 assert not np.any(a[:, b.shape[1] :]), "places that are not written yet moved"
         log_p_nv = jnp.log(step.probs_kv)
         clip_n, fluency_n = guidance.losses(
-            log_p_nv, jnp.log(before_kv.numpy()), step.candidates_kc, step.targets_kc
+            log_p_nv,
+            jnp.log(before_kv.numpy()),
+            jnp.asarray(step.candidates_kc),
+            jnp.asarray(step.targets_kc),
         )
         np.testing.assert_allclose(clip_n, step.clip_k, rtol=TOLERANCE)
         np.testing.assert_allclose(fluency_n, step.fluency_k, atol=TOLERANCE)
-        ours = guidance.normalised(as_cache(step.gradients), how)
+        ours = guidance.normalised(jax.tree.map(jnp.asarray, as_cache(step.gradients)), how)
         moves = [published.descent(torch.tensor(k), torch.tensor(v)) for k, v in step.gradients]
         for kv_, moved in zip(ours, as_cache(moves), strict=True):
             for a, b in zip(kv_, moved, strict=True):
@@ -182,7 +190,7 @@ def test_captions_are_the_same(preset, count, pairs, images):
     ours = [
         w
         for i in range(0, count, n)
-        for w in zerocap.write(features[i : i + n], [None] * min(n, count))
+        for w in zerocap.write(features[i : i + n], keys(min(n, count)))
     ]
     expected = [published.caption([image]) for image in images]
     assert [w.text for w in ours] == [caption.with_prompt for caption in expected]
@@ -203,7 +211,7 @@ def test_each_judgement_is_made_once(pairs, images, monkeypatch):
 
     monkeypatch.setattr(zerocap.judge.crossing, "texts", counted)
     n = 3  # images at once, for which the test above has compiled everything
-    zerocap.write(zerocap.features([png_bytes(image) for image in images[:n]]), [None] * n)
+    zerocap.write(zerocap.features([png_bytes(image) for image in images[:n]]), keys(n))
     looks = n * zerocap.how.iterations * CANDIDATES * (1 + (STEPS - 1) * zerocap.how.beams)
     assert n * CANDIDATES * STEPS < sum(asked) < looks / 2
 

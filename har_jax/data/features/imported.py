@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Shaped, UInt64
 
 from har_jax.arrays import read_npy
 from har_jax.data.dataset import Split
@@ -32,7 +32,7 @@ class Import:
     """An array of features, memory-mapped, and where each image's row is."""
 
     path: pathlib.Path
-    array: Float[np.ndarray, "N S Dv"]
+    array: Shaped[np.ndarray, "N S Dv"]  # of a dtype that is checked
     kind: FeatureKind
     row_of: dict[Id, int]
 

@@ -87,7 +87,7 @@ def _projection(d: int, size: int, rngs: nnx.Rngs, dtype: DTypeLike) -> Linear:
     return Linear((d,), (size,), axes, init=normal(d**-0.5), rngs=rngs, dtype=dtype)
 
 
-def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def unit(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
     """L2-normalised in float32, whatever came in: cosine similarities are compared to 4 digits."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
