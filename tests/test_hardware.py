@@ -40,7 +40,8 @@ def faults(how: str, **variables: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_memory_is_kept_from_step_to_step():
     left, kept = faults("leave"), faults("keep")
-    assert left > 3 * 64e6 / os.sysconf("SC_PAGESIZE"), "else there is nothing to keep"
+    if left < 3 * 64e6 / os.sysconf("SC_PAGESIZE"):  # as with JAX 0.12
+        pytest.skip(f"these steps give nothing back: {left} page faults, {kept} where it is kept")
     assert kept < left / 10
     # Whoever has set the allocator's variables knows better.
     assert faults("keep", MALLOC_ARENA_TEST="8") > left / 2
