@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -33,8 +34,18 @@ class ImageList:
         """
         Args:
           folder: that the names start from; "": where the process is.
+
+        Raises:
+          UserError: two names that differ in the form of a letter alone, which are one id.
         """
         self.names, self._folder = list(dict.fromkeys(names)), folder
+        alike = Counter(unicodedata.normalize("NFC", name) for name in self.names)
+        if len(alike) < len(self.names):
+            twice = shortened(repr(alike.most_common(1)[0][0]))
+            raise UserError(
+                f"two files are called {twice}, one with its accents as letters of their own "
+                "(Unicode's NFD); what is written of them could not be told apart: rename one"
+            )
         numbers = [number_in(name) for name in self.names]
         count = Counter(numbers)
         self.ids: list[Id] = [

@@ -187,6 +187,17 @@ def test_names_and_ids(tmp_path, monkeypatch):
             ImageList.of([given])
 
 
+def test_names_that_are_one_id(tmp_path):
+    """One with its accent as a letter of its own: `evaluate` could not tell them apart."""
+    for name in (
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png",
+        "cafe\N{COMBINING ACUTE ACCENT}.png",
+    ):
+        write(tmp_path / name, 1)
+    with pytest.raises(UserError, match=r"two files are called .* rename one"):
+        ImageList.of([str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
