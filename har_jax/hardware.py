@@ -78,7 +78,7 @@ def keep_memory() -> None:
     before they ask JAX for a device; a program that imports har_jax does as it likes.
 
     XLA asks for a step's temporaries anew in every step, hundreds of megabytes, and glibc gives
-    blocks of that size back to the system each time, so that a sixth of a step is page faults
+    blocks of that size back to the system each time: a sixth of a run's processor time
     (docs/performance.md). Here they come from the heap, of which up to 2 GiB are kept. Only the
     main thread's heap grows without bounds: so programs run in the thread that calls them, not in
     one of JAX's. Whoever has set glibc's variables knows better.

@@ -109,7 +109,7 @@ def _entries(path: str | os.PathLike[str]) -> list[Entry]:
     if first and not first.startswith("{"):
         return folder.read_rows(path, FORMATS)
     with contextlib.suppress(ValueError, RecursionError):  # of one object over many lines
-        if any(key in json.loads(first) for key in (*folder.IMAGE, *folder.ID)):
+        if json.loads(first).keys() & {*folder.IMAGE, *folder.ID}:
             return folder.read_rows(path, FORMATS)
     key = _FIRST_KEY.match(start)
     if key is not None and key[1] not in _OF_COCO:
