@@ -121,15 +121,20 @@ def pick(only: str | None) -> tuple[Ablation, ...]:
 
 def scored(ablation: Ablation, seed: int, settings: Settings) -> Part:
     """The evaluation of a row's run."""
-    preset, steps = SCALES[settings.scale].preset, settings.steps
+    scale, steps = SCALES[settings.scale], settings.steps
+    # Another eye, or another of its layers, sees other features.
+    own_eye = any(key in ablation.both for key in ("model.encoder", "model.projector"))
+    features = None if own_eye else scale.features
     # Rows that leave MLE as it is share its run, whose name is then the paper's.
     suffix = f"-{ablation.name.removesuffix('-mle')}" if ablation.both else ""
     changes = {"seed": seed, **ablation.both}
-    run = training(f"mle{suffix}-{seed}", f"mle:{preset}", changes, steps=steps[0])
+    first = f"mle:{scale.preset}"
+    run = training(f"mle{suffix}-{seed}", first, changes, steps=steps[0], features=features)
     if ablation.scst is not None:
         name = f"scst-{seed}" if ablation is BASE else f"scst-{ablation.name}-{seed}"
         changes |= ablation.scst
-        run = training(name, f"scst:{preset}", changes, parent=run, steps=steps[1])
+        then = {"parent": run, "steps": steps[1], "features": features}
+        run = training(name, f"scst:{scale.preset}", changes, **then)
     some = {} if settings.limit is None else {"limit": settings.limit}
     return evaluation(run, control="shuffle", **some)
 

@@ -69,10 +69,11 @@ def two_stages(
     scale: str, seed: int, steps: tuple[int | None, int | None] = (None, None)
 ) -> tuple[Part, Part]:
     """The MLE run of a seed, and the SCST run that starts from it."""
-    preset, changes = SCALES[scale].preset, {"seed": seed}
-    mle = training(f"mle-{seed}", f"mle:{preset}", changes, steps=steps[0])
-    scst = training(f"scst-{seed}", f"scst:{preset}", changes, parent=mle, steps=steps[1])
-    return mle, scst
+    preset, features, changes = SCALES[scale].preset, SCALES[scale].features, {"seed": seed}
+    mle, scst = f"mle-{seed}", f"scst-{seed}"
+    first = training(mle, f"mle:{preset}", changes, steps=steps[0], features=features)
+    then = {"parent": first, "steps": steps[1], "features": features}
+    return first, training(scst, f"scst:{preset}", changes, **then)
 
 
 def _on_some(zerocaps: pathlib.Path, others: dict[str, pathlib.Path]) -> str:

@@ -171,10 +171,11 @@ def _row(sweep: Sweep, system: System, found: Evaluated) -> dict[str, Any]:
 
 def _runs_of(sweep: Sweep, evaluated: Any) -> list[pathlib.Path]:
     """The trainings that led to an evaluation, the first one first."""
-    part, found = evaluated, []
-    while part.parents:
-        part = next(iter(part.parents.values()))
-        found.insert(0, sweep.place(part))
+    found: list[pathlib.Path] = []
+    runs = [part for part in evaluated.parents.values() if part.command == "train"]
+    while runs:
+        found.insert(0, sweep.place(runs[0]))
+        runs = [part for part in runs[0].parents.values() if part.command == "train"]
     return found
 
 

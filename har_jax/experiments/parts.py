@@ -47,7 +47,8 @@ class Part:
 
     Attributes:
       name: of the directory, as a reader would call it: "mle-0".
-      command: of `har_jax.command_line.COMMANDS`.
+      command: of `har_jax.command_line.COMMANDS`, with its kind where it has kinds: "prepare
+        features".
       arguments: {flag: value} in the order in which they are typed. `HERE` stands for this part's
         directory, a `Part` for its own.
       result: a file that is there when the part is whole.

@@ -29,7 +29,10 @@ MODELS = ("clip-l", "clip-b", "mistral")
 
 
 def run_command(name: str, *args: str, dry_run: bool = False) -> None:
-    """Prints one command and runs it in this process; stops at the first that fails."""
+    """Prints one command, such as "train" or "prepare features", and runs it in this process; stops
+    at the first that fails."""
+    name, *kind = name.split()
+    args = (*kind, *args)
     print(f"\n$ python -m har_jax.{name} {shlex.join(args)}", flush=True)
     if not dry_run:
         code = command_line.run(name, args)

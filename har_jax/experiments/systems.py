@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from har_jax.data.features.cache import MANIFEST
 from har_jax.errors import UserError
 from har_jax.experiments.parts import HERE, Input, Part
 from har_jax.experiments.runs import MODELS, SCENES, World, prepare
@@ -25,6 +26,7 @@ class Scale:
       lm: the language model that it guides.
       judge: the CLIP that scores CLIPScore, as the preset's `eval.clip_score`.
       zerocap: {preset of ZeroCap: arguments that it needs here}.
+      cached: the frozen encoder, whose features are computed once for all runs; "": by each step.
       world: made where it is missing; None: the user brings all directories.
     """
 
@@ -34,7 +36,17 @@ class Scale:
     lm: str
     judge: str
     zerocap: Mapping[str, Mapping[str, str | int]]
+    cached: str = ""
     world: World | None = None
+
+    @property
+    def features(self) -> Part | None:
+        """What the encoder sees in the images, as a part that runs read; None: they encode."""
+        if not self.cached:
+            return None
+        found = {"--data": Input(self.data), "--encoder": Input(self.cached), "--out": HERE}
+        name = f"features-{os.path.basename(self.cached)}"
+        return Part(name, "prepare features", found, result=MANIFEST)
 
     def prepare(self, *, zerocap: bool, dry_run: bool) -> None:
         """Makes or asks for what is to be there beforehand.
@@ -71,6 +83,7 @@ SCALES = {
             "repo": {"--prompt": "a picture of a", "--candidates": 64, "--batch-size": 16},
             "approx": {"--prompt": "a picture of a", "--batch-size": 64},
         },
+        cached=f"{SCENES.models}/clip-l",
         world=SCENES,
     ),
     "full": Scale(
@@ -91,6 +104,7 @@ def training(
     *,
     parent: Part | None = None,
     steps: int | None = None,
+    features: Part | None = None,
 ) -> Part:
     """A run.
 
@@ -100,9 +114,11 @@ def training(
       changes: settings of the configuration, such as {"optim.lr": 1e-5}.
       parent: the MLE run that SCST starts from.
       steps: None: the preset's.
+      features: of the run's images; None: its encoder looks at them.
     """
     found: dict[str, Any] = {"--config": config, "--workdir": HERE}
     found |= {f"--config.{key}": value for key, value in changes.items()}
+    found |= {} if features is None else {"--config.data.features": features}
     found |= {} if steps is None else {"--config.steps": steps}
     found |= {} if parent is None else {"--config.init_from": parent}
     return Part(name, "train", found, result="checkpoints")

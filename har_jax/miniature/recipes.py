@@ -46,15 +46,15 @@ CLIP_L = ClipRecipe(
     vision=_tower(128, 4, 4, "quick_gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(64, 2, 4, "quick_gelu"),
     projection_dim=64,
-    schedule=Schedule(steps=120, batch_size=256),
-    looking=Schedule(steps=450, batch_size=128),
+    schedule=Schedule(steps=100, batch_size=256),
+    looking=Schedule(steps=350, batch_size=128),
 )
 CLIP_B = ClipRecipe(
     vision=_tower(96, 3, 6, "gelu", image_size=IMAGE_SIZE, patch_size=16),
     text=_tower(80, 2, 5, "gelu"),
     projection_dim=48,
-    schedule=Schedule(steps=160, batch_size=128),
-    looking=Schedule(steps=200, batch_size=128),
+    schedule=Schedule(steps=100, batch_size=128),
+    looking=Schedule(steps=120, batch_size=128),
     prompt=PROMPT,  # as in CLIPScore
 )
 MISTRAL = LmRecipe(

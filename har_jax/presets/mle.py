@@ -9,14 +9,14 @@ from har_jax.presets import picker
 
 TINY = Config(
     stage="mle",
-    steps=400,
+    steps=320,
     batch_size=32,
-    checkpoint_every=200,
+    checkpoint_every=160,
     data=DataConfig(dir="data/scenes", max_tokens=0),
     model=ModelConfig(encoder="models/scenes/clip-l", lm="models/scenes/mistral"),
     # Muon needs a third of AdamW's steps, at this size.
     optim=OptimConfig(name="muon", lr=5e-3, warmup_steps=25),
-    eval=EvalConfig(every=200, images=256, clip_score="models/scenes/clip-b"),
+    eval=EvalConfig(every=160, images=256, clip_score="models/scenes/clip-b"),
 )
 
 COCO = Config(

@@ -12,10 +12,10 @@ TINY = dataclasses.replace(
     mle.TINY,
     stage="scst",
     init_from="runs/mle",
-    steps=350,
-    checkpoint_every=175,
+    steps=280,
+    checkpoint_every=140,
     optim=OptimConfig(name="muon", lr=1e-3, warmup_steps=10),
-    eval=dataclasses.replace(mle.TINY.eval, every=175),
+    eval=dataclasses.replace(mle.TINY.eval, every=140),
     # At this size a second copy of the decoder, for the KL, costs nothing.
     guards=GuardsConfig(kl="warn", clip="warn"),
 )

@@ -62,13 +62,14 @@ def test_a_dry_run_of_the_comparison(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert reproduce.main(["--seeds=1", "--out=runs", "--dry-run"]) == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if line]
-    starts = ["prepare scenes", "prepare foundation", "train", "evaluate", "train", "evaluate"]
-    starts.append("zerocap")
+    starts = ["prepare scenes", "prepare foundation", "prepare features"]
+    starts += ["train", "evaluate", "train", "evaluate", "zerocap"]
     assert len(commands) == len(starts) and not any(tmp_path.iterdir())
     for line, start in zip(commands, starts, strict=True):
         assert line.startswith(f"$ python -m har_jax.{start} ")
-    assert commands[4].endswith(
-        "--config=scst:tiny --workdir=runs/scst-0 --config.seed=0 --config.init_from=runs/mle-0"
+    assert commands[5].endswith(
+        "--config=scst:tiny --workdir=runs/scst-0 --config.seed=0 "
+        "--config.data.features=runs/features-clip-l --config.init_from=runs/mle-0"
     )
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from har_jax import command_line, reproduce
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example
+from har_jax.data.features.cache import MANIFEST
 from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_predictions
 
 COLOURS = ("red", "blue", "green", "grey", "black", "white")
@@ -62,6 +63,10 @@ def prepare(out, argv, flags):
             ("test", Example(i, f"{i}.png", png(i), list(texts))) for i, texts in REFERENCES.items()
         ]
         write(out, examples, name="toy", splits=["test"], description="", settings={})
+        return
+    if argv[0] == "features":
+        out.mkdir(parents=True)
+        (out / MANIFEST).write_text("{}")
         return
     for seed, model in enumerate(("clip-l", "clip-b", "mistral", "gpt2")):
         (out / model).mkdir(parents=True, exist_ok=True)
