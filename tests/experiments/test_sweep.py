@@ -14,7 +14,7 @@ import pytest
 
 from har_jax import command_line, config, reproduce
 from har_jax.errors import UserError
-from har_jax.experiments import ablations, comparison, paper, runs, systems
+from har_jax.experiments import ablations, comparison, comparison, paper, runs, systems
 from har_jax.experiments.parts import HERE, Input, Part
 from har_jax.experiments.sweep import Sweep, open_sweep
 from har_jax.experiments.systems import SCALES, evaluation, training
@@ -105,13 +105,18 @@ def test_a_command_is_written_as_it_is_typed(tmp_path):
 def test_what_is_finished_is_not_made_again_and_records_tell_its_settings(world):
     assert reproduce.main(["--table=paper", "--seeds=1", "--out=runs"]) == 0
     made = world()
-    assert len(made) == len(set(made)) == 8
+    assert len(made) == len(set(made)) == 9
     assert reproduce.main(["--table=paper", "--seeds=1", "--out=runs"]) == 0
     assert world() == made
     record = json.loads(pathlib.Path("runs/parts/scst-0.json").read_text())
     assert record["finished"] and record["settings"]["stage"] == "scst"
     parent = json.loads(pathlib.Path("runs/parts/mle-0.json").read_text())
-    assert record["parents"] == {"--config.init_from": parent["hash"]}
+    seen = json.loads(pathlib.Path("runs/parts/features-clip-l.json").read_text())
+    assert record["parents"] == {
+        "--config.data.features": seen["hash"],
+        "--config.init_from": parent["hash"],
+    }
+    assert seen["inputs"]["--encoder"] == record["inputs"]["model.encoder"]
     assert record["inputs"]["model.encoder"].startswith("sha256:")
     assert record["typed"].startswith("python -m har_jax.train --config=scst:tiny")
     inner = json.loads(pathlib.Path("runs/parts/scst-0/eval/test.json").read_text())
@@ -141,7 +146,8 @@ def test_other_settings_get_a_directory_of_their_own(world):
     assert {p: p.read_bytes() for p in before} == before
     names = sorted(p.name for p in pathlib.Path("runs").iterdir())
     assert [re.sub("-[0-9a-f]{8}$", "-HASH", name) for name in names] == [
-        *("mle-0", "mle-0-HASH", "parts", "scst-0", "scst-0-HASH", "zerocap-first-50"),
+        *("features-clip-l", "mle-0", "mle-0-HASH", "parts", "scst-0", "scst-0-HASH"),
+        "zerocap-first-50",
     ]
     other = next(name for name in names if name.startswith("mle-0-"))
     record = json.loads(pathlib.Path(f"runs/parts/{other}.json").read_text())
@@ -166,7 +172,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(world, capsys):
         if name != "mle-0":  # a run of this sweep, evaluated by hand
             with open_sweep("runs") as sweep:
                 runs.prepare(runs.SCENES)
-                sweep.make(mle())
+                sweep.make(comparison.two_stages("tiny", 0)[0])
         place.mkdir(parents=True)
         (place / "mine.txt").write_text("mine")
         assert reproduce.main(["--seeds=1", "--out=runs"]) == 2
@@ -236,7 +242,7 @@ def test_killed_it_goes_on_where_it_was(tmp_path, slow):
     half = [line for line in lines if line.startswith("begun") and line.endswith(f"/{slow}")]
     assert len(half) == (3 if slow == "test" else 2)  # `test` is of both runs
     records = [json.loads(p.read_text()) for p in (tmp_path / "runs/parts").rglob("*.json")]
-    assert len(records) == 5 and all(record["finished"] for record in records)
+    assert len(records) == 6 and all(record["finished"] for record in records)
 
 
 # ----------------------------------------------------------------------------------- mistakes
