@@ -14,7 +14,7 @@ import pytest
 
 from har_jax import command_line, config, reproduce
 from har_jax.errors import UserError
-from har_jax.experiments import ablations, comparison, comparison, paper, runs, systems
+from har_jax.experiments import ablations, comparison, paper, runs, systems
 from har_jax.experiments.parts import HERE, Input, Part
 from har_jax.experiments.sweep import Sweep, open_sweep
 from har_jax.experiments.systems import SCALES, evaluation, training
