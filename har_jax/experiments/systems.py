@@ -129,6 +129,8 @@ def evaluation(run: Part, **arguments: str | int) -> Part:
     `limit=N` is given."""
     limit = arguments.get("limit")
     found: dict[str, Any] = {"--checkpoint": run, "--split": "test"}
+    # It looks at the images as ZeroCap does: captions a second are compared.
+    found |= {"--features": "none"} if "--config.data.features" in run.arguments else {}
     found |= {f"--{name}": value for name, value in arguments.items()}
     return Part(
         f"eval/test-first-{limit}" if limit else "eval/test",

@@ -121,6 +121,7 @@ def test_what_is_finished_is_not_made_again_and_records_tell_its_settings(world)
     assert record["typed"].startswith("python -m har_jax.train --config=scst:tiny")
     inner = json.loads(pathlib.Path("runs/parts/scst-0/eval/test.json").read_text())
     assert inner["parents"] == {"--checkpoint": record["hash"]}
+    assert inner["settings"]["--features"] == "none"  # as ZeroCap, it looks at the images
 
 
 def test_tables_share_what_they_have_in_common(world):
