@@ -11,7 +11,7 @@ import hashlib
 import math
 import numbers
 import operator
-import pathlib
+import posixpath
 import re
 import reprlib
 import unicodedata
@@ -44,6 +44,8 @@ def read_id(value: Any) -> Id:
     Raises:
       NoId: it is none: a fraction, a negative number, nothing, or not of a kind that an id has.
     """
+    if type(value) is int and 0 <= value < _EXACT:
+        return value  # nearly all of COCO's, whose files hold 100,000s
     if isinstance(value, str):
         return _of_text(value)
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
@@ -75,13 +77,19 @@ def read_number(value: Any) -> int:
 
 def number_in(name: str) -> int | None:
     """The number that a file is named by, as `COCO_val2014_000000000139.jpg` and `139.png` are."""
-    stem = pathlib.PurePath(name).stem
+    stem = stem_of(posixpath.basename(name))
     coco = _COCO.fullmatch(stem)
     try:
         number = read_id(coco[1] if coco else stem)
     except NoId:
         return None
     return number if isinstance(number, int) and (coco or stem.isdigit()) else None
+
+
+def stem_of(file: str) -> str:
+    """The name of a file, of no folder, without its suffix; ".hidden" and "3." have none."""
+    at = file.rfind(".")
+    return file[:at] if 0 < at < len(file) - 1 else file
 
 
 def _of_text(value: str) -> Id:

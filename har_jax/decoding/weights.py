@@ -26,6 +26,7 @@ from har_jax.models.captioner import Captioner
 from har_jax.models.functional import split
 from har_jax.models.kernels import IN_PLACE
 from har_jax.sharding import ROLLOUT_RULES, RULES, LogicalAxes, Rules, constrain_param, sharding_of
+from har_jax.types import Array
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ SHARE = 0.4
 def for_decoding(captioner: Captioner, rules: Rules = ROLLOUT_RULES) -> Captioner:
     """The captioner as a decode loop is to read it; call it inside `jax.jit`, before the loop.
 
-    1. The decoder's layers are taken apart: a loop that reads slices of a stack copies them.
+    1. The decoder's layers are taken apart: a loop that reads slices of a stack copies them. Only
+       quantised kernels stay in their stack, which all layers then share, and are placed once.
     2. Its matrices are cast to the activations' dtype, as each product would cast them again;
        vectors of norms stay, which norms read in float32.
     3. They are placed on the mesh in context, if there is one, by `rules`, or left in place, as
@@ -48,7 +50,8 @@ def for_decoding(captioner: Captioner, rules: Rules = ROLLOUT_RULES) -> Captione
     structure, params = split(captioner.for_decoding())
     dtype, axes = captioner.compute_dtype, structure.logical_axes
     stay = captioner.config.decode_weights == "in_place"
-    in_place = set()
+    in_place: set[str] = set()
+    placed: dict[int, tuple[Array, Array]] = {}  # by `id`, which is a value's while it is kept
     for name, value in params.items():
         if name.startswith("lm."):
             part = quantised.is_part(name)
@@ -58,7 +61,9 @@ def for_decoding(captioner: Captioner, rules: Rules = ROLLOUT_RULES) -> Captione
             if stay and of_layer and (matrix or part):
                 in_place.add(name)
             place = RULES if name in in_place else rules
-            params[name] = constrain_param(value, axes[name], place, name)
+            if id(value) not in placed:
+                placed[id(value)] = value, constrain_param(value, axes[name], place, name)
+            params[name] = placed[id(value)][1]
     return structure.marked(in_place, **{IN_PLACE: True}).merge(params)
 
 

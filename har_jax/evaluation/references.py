@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
+import posixpath
 import re
 import reprlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from har_jax.data.readers import coco, folder
 from har_jax.data.readers.predictions import Predictions
 from har_jax.errors import UserError, did_you_mean
 from har_jax.foreign import is_unicode, read_json, shortened
-from har_jax.ids import Id, NoId, number_in, read_id
+from har_jax.ids import Id, NoId, number_in, read_id, stem_of
 
 FORMATS = (
     "COCO's or Karpathy's JSON; rows of image and caption as CSV, JSON or JSON lines; one JSON "
@@ -143,9 +143,8 @@ def _of_object(path: str | os.PathLike[str]) -> list[Entry]:
 
 def _names(filename: str) -> set[Id]:
     """What predictions may call a file: its name, without folder or suffix, or its number."""
-    path = pathlib.PurePosixPath(filename)
-    number = number_in(filename)
-    return {filename, path.name, path.stem} | ({number} if number is not None else set())
+    name, number = posixpath.basename(filename), number_in(filename)
+    return {filename, name, stem_of(name)} | ({number} if number is not None else set())
 
 
 def numbers_of(split: Split) -> dict[Id, int]:

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from flax import nnx
 
+from har_jax.models.functional import LAYERS
 from har_jax.sharding import (
     BATCH_AXES,
     ROLLOUT_RULES,
@@ -53,6 +54,7 @@ def between_devices(
     if not kernel.get_metadata().get(IN_PLACE):
         return product(x)
     axes: LogicalAxes = kernel.get_metadata()["logical_axes"]
+    axes = axes[1:] if axes[0] == LAYERS else axes
     some = [None] * (x.ndim - n_in - 1)
     x = constrain_param(x, ("batch", *some, *axes[:n_in]), GATHERED_BATCH)
     y = constrain_param(product(x), ("batch", *some, *axes[n_in:]), GATHERED_BATCH)

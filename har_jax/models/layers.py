@@ -7,7 +7,7 @@ float32 and return the dtype that came in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -112,6 +112,19 @@ class Linear(nnx.Module):
         self.lora_a = param(rngs, (*shape[:n], rank), (*axes[:n], "lora"), uniform, dtype, kind)
         self.lora_b = param(rngs, (rank, *shape[n:]), ("lora", *axes[n:]), zeros, dtype, kind)
         self.lora_scale = scale
+
+
+def read_from_stack(layers: Sequence[nnx.Module], stacked: nnx.Module) -> None:
+    """Has `layers`, which were taken out of a stack, read their quantised kernels in the stack."""
+    kernels = {
+        path: linear.kernel
+        for path, linear in nnx.iter_modules(stacked)
+        if isinstance(linear, Linear) and isinstance(linear.kernel, QuantisedKernel)
+    }
+    for i, layer in enumerate(layers):
+        for path, linear in nnx.iter_modules(layer):
+            if isinstance(linear, Linear) and path in kernels:
+                linear.kernel = kernels[path].of_layer(i)
 
 
 class Embedding(nnx.Module):

@@ -6,7 +6,8 @@
 
 A block is a run of inputs of one output, so that `fsdp`, which splits inputs, splits no block.
 Dense values exist for the length of a product: the backward pass makes them again, and a loop
-cannot make them once for all its turns.
+cannot make them once for all its turns. Where equal layers lie in one stack, a decode loop reads
+each layer's codes out of the stack (`of_layer`), for taken apart they would be there twice.
 """
 
 from __future__ import annotations
@@ -169,9 +170,15 @@ class QuantisedKernel(nnx.Module):
     """What a `Linear` multiplies by, of codes and scales. It does not learn."""
 
     def __init__(
-        self, layout: Layout, axes: LogicalAxes, codes: AnyArray | Any, scales: AnyArray | Any
+        self,
+        layout: Layout,
+        axes: LogicalAxes,
+        codes: AnyArray | Any,
+        scales: AnyArray | Any,
+        layer: int | None = None,
     ):
         self.layout = layout
+        self.layer = layer  # whose codes and scales it reads, where these are of a stack of layers
         self.codes = nnx.Param(codes, logical_axes=axes)
         self.scales = nnx.Param(scales, logical_axes=axes)
 
@@ -183,10 +190,15 @@ class QuantisedKernel(nnx.Module):
             return None
         if only_shapes():
             kinds = jnp.int8 if scheme == "int8" else jnp.uint8, jnp.float32
-            parts = map(jax.ShapeDtypeStruct, (layout.codes, layout.scales), kinds)
+            codes, scales = map(jax.ShapeDtypeStruct, (layout.codes, layout.scales), kinds)
         else:
-            parts = quantise(kernel.dense(), layout, jnp)
-        return cls(layout, kernel.logical_axes, *parts)
+            codes, scales = quantise(kernel.dense(), layout, jnp)
+        return cls(layout, kernel.logical_axes, codes, scales)
+
+    def of_layer(self, layer: int) -> QuantisedKernel:
+        """One layer's kernel, where this one holds those of a stack of layers."""
+        axes, codes, scales = self.logical_axes, self.codes[...], self.scales[...]
+        return QuantisedKernel(self.layout, axes, codes, scales, layer)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -198,49 +210,66 @@ class QuantisedKernel(nnx.Module):
 
     def dense(self, dtype: DTypeLike | None = None) -> Array:
         """The values, made now."""
-        return dequantise(self.codes[...], self.scales[...], self.layout, dtype or jnp.float32)
+        parts = self.codes[...], self.scales[...]
+        codes, scales = parts if self.layer is None else (x[self.layer] for x in parts)
+        return dequantise(codes, scales, self.layout, dtype or jnp.float32)
 
     def matmul(self, x: Array, n_in: int, wide: DTypeLike | None = None) -> Array:
         """As `DenseKernel.matmul`; no gradient reaches codes or scales."""
 
         def product(x: Array) -> Array:
-            wanted = jnp.dtype(wide or x.dtype)
-            return _product(self.layout, n_in, wanted, x, self.codes[...], self.scales[...])
+            how = _How(self.layout, n_in, jnp.dtype(wide or x.dtype), self.layer)
+            return _product(how, x, self.codes[...], self.scales[...])
 
         return between_devices(self.codes, x, n_in, product)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(
-    layout: Layout, n_in: int, wide: jnp.dtype, x: Array, codes: Array, scales: Array
-) -> Array:
-    return rows_times(x, _dense_for(layout, x, codes, scales), n_in, wide)
+class _How(NamedTuple):
+    """What is static about a product."""
+
+    layout: Layout
+    n_in: int
+    wide: jnp.dtype
+    layer: int | None
 
 
-def _dense_for(layout: Layout, x: Array, codes: Array, scales: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(how: _How, x: Array, codes: Array, scales: Array) -> Array:
+    return rows_times(x, _dense_for(how, x, codes, scales), how.n_in, how.wide)
+
+
+def _dense_for(how: _How, x: Array, codes: Array, scales: Array) -> Array:
     # Tied to x: what does not depend on a loop's turn would be made before the loop, and kept, and
-    # dense values of all layers at once.
+    # dense values of all layers at once. In a stack it is the layer's number that is tied, so that
+    # the codes are read where they lie.
+    first = jnp.int32(how.layer or 0)
     if mesh_in_context() is not None:
-        x, codes, scales = jax.lax.optimization_barrier((x, codes, scales))
+        x, first, codes, scales = jax.lax.optimization_barrier((x, first, codes, scales))
     else:  # XLA's CPU backend takes a barrier away too early; on a mesh this number would travel
         nothing = jax.lax.slice(x.reshape(-1), (0,), (1,))[0] * 0
-        codes, scales = codes + nothing.astype(codes.dtype), scales + nothing.astype(scales.dtype)
-    return dequantise(codes, scales, layout, x.dtype)
+        if how.layer is not None:
+            first = first + nothing.astype(jnp.int32)
+        else:
+            codes, scales = (
+                codes + nothing.astype(codes.dtype),
+                scales + nothing.astype(scales.dtype),
+            )
+    if how.layer is not None:
+        codes, scales = (
+            jax.lax.dynamic_index_in_dim(x, first, 0, keepdims=False) for x in (codes, scales)
+        )
+    return dequantise(codes, scales, how.layout, x.dtype)
 
 
-def _forward(
-    layout: Layout, n_in: int, wide: jnp.dtype, x: Array, codes: Array, scales: Array
-) -> tuple[Array, tuple]:
+def _forward(how: _How, x: Array, codes: Array, scales: Array) -> tuple[Array, tuple]:
     # Of x only its dtype is needed, and nothing of the dense values.
-    return _product(layout, n_in, wide, x, codes, scales), (jnp.zeros((0,), x.dtype), codes, scales)
+    return _product(how, x, codes, scales), (jnp.zeros((0,), x.dtype), codes, scales)
 
 
-def _backward(
-    layout: Layout, n_in: int, wide: jnp.dtype, kept: tuple, dy: Array
-) -> tuple[Array, Any, Array]:
+def _backward(how: _How, kept: tuple, dy: Array) -> tuple[Array, Any, Array]:
     like, codes, scales = kept
-    dense = _dense_for(layout, dy.astype(like.dtype), codes, scales)
-    inputs, outputs = layout.shape[:n_in], layout.shape[n_in:]
+    dense = _dense_for(how, dy.astype(like.dtype), codes, scales)
+    inputs, outputs = how.layout.shape[: how.n_in], how.layout.shape[how.n_in :]
     rows = dy.shape[: dy.ndim - len(outputs)]
     flat = dy.reshape(-1, int(np.prod(outputs))).astype(like.dtype)
     dx = flat @ dense.reshape(int(np.prod(inputs)), -1).T

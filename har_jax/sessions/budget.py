@@ -21,7 +21,7 @@ from har_jax.errors import UserError
 from har_jax.hardware import GIB, Chip, chip_of, device_memory
 from har_jax.loading.blueprint import Blueprint
 from har_jax.models.attention import KVCache
-from har_jax.models.quantised import dense_sizes
+from har_jax.models.quantised import dense_sizes, is_part
 from har_jax.objectives.self_critical import rollout_plan
 from har_jax.sharding import ROLLOUT_RULES, RULES, batch_shards
 from har_jax.training.optimizer import make_optimizer
@@ -96,6 +96,8 @@ def decode_weights_bytes(blueprint: Blueprint, mesh: Mesh) -> float:
     same = model.dense_frozen_dtype == model.dtype and not model.trains_base
     if same and not split_over and not model.scan_layers:
         return 0  # what is frozen is read where it lies
+    if not split_over:  # quantised kernels too, in a stack or not
+        shapes = {name: x for name, x in shapes.items() if not is_part(name)}
     return gathered_bytes(shapes, axes, dtype, mesh, RULES if in_place else ROLLOUT_RULES)
 
 

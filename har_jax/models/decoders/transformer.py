@@ -31,7 +31,7 @@ from har_jax.models.decoders.block import Block, Places, norm
 from har_jax.models.decoders.options import LayerKind, Options
 from har_jax.models.decoders.rope import angles
 from har_jax.models.functional import Params, split, stack, unstack
-from har_jax.models.layers import Embedding, logits, normal, output_layer, param
+from har_jax.models.layers import Embedding, logits, normal, output_layer, param, read_from_stack
 from har_jax.sharding import constrain
 from har_jax.types import AnyArray, Array, DTypeLike, Float, Int
 
@@ -137,12 +137,15 @@ class Transformer(nnx.Module):
     def for_decoding(self) -> Transformer:
         """This decoder with its layers apart, as a loop of `step`s is to read them.
 
-        Call it once, outside the loop: slicing stacked parameters copies them.
+        Call it once, outside the loop: slicing stacked parameters copies them. Quantised kernels
+        stay in their stack, out of which each product reads its layer's.
         """
         if not isinstance(self.layers, Block):
             return self
         apart = nnx.merge(*nnx.split(self))
-        apart.layers = nnx.List(unstack(self.layers))
+        layers = unstack(self.layers)
+        read_from_stack(layers, self.layers)
+        apart.layers = nnx.List(layers)
         return apart
 
     def _run(
