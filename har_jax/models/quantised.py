@@ -52,6 +52,8 @@ NF4 = (
 )
 """The levels of the paper's appendix E."""
 
+NF4_LEVELS = np.asarray(NF4, np.float32)
+
 CODES, SCALES = ".kernel.codes", ".kernel.scales"
 
 
@@ -136,20 +138,22 @@ def quantise(values: AnyArray, layout: Layout, xp: ModuleType | Any = np) -> tup
         codes = xp.round(w / scale).astype(xp.int8)
         return codes.reshape(layout.shape), scale.astype(xp.float32).reshape(layout.scales)
     scale = xp.where(largest > 0, largest, 1.0)
-    levels = np.asarray(NF4, np.float32)
-    codes = xp.searchsorted(xp.asarray((levels[1:] + levels[:-1]) / 2), (w / scale).ravel())
+    between = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
+    codes = xp.searchsorted(xp.asarray(between), (w / scale).ravel())
     pairs = codes.astype(xp.uint8).reshape(*before, layout.codes[axis], 2, *after)
     low, high = (xp.take(pairs, i, axis=axis + 1) for i in (0, 1))
     return (low | (high << 4)).astype(xp.uint8), scale.astype(xp.float32).reshape(layout.scales)
 
 
-def dequantise(codes: Array, scales: Array, layout: Layout, dtype: DTypeLike) -> Array:
-    """The dense values."""
+def dequantise(
+    codes: Array, scales: Array, layout: Layout, dtype: DTypeLike, levels: AnyArray = NF4_LEVELS
+) -> Array:
+    """The dense values; `levels` are those of nf4."""
     axis = layout.axis
     before, after = layout.shape[:axis], layout.shape[axis + 1 :]
     if layout.scheme == "nf4":
         pair = jnp.stack([codes & 15, codes >> 4], axis=axis + 1)
-        values = _level(pair)
+        values = _level(pair, levels)
     else:
         values = codes.astype(dtype)
     values = values.reshape(*before, -1, layout.block, *after).astype(dtype)
@@ -157,13 +161,13 @@ def dequantise(codes: Array, scales: Array, layout: Layout, dtype: DTypeLike) ->
     return scaled.reshape(layout.shape)
 
 
-def _level(codes: Array) -> Array:
-    """`NF4[codes]` by comparisons, which are fused; a gather from a table is not."""
-    levels: list[Any] = [jnp.float32(x) for x in NF4]
+def _level(codes: Array, levels: AnyArray) -> Array:
+    """`levels[codes]` by comparisons, which are fused; a gather from a table is not."""
+    left: list[Any] = [levels[i] for i in range(len(NF4))]
     for bit in range(4):
         odd = ((codes >> bit) & 1).astype(bool)
-        levels = [jnp.where(odd, levels[i + 1], levels[i]) for i in range(0, len(levels), 2)]
-    return levels[0]
+        left = [jnp.where(odd, left[i + 1], left[i]) for i in range(0, len(left), 2)]
+    return left[0]
 
 
 class QuantisedKernel(nnx.Module):
@@ -240,25 +244,26 @@ def _product(how: _How, x: Array, codes: Array, scales: Array) -> Array:
 
 def _dense_for(how: _How, x: Array, codes: Array, scales: Array) -> Array:
     # Tied to x: what does not depend on a loop's turn would be made before the loop, and kept, and
-    # dense values of all layers at once. In a stack it is the layer's number that is tied, so that
-    # the codes are read where they lie.
-    first = jnp.int32(how.layer or 0)
+    # dense values of all layers at once; so would nf4's levels, each as large as a kernel. In a
+    # stack it is the layer's number that is tied, so that the codes are read where they lie.
+    layer, levels, stacked = (
+        jnp.int32(how.layer or 0),
+        jnp.asarray(NF4_LEVELS),
+        how.layer is not None,
+    )
     if mesh_in_context() is not None:
-        x, first, codes, scales = jax.lax.optimization_barrier((x, first, codes, scales))
+        tied = jax.lax.optimization_barrier((x, layer, levels, codes, scales))
+        x, layer, levels, codes, scales = tied
     else:  # XLA's CPU backend takes a barrier away too early; on a mesh this number would travel
         nothing = jax.lax.slice(x.reshape(-1), (0,), (1,))[0] * 0
-        if how.layer is not None:
-            first = first + nothing.astype(jnp.int32)
-        else:
-            codes, scales = (
-                codes + nothing.astype(codes.dtype),
-                scales + nothing.astype(scales.dtype),
-            )
-    if how.layer is not None:
+        layer, levels = layer + nothing.astype(layer.dtype), levels + nothing.astype(levels.dtype)
+        if not stacked:
+            codes, scales = (x + nothing.astype(x.dtype) for x in (codes, scales))
+    if stacked:
         codes, scales = (
-            jax.lax.dynamic_index_in_dim(x, first, 0, keepdims=False) for x in (codes, scales)
+            jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in (codes, scales)
         )
-    return dequantise(codes, scales, how.layout, x.dtype)
+    return dequantise(codes, scales, how.layout, x.dtype, levels)
 
 
 def _forward(how: _How, x: Array, codes: Array, scales: Array) -> tuple[Array, tuple]:
