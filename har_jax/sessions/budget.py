@@ -171,7 +171,9 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
             if name.startswith(prefix) and name.endswith("kernel")
         )
 
-    head = max(matrices("lm.lm_head"), blueprint.config.lm.vocab_size * _width(blueprint))
+    dtype = jnp.dtype(blueprint.model.dtype)
+    tied = blueprint.config.lm.vocab_size * _width(blueprint)
+    head = max(matrices("lm.lm_head"), tied)
     body = matrices("lm.") - matrices("lm.lm_head")
     b, t, p = config.batch_size, config.data.max_tokens, prefix_length(blueprint)
     scst = config.stage == "scst"
@@ -179,7 +181,9 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
     scored = b * (config.scst.samples if scst else config.data.captions_per_image) * t
     learning = blueprint.model.trains_base
     factor = (6 if learning else 4) + (2 if blueprint.model.remat == "full" else 0)
-    weight_bytes = (body + head) * jnp.dtype(blueprint.model.dtype).itemsize / n
+    all_bytes = _bytes_read(blueprint.shapes, dtype)
+    all_bytes += 0 if matrices("lm.lm_head") else tied * dtype.itemsize
+    weight_bytes = all_bytes / n
     phases = {}
     vision = blueprint.config.vision
     if vision is not None and not config.data.features:
@@ -190,8 +194,7 @@ def floors(blueprint: Blueprint, config: Config, mesh: Mesh) -> dict[str, Phase]
         rows = b * plan.rows
         tensor = mesh.shape["tensor"]
         in_place = blueprint.placed_on(mesh).model.decode_weights == "in_place"
-        read = (body + head) * jnp.dtype(blueprint.model.dtype).itemsize
-        read /= n if in_place else tensor
+        read = all_bytes / (n if in_place else tensor)
         cache = cache_bytes_per_token(blueprint, mesh) * (b * p + rows * t / 2) / batch_shards(mesh)
         phases["rollout"] = Phase(2 * (body + head) * rows * t / n, t * read, t * cache)
     backward = factor * (body * (b * p + scored) + head * scored) - 2 * body * b * p
@@ -210,6 +213,16 @@ def peak_seconds(blueprint: Blueprint, config: Config, mesh: Mesh) -> float | No
     model = dataclasses.replace(blueprint.model, remat="none")
     phases = floors(blueprint.changed(model), config, mesh).values()
     return sum(phase.flops for phase in phases) / chip.flops
+
+
+def _bytes_read(shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: jnp.dtype) -> float:
+    """Of the decoder's matrices once over: of quantised ones the codes and scales."""
+    kernels = {name: x for name, x in shapes.items() if name.startswith("lm.")}
+    return sum(
+        x.size * (x.dtype if is_part(name) else dtype).itemsize
+        for name, x in kernels.items()
+        if is_part(name) or name.endswith("kernel")
+    )
 
 
 def _width(blueprint: Blueprint) -> int:
