@@ -138,7 +138,7 @@ def test_floors_are_the_issue_tables(directories):
     assert seconds["prefill"] == pytest.approx(233, rel=0.03)
     assert seconds["rollout"] == pytest.approx(126, rel=0.1)
     assert seconds["update"] == pytest.approx(421, rel=0.05)
-    # Of layers in 8 bits half is read, and a float32 scale for 128 numbers; of the output layer all.
+    # Of layers in 8 bits half is read, and a scale for 128 numbers; of the output layer all.
     layer, head = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336), 4096 * 32_000
     few = dataclasses.replace(model, frozen_dtype="int8")
     small = budgets.floors(draw(few), config, mesh)
