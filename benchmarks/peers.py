@@ -39,6 +39,7 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from har_jax.decoding import DecodePlan, decode
+from har_jax.hardware import keep_memory
 from har_jax.interchange.families.registry import family_of, read_decoder
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.functional import Params, part, prefixed, split
@@ -109,7 +110,13 @@ class Ours:
             return optax.apply_updates(params, updates), state, value
 
         self.loss, self.roll = jax.jit(loss), jax.jit(roll)
-        self.mle, self.scst = jax.jit(update), jax.jit(step)
+        donating = (0, 1)  # as training does, and as PyTorch writes into what is there
+        steps = (jax.jit(f, donate_argnums=donating) for f in (update, step))
+        self._steps = dict(zip(("mle", "scst"), steps, strict=True))
+
+    def step(self, name: str, *given: Any) -> None:
+        self.params, self.state, _ = self._steps[name](self.params, self.state, *given)
+        jax.block_until_ready(self.params)
 
 
 class Peer:
@@ -222,9 +229,7 @@ def compare(size: str, p: int, rounds: int, compiled: bool) -> None:
             if name == "rollout":
                 jax.block_until_ready(ours.roll(ours.params, mine[0], key))
                 return
-            given = (mine[0], key, mine[2]) if name == "scst" else mine
-            step = ours.scst if name == "scst" else ours.mle
-            jax.block_until_ready(step(ours.params, ours.state, *given))
+            ours.step(name, *((mine[0], key, mine[2]) if name == "scst" else mine))
 
         return call
 
@@ -271,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also try torch.compile")
     arguments = parser.parse_args()
+    keep_memory()  # as `train` does; it is the allocator of both sides
     versions = f"JAX {jax.__version__}, PyTorch {torch.__version__}"
     print(f"{versions}, {torch.get_num_threads()} threads; B={B}, K={K}, T={T}, float32")
     print(
