@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 from har_jax.config import ScstConfig
@@ -78,7 +79,8 @@ def collect(
     assert rollout.samples is not None
     written = rollout.together
     # 2. Their rewards, each row's by the process that holds its image.
-    rewards, parts = reward(image_ids, written.tokens, written.lengths, params)
+    with jax.named_scope("reward"):
+        rewards, parts = reward(image_ids, written.tokens, written.lengths, params)
     # 3. Samples and baseline apart.
     first = int(plan.greedy)
     return Experience(

@@ -187,6 +187,8 @@ _ENDINGS = {
 _LENGTHS = {"train/length": "samples", "train/length_greedy": "greedy"}
 _REPEATED = {"train/repetition_rate": "samples", "val/repetition_rate": "validation"}
 _TIMES = {"train/data_wait": "waiting for data", "train/reward_share": "reward"}
+STEP_PARTS = tuple(f"train/{part}_share" for part in ("encode", "prefill", "rollout", "update"))
+"""Of the devices' time in one step that was traced: told in words, for a curve has more points."""
 CHARTS = (
     Chart("Reward", "CIDEr-D", {"train/reward": "samples", "train/reward_greedy": "greedy"}),
     Chart("Validation CIDEr", "", {"val/CIDEr": "greedy captions"}),
@@ -218,7 +220,8 @@ def main_charts(series: Series, parent: Series, parent_name: str) -> list[Panel]
 
 def other_charts(series: Series) -> list[Panel]:
     """Everything else that was logged, one panel each."""
-    others = sorted(series.keys() - {name for chart in CHARTS for name in chart.lines})
+    known = {name for chart in CHARTS for name in chart.lines}
+    others = sorted(series.keys() - known - {*STEP_PARTS})
     panels = [_panel(Chart(name, "", {name: name}), series, None) for name in others]
     return [panel for panel in panels if panel]
 
@@ -233,7 +236,7 @@ def compared_charts(runs: Mapping[str, Series]) -> tuple[list[Panel], list[Panel
     }
     there = {name for series in runs.values() for name, points in series.items() if points}
     known = [_compared(runs, name, *of) for name, of in named.items() if name in there]
-    others = sorted(there - named.keys())
+    others = sorted(there - named.keys() - {*STEP_PARTS})
     return known, [_compared(runs, name, Chart(name, "", {}), "") for name in others]
 
 

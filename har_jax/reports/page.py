@@ -19,7 +19,7 @@ import jinja2
 
 from har_jax.data.features.cache import short
 from har_jax.files import write_bytes
-from har_jax.reports.charts import main_charts, other_charts
+from har_jax.reports.charts import STEP_PARTS, Series, main_charts, other_charts
 from har_jax.reports.gallery import GROUPS, cards, stories, words_of
 from har_jax.reports.run_view import (
     Best,
@@ -261,9 +261,18 @@ def _origin(
         "metrics": next((found.scores.get("signature") for found in columns.values()), None),
         "captions": ", ".join(captions),
         "devices": info.get("devices"),
+        "a step's time": step_parts(run.series),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "begun": info.get("created"),
     }
+
+
+def step_parts(series: Series) -> str:
+    """What the devices did in the step that was last traced, such as "encode 3 %, rollout 52 %,
+    update 45 %"; "" where none was."""
+    parts = {name.removeprefix("train/").removesuffix("_share"): name for name in STEP_PARTS}
+    last = {part: series[name][-1][1] for part, name in parts.items() if series.get(name)}
+    return ", ".join(f"{part} {100 * share:.0f} %" for part, share in last.items())
 
 
 def _joined(*words: Any) -> str:

@@ -39,7 +39,7 @@ from har_jax.training.loop import Hooks, fit
 from har_jax.training.optimizer import make_schedule
 from har_jax.training.overview import parameter_overview
 from har_jax.training.preemption import preemption
-from har_jax.training.profile import Profile
+from har_jax.training.profile import OneStep, Profile
 from har_jax.training.run_dir import begun_with, check_run, hold, note, open_run, run_info
 from har_jax.training.trackers import make_trackers
 
@@ -65,7 +65,7 @@ def train(
 
     Args:
       stop_after: leave in order after so many steps of this process.
-      profile: traces some of the steps.
+      profile: traces some of the steps; None: one, for the shares of its parts.
 
     Raises:
       UserError: the run directory is another run's, or the doctor refuses.
@@ -143,7 +143,7 @@ def _train(plan: SessionPlan, stop_after: int | None, profile: Profile | None) -
         hooks,
         guards=guards,
         stop_after=stop_after,
-        profile=profile,
+        profile=profile or (OneStep() if primary else None),
     )
     if step.compilations > 1:
         log.warning("the training step was compiled %d times: a shape changes", step.compilations)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +114,8 @@ def fit(
     """
     run = _Run(config, step, initial, batches, checkpoints, logger, hooks, guards)
     first = run.begin()
+    if profile:
+        profile.begin(first)
     window = Window()
     finished = True
     bar = progress(total=config.steps, initial=first, desc=config.stage, unit="step")
@@ -131,7 +134,8 @@ def fit(
             run.done += 1
             window.add(output)
             if profile:
-                profile.after(run.done, output)
+                program = functools.partial(step.program, run.state, frozen, batch)
+                run.traced(profile.after(run.done, output, program))
             bar.update(1)
             # 3. What is due after this step.
             last = run.done == config.steps
@@ -190,6 +194,7 @@ class _Run:
     state: Any = None  # a TrainState; nobody else holds one
     done: int = 0  # steps
     saved: int = 0  # the step of the last checkpoint
+    shares: dict[str, float] = dataclasses.field(default_factory=dict)  # of a step, to be logged
     late: bool = False  # whether a kill came between that and its validation
 
     def begin(self) -> int:
@@ -211,6 +216,13 @@ class _Run:
         if self.guards is not None and self.hooks.note is not None:
             self.hooks.note(self.guards.rollbacks)  # those after the checkpoint are undone
         return self.done
+
+    def traced(self, shares: Mapping[str, float]) -> None:
+        """Tells what took the time of a step that was traced, and keeps it for the next log."""
+        if shares:
+            parts = (f"{k.removesuffix('_share')} {v:.0%}" for k, v in shares.items())
+            log.info("a step's time on the device: %s", ", ".join(parts))
+            self.shares |= shares
 
     def unsaved(self) -> bool:
         """Whether leaving at once would lose anything."""
@@ -234,6 +246,7 @@ class _Run:
             figures |= {f"{name}_share": s / a_step for name, s in seconds.items()}
         if self.hooks.peak_seconds is not None:
             figures["mfu"] = self.hooks.peak_seconds * figures["steps_per_second"]
+        figures, self.shares = {**figures, **self.shares}, {}
         if self.hooks.check is not None:
             self.hooks.check()
         if bad := [k for k, v in figures.items() if not math.isfinite(v)]:

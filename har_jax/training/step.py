@@ -66,6 +66,12 @@ class TrainStep:
         lr_scale = jax.device_put(np.float32(scale), self.abstract.lr_scale.sharding)
         return TrainState(number, params, optimizer, lr_scale)
 
+    def program(self, state: TrainState, frozen: Params, batch: Mapping[str, Array]) -> str:
+        """HLO of the step, as it was compiled for arguments like these."""
+        # JAX keeps what a call compiled: arguments that it has seen are not compiled again.
+        lowered = self.function.lower(state, frozen, batch)  # type: ignore[attr-defined]
+        return lowered.compile().as_text()
+
     @property
     def compilations(self) -> int:
         """How often XLA compiled the step; more than one means that some shape changes."""
