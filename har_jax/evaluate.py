@@ -20,7 +20,6 @@ from har_jax.command_line import (
     path,
 )
 from har_jax.errors import UserError, command
-from har_jax.hardware import keep_memory
 from har_jax.reports.tables import scores_table
 from har_jax.settings import Count, word
 
@@ -92,6 +91,7 @@ def score_captioner(args: argparse.Namespace) -> dict[str, Any]:
     source, given = captioner_of(args)
     settings |= {"given": {k: v for k, v in given.items() if k != "step"}, **metrics_of(args)}
     from har_jax.evaluation.run import evaluate_run
+    from har_jax.hardware import keep_memory
 
     keep_memory()
     return evaluate_run(source, args.out, **settings, **decoding(args)).scores
@@ -100,10 +100,10 @@ def score_captioner(args: argparse.Namespace) -> dict[str, Any]:
 def score_files(args: argparse.Namespace) -> dict[str, Any]:
     if not args.references:
         raise UserError("--predictions needs --references=FILE, the captions to compare with")
+    gc.disable()  # there is nothing to collect, and looking takes a seventh of the time
     from har_jax.evaluation.from_files import evaluate_files
 
     settings = chosen(args, "images", "instances", "seed") | metrics_of(args)
-    gc.disable()  # there is nothing to collect, and looking takes a seventh of the time
     try:
         return evaluate_files(args.predictions, args.references, args.out, **settings).scores
     finally:

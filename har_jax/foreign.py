@@ -146,6 +146,8 @@ def _half_of(value: Any) -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written: Python's may hold unpaired surrogates, UTF-8 may not."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -78,6 +78,8 @@ def read_number(value: Any) -> int:
 def number_in(name: str) -> int | None:
     """The number that a file is named by, as `COCO_val2014_000000000139.jpg` and `139.png` are."""
     stem = stem_of(posixpath.basename(name))
+    if len(stem) < 16 and stem.isascii() and stem.isdigit():
+        return int(stem)
     coco = _COCO.fullmatch(stem)
     try:
         number = read_id(coco[1] if coco else stem)

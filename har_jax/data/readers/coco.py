@@ -14,7 +14,6 @@ tell the same caption listed twice: some tools count them anew for each image.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import re
 import reprlib
 from collections.abc import Callable, Sequence
@@ -146,23 +145,15 @@ def _coco(
     problems: Problems | None,
 ) -> list[Entry]:
     captions: dict[Id, list[tuple[int | None, Any]]] = {}
-    entries: list[Entry] = []
+    listed: list[tuple[Id, tuple[str, ...], str, Id | None]] = []
 
     def take_image(_: int, image: Any) -> None:
         written = _id(image, "id")
         source = _id(image, "source_id") if "source_id" in image else None
         name = _name(image, "file_name", problems is None)
         domain = image.get("domain")
-        entries.append(
-            Entry(
-                split,
-                written,
-                (name,) if name else (),
-                (),
-                domain=domain if isinstance(domain, str) else "",
-                source=source,
-            )
-        )
+        domain = domain if isinstance(domain, str) else ""
+        listed.append((written, (name,) if name else (), domain, source))
         captions.setdefault(written, [])
 
     def take_annotation(_: int, annotation: Any) -> None:
@@ -175,8 +166,11 @@ def _coco(
     _each(path, "image", images, take_image, problems)
     known = len(captions)
     _each(path, "annotation", annotations, take_annotation, problems)
-    entries += [Entry(split, written, (), ()) for written in list(captions)[known:]]
-    return [dataclasses.replace(e, captions=tuple(captions[e.written])) for e in entries]
+    listed += [(written, (), "", None) for written in list(captions)[known:]]
+    return [
+        Entry(split, written, names, tuple(captions[written]), domain=domain, source=source)
+        for written, names, domain, source in listed
+    ]
 
 
 def _karpathy(
@@ -259,10 +253,18 @@ def _field(row: Any, key: str, kind: Any = object) -> Any:
 
 
 def _id(row: Any, key: str) -> Id:
+    if (number := _plain_id(row, key)) is not None:
+        return number
     try:
         return read_id(_field(row, key))
     except NoId as error:
         raise Malformed(f"has trouble: {key}: {error}") from None
+
+
+def _plain_id(row: Any, key: str) -> int | None:
+    """An id that needs no reading, as nearly all of 100,000s are; None of others."""
+    number = row.get(key) if type(row) is dict else None
+    return number if type(number) is int and 0 <= number < 2**53 else None
 
 
 def _name(row: Any, key: str, optional: bool) -> str:
@@ -277,6 +279,8 @@ def _name(row: Any, key: str, optional: bool) -> str:
 
 def _caption_id(row: Any, key: str) -> int | None:
     """The id of a caption; None where it has none that records can hold."""
+    if (number := _plain_id(row, key)) is not None:
+        return number
     try:
         found = _id(row, key)
     except Malformed:
