@@ -114,13 +114,12 @@ def fit(
     """
     run = _Run(config, step, initial, batches, checkpoints, logger, hooks, guards)
     first = run.begin()
-    if profile:
-        profile.begin(first)
+    profile = profile or Profile("", 1, 0)  # of no step
+    profile.begin(first)
     window = Window()
     finished = True
     bar = progress(total=config.steps, initial=first, desc=config.stage, unit="step")
-    tracing = profile or contextlib.nullcontext()
-    with preemption() as preempted, jax.set_mesh(mesh), tracing, bar, _waiting_for(checkpoints):
+    with preemption() as preempted, jax.set_mesh(mesh), profile, bar, _waiting_for(checkpoints):
         preempted.unsaved = run.unsaved
         preempted.asked = hooks.leave or preempted.asked
         run.look_before()
@@ -129,13 +128,12 @@ def fit(
             # 1. The next batch; threads read ahead, so waiting shows that they are too slow.
             batch = window.waiting_for(lambda: put_batch(next(batches), mesh))
             # 2. The step. It is dispatched only: what follows runs while the device computes.
-            with profile.step(run.done + 1) if profile else contextlib.nullcontext():
+            with profile.step(run.done + 1):
                 run.state, output = step(run.state, frozen, batch)
             run.done += 1
             window.add(output)
-            if profile:
-                program = functools.partial(step.program, run.state, frozen, batch)
-                run.traced(profile.after(run.done, output, program))
+            program = functools.partial(step.program, run.state, frozen, batch)
+            run.traced(profile.after(run.done, output, program))
             bar.update(1)
             # 3. What is due after this step.
             last = run.done == config.steps
