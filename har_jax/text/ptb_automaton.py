@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 # Letters (and digits) that Unicode got after version 6.2, which the Stanford lexer was built with.
 _LATER_LETTERS = """
@@ -61,9 +61,26 @@ class CharSet:
     named: tuple[str, ...] = ()
     negated: bool = False
 
+    @property
+    def ascii(self) -> Set[int]:
+        """Its members among the first 128 characters."""
+        inside = set[int]()
+        for low, high in self.ranges:
+            inside.update(range(ord(low), min(ord(high), 127) + 1))
+        inside = inside.union(*(_ascii_of(name) for name in self.named))
+        return _ASCII - inside if self.negated else inside
+
     def __contains__(self, c: str) -> bool:
         inside = any(low <= c <= high for low, high in self.ranges)
         return (inside or any(_NAMED[name](c) for name in self.named)) != self.negated
+
+
+_ASCII = frozenset(range(128))
+
+
+@functools.cache
+def _ascii_of(name: str) -> frozenset[int]:
+    return frozenset(code for code in _ASCII if _NAMED[name](chr(code)))
 
 
 class _Compiler:
@@ -299,7 +316,13 @@ class Automaton:
 
     def sets_of(self, c: str) -> int:
         """The character sets that hold c, as bits."""
-        if c not in self._sets_of:
+        if c not in self._sets_of and c.isascii():  # all of them at once, by ranges
+            bits = dict.fromkeys(_ASCII, 0)
+            for chars, i in self._sets.items():
+                for code in chars.ascii:
+                    bits[code] |= 1 << i
+            self._sets_of |= {chr(code): sets for code, sets in bits.items()}
+        elif c not in self._sets_of:
             self._sets_of[c] = sum(1 << i for chars, i in self._sets.items() if c in chars)
         return self._sets_of[c]
 

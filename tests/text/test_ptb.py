@@ -140,3 +140,12 @@ def test_words_hold_no_white_space():
     assert ptb.words("3 1/2 pizzas, 555 123-4567") == ["3", "1/2", "pizzas", "555", "123-4567"]
     for caption in KNOWN:
         assert ptb.words(caption) == " ".join(ptb.tokens(caption)).split()
+
+
+def test_the_character_sets_of_ascii_are_those_of_one_after_the_other():
+    scanner = Automaton(
+        [f"({rule.pattern})({rule.tail})" for rule in ptb_rules.RULES], ptb_rules.DEFINITIONS
+    )
+    for code in range(128):
+        expected = sum(1 << i for chars, i in scanner._sets.items() if chr(code) in chars)
+        assert scanner.sets_of(chr(code)) == expected, ascii(chr(code))
