@@ -16,7 +16,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from har_jax.errors import UserError
 
@@ -44,8 +44,8 @@ def read_id(value: Any) -> Id:
     Raises:
       NoId: it is none: a fraction, a negative number, nothing, or not of a kind that an id has.
     """
-    if type(value) is int and 0 <= value < _EXACT:
-        return value  # nearly all of COCO's, whose files hold 100,000s
+    if is_plain(value):
+        return value
     if isinstance(value, str):
         return _of_text(value)
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
@@ -61,6 +61,11 @@ def read_id(value: Any) -> Id:
     if number.bit_length() > 3 * _LONGEST:
         raise NoId(f"the id is a number of more than {_LONGEST} digits")
     return number
+
+
+def is_plain(value: Any) -> TypeGuard[int]:
+    """Whether an id needs no reading, as nearly all of COCO's, whose files hold 100,000s."""
+    return type(value) is int and 0 <= value < _EXACT
 
 
 def read_number(value: Any) -> int:

@@ -72,8 +72,7 @@ class Profile:
         """
         if not self._tracing or number < self._last:
             return {}
-        jax.block_until_ready(output)
-        self._end()
+        self._end(output)
         self._tell()
         return {} if program is None else step_shares(self._folder, program())
 
@@ -90,9 +89,10 @@ class Profile:
     def __exit__(self, *exc: object) -> None:
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, output: PyTree = None) -> None:
         if self._tracing:
             self._tracing = False
+            jax.block_until_ready(output)
             jax.profiler.stop_trace()
 
 
@@ -111,18 +111,21 @@ class OneStep(Profile):
     ) -> dict[str, float]:
         try:
             return super().after(number, output, program)
+        except (RuntimeError, OSError) as error:
+            log.debug("no shares of a step: %s", error)
+            return {}
         finally:
             if not self._tracing:
                 self._throw_away()
 
     def _start(self, options: Any = None) -> None:
-        self._kept = tempfile.TemporaryDirectory(prefix="har_jax-step-")
-        self._folder = self._kept.name
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # a call of Python for each event would slow the step
-        try:
+        try:  # somebody else may be tracing, or no file can be written: a run goes on without
+            self._kept = tempfile.TemporaryDirectory(prefix="har_jax-step-")
+            self._folder = self._kept.name
             super()._start(options)
-        except RuntimeError as error:  # a program that uses the library has a trace of its own
+        except (RuntimeError, OSError) as error:
             log.debug("no shares of a step: %s", error)
 
     def _tell(self) -> None:

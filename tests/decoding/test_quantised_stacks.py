@@ -87,7 +87,9 @@ def test_on_a_mesh_no_codes_travel_in_the_loop(how):
         text = write.lower(placed, spread).compile().as_text()
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     np.testing.assert_allclose(got.logp, expected.logp, atol=1e-4)
-    for found in in_decode_loop(collectives(text)):
+    inside = in_decode_loop(collectives(text))
+    assert inside  # products split over tensor are summed
+    for found in inside:
         assert found.result.startswith(("f32", "bf16", "pred", "s32")), found
         size = [int(n) for n in found.result.partition("[")[2].rstrip("]").split(",") if n]
         assert np.prod(size) < 128 * 2 * 32, found  # the smallest matrix of codes

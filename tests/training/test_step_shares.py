@@ -67,6 +67,11 @@ def test_a_trace_of_somebody_else_is_left_alone(step, tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
+def test_a_run_goes_on_where_no_trace_can_be_written(step, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert shares_of(step, OneStep(), 4) == {}
+
+
 def test_a_trace_of_another_program_says_nothing(step, tmp_path):
     shares_of(step, Profile(tmp_path, 2, 2), 3)
     other = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile().as_text()

@@ -33,7 +33,7 @@ from har_jax.data.entries import (
 )
 from har_jax.errors import UserError
 from har_jax.foreign import is_unicode, read_json, shortened
-from har_jax.ids import Id, NoId, read_id
+from har_jax.ids import Id, NoId, is_plain, read_id
 
 T = TypeVar("T")
 
@@ -253,18 +253,12 @@ def _field(row: Any, key: str, kind: Any = object) -> Any:
 
 
 def _id(row: Any, key: str) -> Id:
-    if (number := _plain_id(row, key)) is not None:
+    if type(row) is dict and is_plain(number := row.get(key)):
         return number
     try:
         return read_id(_field(row, key))
     except NoId as error:
         raise Malformed(f"has trouble: {key}: {error}") from None
-
-
-def _plain_id(row: Any, key: str) -> int | None:
-    """An id that needs no reading, as nearly all of 100,000s are; None of others."""
-    number = row.get(key) if type(row) is dict else None
-    return number if type(number) is int and 0 <= number < 2**53 else None
 
 
 def _name(row: Any, key: str, optional: bool) -> str:
@@ -279,8 +273,6 @@ def _name(row: Any, key: str, optional: bool) -> str:
 
 def _caption_id(row: Any, key: str) -> int | None:
     """The id of a caption; None where it has none that records can hold."""
-    if (number := _plain_id(row, key)) is not None:
-        return number
     try:
         found = _id(row, key)
     except Malformed:
