@@ -76,8 +76,9 @@ class CaptionerSettings:
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
     scan_layers: bool = False  # the decoder's layers in one lax.scan: compiled once, not L times
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations
-    # Of the encoder and of prefixes: our blocks, or cuDNN's kernel (NVIDIA GPUs, bfloat16).
-    attention: Literal["blocks", "cudnn"] = "blocks"
+    # Of the encoder and of prefixes: our blocks, cuDNN's kernel (NVIDIA GPUs, bfloat16), or splash
+    # (TPUs): for long ones.
+    attention: Literal["blocks", "cudnn", "splash"] = "blocks"
     decode_weights: WeightsForDecoding = "auto"  # brought together over fsdp, or left there
 
 

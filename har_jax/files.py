@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from har_jax.errors import UserError
 
 
@@ -81,7 +83,20 @@ def followed(path: str | os.PathLike[str], *, replaced: bool = False) -> pathlib
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
-    write_bytes(path, (dumps(value, indent) + "\n").encode())
+    """Writes what `plain` understands, in one step; the text is that of `dumps`, but for floats
+    such as 1e-7, which Python writes as 1e-07."""
+    try:  # five times as fast as json, which indents in Python
+        data = msgspec.json.encode(value, enc_hook=_known)
+    except TypeError:  # such as a key that is None
+        data = msgspec.json.encode(plain(value), enc_hook=_known)
+    write_bytes(path, msgspec.json.format(data, indent=indent or 0) + b"\n")
+
+
+def _known(value: Any) -> Any:
+    found = plain(value)
+    if found is value:
+        raise TypeError(f"JSON cannot hold {value!r:.80}, a {type(value).__name__}")
+    return found
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

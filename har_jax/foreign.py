@@ -104,6 +104,8 @@ def parse_json(
     try:
         # Strictly, where `json` would let half a character of its own bytes through.
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        if not once and (plain := _plain_json(text)) is not None:
+            return plain
         value = json.loads(text, object_pairs_hook=_once if once else None)
     except json.JSONDecodeError as error:
         why = f"line {error.lineno}: {error.msg}"
@@ -120,6 +122,15 @@ def parse_json(
             f"surrogate); write it again as UTF-8, or give {what}"
         )
     return value
+
+
+def _plain_json(text: str) -> Any:
+    """The value of JSON with nothing odd in it, in half the time of `json`, which reads it alike;
+    None where there is something to be told or forgiven, such as NaN."""
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -85,12 +85,15 @@ def number_in(name: str) -> int | None:
     stem = stem_of(posixpath.basename(name))
     if len(stem) < 16 and stem.isascii() and stem.isdigit():
         return int(stem)
-    coco = _COCO.fullmatch(stem)
+    if coco := _COCO.fullmatch(stem):
+        return int(coco[1])
+    if not stem.isdigit():
+        return None
     try:
-        number = read_id(coco[1] if coco else stem)
+        number = read_id(stem)
     except NoId:
         return None
-    return number if isinstance(number, int) and (coco or stem.isdigit()) else None
+    return number if isinstance(number, int) else None
 
 
 def stem_of(file: str) -> str:

@@ -23,6 +23,7 @@ class progress(tqdm):
     `initial` units were done before, by a run that is resumed."""
 
     monitor_interval = 0  # every update looks at the clock, so no thread need watch a stuck bar
+    line: int | None = None  # below the cursor, in a process whose bar is one of several
 
     def __init__(
         self, total: int | None = None, *, desc: str = "", unit: str = "it", initial: int = 0
@@ -30,6 +31,8 @@ class progress(tqdm):
         wish = os.environ.get("HAR_PROGRESS")
         bar = wish == "1" or (wish != "0" and sys.stderr.isatty())
         look: Any = {"dynamic_ncols": True, "mininterval": 0.2, "miniters": 1}
+        if self.line is not None:
+            look |= {"position": self.line, "leave": False}
         counts: Any = {"total": total, "initial": initial, "desc": desc, "unit": f" {unit}"}
         super().__init__(file=sys.stderr, disable=not bar, **counts, **look)
         self._log = not bar and wish != "0"

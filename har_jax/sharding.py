@@ -166,6 +166,13 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return constrain_param(x, (*axes, *[None] * (x.ndim - len(axes))), _ACTIVATION_RULES)
 
 
+def activation_spec(
+    shape: Sequence[int], axes: LogicalAxes, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """`fitting_spec` of an activation, as `constrain` places it."""
+    return fitting_spec(shape, axes, mesh, _ACTIVATION_RULES)
+
+
 def constrain_param(x: Array, axes: LogicalAxes, rules: Rules, name: str = "") -> Array:
     """Places a parameter by its logical axes and `rules` on the mesh in context, as `constrain`."""
     mesh = mesh_in_context()

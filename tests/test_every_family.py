@@ -116,7 +116,7 @@ def models(world, monkeypatch, encoder, decoder):
     build = foundation.build
     monkeypatch.setattr(foundation, "build", lambda **kw: build(recipe=RECIPE, **kw))
     options = [f"--data={world / 'data'}", f"--out={world / 'models'}"]
-    options += [f"--encoder={encoder}", f"--decoder={decoder}"]
+    options += [f"--encoder={encoder}", f"--decoder={decoder}", "--workers=1"]
     assert prepare.main(["foundation", *options]) == 0
     seeing = "clip-l" if encoder == "clip" else encoder
     return world / "models" / seeing, world / "models" / decoder

@@ -1,13 +1,19 @@
-"""Where things are written: links and mount points, found out before the work is done."""
+"""Where things are written: links and mount points, found out before the work is done; and JSON."""
 
+import json
 import os
+import pathlib
+import tempfile
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from har_jax.data.staged import Staged
 from har_jax.errors import UserError
 from har_jax.evaluation.score import check_out
-from har_jax.files import followed
+from har_jax.files import dumps, followed, plain, write_json
 from har_jax.interchange import hf_dir
 from har_jax.training import run_dir
 
@@ -89,3 +95,45 @@ def test_a_run_lies_where_a_link_leads(tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(UserError, match="circle of links"), run_dir.hold(tmp_path / "circle"):
         pass
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.floats(width=32).map(np.float32)
+    | st.lists(st.floats(), max_size=3).map(np.array)
+    | st.just(pathlib.Path("/a b")),
+    lambda inside: (
+        st.lists(inside, max_size=4)
+        | st.tuples(inside, inside)
+        | st.dictionaries(st.text("ab\u2028", max_size=3) | st.integers(0, 9), inside, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING, st.sampled_from([None, 1, 2]))
+def test_what_is_written_is_what_json_would_read(value, indent):
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "value.json"
+        write_json(file, value, indent)
+        text = file.read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=_refuse) == json.loads(json.dumps(plain(value)))
+    assert text.count("\n") == dumps(value, indent).count("\n") + 1, "for people to read"
+
+
+def _refuse(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+@pytest.mark.parametrize("value", [object(), {"a": [object()]}, {None: object()}])
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path, value):
+    file = tmp_path / "value.json"
+    write_json(file, {"old": True})
+    with pytest.raises(TypeError, match="JSON cannot hold <object object"):
+        write_json(file, value)
+    assert json.loads(file.read_text()) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]

@@ -112,3 +112,32 @@ def test_a_value_of_its_kind_or_one_line(value: object) -> None:
         assert "\n" not in str(error)
     else:
         assert all(isinstance(e.id, int | str) and 0 <= e.size < 2**53 for e in found)
+
+
+WRITTEN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(), inside, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(
+    WRITTEN,
+    st.booleans(),
+    st.text('[]{}",:\\\u0000 e1.-+nullNaN\ufeff', max_size=6),
+    st.integers(0),
+)
+def test_a_text_is_read_as_json_reads_it(
+    value: object, ascii_only: bool, noise: str, place: int
+) -> None:
+    """By a faster reader, where nothing is odd about it: in no case another value."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    at = place % (len(text) + 1)
+    text = text[:at] + noise + text[at:]
+    try:
+        expected = repr(json.loads(text))
+    except (ValueError, RecursionError):
+        with pytest.raises(UserError):
+            parse_json(text, "it", "JSON")
+        return
+    assert repr(parse_json(text, "it", "JSON", halves=True)) == expected

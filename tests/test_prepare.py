@@ -202,9 +202,10 @@ def test_foundation_is_called_with_what_was_asked(tmp_path, monkeypatch):
     assert main(arguments) == 0
     asked = {"data_dir": f"{tmp_path}/d", "out_dir": f"{tmp_path}/m", "seed": 3}
     plain = {"scenes": None, "steps": None, "encoder": "clip", "decoder": "mistral"}
+    plain["workers"] = len(os.sched_getaffinity(0))
     others = ["--encoder=siglip", "--decoder=qwen3"]
-    assert main([*arguments, "--scenes=7", "--steps=9", *others]) == 0
-    named = {"scenes": 7, "steps": 9, "encoder": "siglip", "decoder": "qwen3"}
+    assert main([*arguments, "--scenes=7", "--steps=9", "--workers=3", *others]) == 0
+    named = {"scenes": 7, "steps": 9, "encoder": "siglip", "decoder": "qwen3", "workers": 3}
     assert calls == [{**asked, **plain}, {**asked, **named}]
     assert main(["foundation", f"--data={tmp_path}/x", f"--out={tmp_path}/m"]) == 2
     (tmp_path / "m" / "clip-l").mkdir(parents=True)

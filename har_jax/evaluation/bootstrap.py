@@ -33,7 +33,7 @@ MEANS += ("CHAIRs",)
 """Metrics whose corpus value is the mean of the images' values."""
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 _ORDER = ("CIDEr", *BLEU, *MEANS[1:])
-_AT_ONCE = 1 << 20  # image weights in memory at a time: what a core's cache holds, about
+_AT_ONCE = 1 << 17  # image weights at a time: they and their counts stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)

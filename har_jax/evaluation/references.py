@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import posixpath
@@ -43,16 +44,28 @@ class References:
     (nocaps') domains where it has them.
 
     Attributes:
-      numbers: the number of an image by each id that predictions may have of it: the one that it
-        has in the file, the one that it had before `prepare`, and its file's name, also without
-        suffix.
+      ids: the number of an image by the id that it has in the file.
+      sources: by the id that it had before `prepare`, where that was another.
+      files: the images' files as the file names them, with their numbers.
     """
 
     captions: dict[int, list[str]]
     filenames: dict[int, str]
     name: str
     domains: dict[int, str] = dataclasses.field(default_factory=dict)
-    numbers: dict[Id, int] = dataclasses.field(default_factory=dict)
+    ids: dict[Id, int] = dataclasses.field(default_factory=dict)
+    sources: dict[Id, int] = dataclasses.field(default_factory=dict)
+    files: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def numbers(self) -> dict[Id, int]:
+        """The number of an image by each id that predictions may have of it: the one that it has
+        in the file, the one that it had before `prepare`, and its file's name, also without
+        suffix, where that is of one image alone."""
+        named = [(name, number) for file, number in self.files for name in _names(file)]
+        times = collections.Counter(name for name, _ in named)
+        once = {name: number for name, number in named if times[name] == 1}
+        return {**once, **self.sources, **self.ids}
 
 
 def read_references(path: str | os.PathLike[str], split: str = "test") -> References:
@@ -78,23 +91,25 @@ def read_references(path: str | os.PathLike[str], split: str = "test") -> Refere
     numbers = ids.numbered(entry.written for entry in entries)
     captions: dict[int, list[str]] = {}
     for entry in entries:
-        for _, text in entry.captions:
-            if not isinstance(text, str) or not is_unicode(text):
+        texts = [text for _, text in entry.captions]
+        for text in texts:
+            if not isinstance(text, str) or not (text.isascii() or is_unicode(text)):
                 what = f"{entry} has the caption {reprlib.repr(text)}, which is no text"
                 raise UserError(f"{str(path)!r}: {what}")
-            captions.setdefault(numbers[entry.written], []).append(text)
+        if texts:
+            captions.setdefault(numbers[entry.written], []).extend(texts)
     if not captions:
         raise UserError(f"{str(path)!r} holds no captions; give {FORMATS}")
-    names = [(name, e) for e in entries for name in _names(e.filename)]
-    named = collections.Counter(name for name, _ in names)
-    once = {name: numbers[entry.written] for name, entry in names if named[name] == 1}
-    before = {e.source: numbers[e.written] for e in entries if e.source is not None}
+    at = [numbers[entry.written] for entry in entries]
+    both = list(zip(at, entries, strict=True))
     return References(
         captions,
-        {numbers[entry.written]: entry.names[-1] for entry in entries if entry.names},
+        {number: entry.names[-1] for number, entry in both if entry.names},
         name,
-        {numbers[entry.written]: entry.domain for entry in entries if entry.domain},
-        {**once, **before, **numbers},
+        {number: entry.domain for number, entry in both if entry.domain},
+        numbers,
+        {entry.source: number for number, entry in both if entry.source is not None},
+        [(entry.filename, number) for number, entry in both],
     )
 
 
@@ -162,7 +177,9 @@ def by_number(references: References, predictions: Predictions) -> dict[int, Id]
     found: dict[int, Id] = {}
     unknown: list[Id] = []
     for image in predictions.captions:
-        number = predictions.number(image, references.numbers)
+        number = None if predictions.names else references.ids.get(image)
+        if number is None:  # which takes the names of the files
+            number = predictions.number(image, references.numbers)
         if number is None or number not in references.captions:
             unknown.append(image)
         elif (other := found.setdefault(number, image)) != image:

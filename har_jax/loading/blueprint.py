@@ -21,6 +21,7 @@ from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, llava
 from har_jax.interchange.families.registry import read_decoder, read_encoder
 from har_jax.models import lora
+from har_jax.models.attention import KERNELS
 from har_jax.models.captioner import Captioner, CaptionerConfig
 from har_jax.models.decoders.protocol import DecoderConfig
 from har_jax.models.encoders.protocol import EncoderConfig
@@ -82,10 +83,13 @@ class Blueprint:
         return dataclasses.replace(self, model=model, config=config)
 
     def placed_on(self, mesh: Mesh) -> Blueprint:
-        """With `decode_weights` decided for the mesh's devices."""
+        """With `decode_weights` decided for the mesh's devices, and an attention that computes on
+        them: a captioner is read elsewhere than where it was trained."""
         dtype, model = jnp.dtype(self.model.dtype), self.model
         how = resolve(model.decode_weights, self.shapes, self.logical_axes, dtype, mesh)
-        return self.changed(dataclasses.replace(model, decode_weights=how))
+        here = KERNELS.get(model.attention) in (None, mesh.devices.flat[0].platform)
+        attention = model.attention if here else "blocks"
+        return self.changed(dataclasses.replace(model, decode_weights=how, attention=attention))
 
     # ---------------------------------------------------------------------- parameters
 

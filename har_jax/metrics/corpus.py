@@ -60,6 +60,9 @@ class CorpusScores:
     bleu_counts: Int64[np.ndarray, "I columns"] | None
 
 
+_RESULT = {"image_id", "caption"}
+
+
 def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
     """COCO results (`[{"image_id": 1, "caption": "..."}, ...]`) -> {image id: caption}, where ids
     are what `ids.read_id` makes of the written ones.
@@ -69,7 +72,7 @@ def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
     """
     predictions: dict[Id, str] = {}
     for i, result in enumerate(results):
-        if not isinstance(result, Mapping) or not {"image_id", "caption"} <= set(result):
+        if not isinstance(result, Mapping) or not result.keys() >= _RESULT:
             raise UserError(
                 f"entry {i} of the results is {reprlib.repr(result)}, not "
                 '{"image_id": ..., "caption": ...}'
@@ -78,12 +81,13 @@ def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
             image_id, caption = read_id(result["image_id"]), result["caption"]
         except NoId as error:
             raise UserError(f"image_id of entry {i} of the results: {error}") from None
-        shown = shortened(ascii(image_id), 60)
         if not isinstance(caption, str):
+            shown = shortened(ascii(image_id), 60)
             raise UserError(f"the caption of image {shown} is {reprlib.repr(caption)}, not a text")
         if image_id in predictions:
             raise UserError(
-                f"image {shown} has two predictions; the metrics take one caption per image"
+                f"image {shortened(ascii(image_id), 60)} has two predictions; the metrics take one "
+                "caption per image"
             )
         predictions[image_id] = caption
     return predictions

@@ -20,7 +20,7 @@ from har_jax.metrics.word_lists import Words, refuse_texts, refuse_texts_of_imag
 from har_jax.text.ptb import split_tokens
 
 if TYPE_CHECKING:
-    from jaxtyping import Int32, Int64
+    from jaxtyping import Int64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,11 @@ def count_ngrams(
     # Captions 0 .. I-1 are the predictions, the others the references.
     captions = [*predictions.values(), *itertools.chain.from_iterable(groups)]
     words = list(itertools.chain.from_iterable(captions))
-    ids, flat = _encoded(words)
-    if wide := {word for word in ids if split_tokens([word]) != [word]}:
+    if wide := {word for word in set(words) if split_tokens([word]) != [word]}:
         captions = [c if wide.isdisjoint(c) else split_tokens(c) for c in captions]
-        ids, flat = _encoded(list(itertools.chain.from_iterable(captions)))
+        words = list(itertools.chain.from_iterable(captions))
+    ids: dict[str, int] = collections.defaultdict(itertools.count().__next__)
+    flat = np.fromiter(map(ids.__getitem__, words), np.int32, len(words))
     lengths = np.fromiter(map(len, captions), np.int64, len(captions))
     sizes = np.fromiter(map(len, groups), np.int64, n_images)
     image_of = np.repeat(np.arange(n_images), sizes)
@@ -109,12 +110,6 @@ def count_ngrams(
         offset += len(keys)
     own, theirs = lengths[:n_images], lengths[n_images:]
     return CorpusNgrams(list(predictions), own, theirs, image_of, sizes, levels)
-
-
-def _encoded(words: list[str]) -> tuple[dict[str, int], Int32[np.ndarray, " words"]]:
-    """Numbers for the distinct words, and the words as numbers."""
-    ids: dict[str, int] = collections.defaultdict(itertools.count().__next__)
-    return ids, np.fromiter(map(ids.__getitem__, words), np.int32, len(words))
 
 
 def _level(

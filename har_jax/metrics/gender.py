@@ -13,10 +13,11 @@ recalls: a captioner that writes "person" everywhere has b = 0.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 from har_jax.errors import UserError, did_you_mean
-from har_jax.metrics.word_lists import Words, refuse_text
+from har_jax.metrics.word_lists import Words, refuse_text, refuse_texts
 
 # Hirota et al., "Quantifying Societal Bias Amplification in Image Captioning" (CVPR 2022), the
 # lists of their LIC code, verbatim: "queen" has no "king" there, "cowboy" no counterpart.
@@ -87,9 +88,15 @@ def support(references: Sequence[Words], lists: str = "lic") -> tuple[float, flo
     refuse_text(references)
     if not references:
         raise UserError("the gendered words of an image need at least one reference, got none")
-    found = [mentions(reference, lists) for reference in references]
-    n = len(found)
-    return sum(male for male, _ in found) / n, sum(female for _, female in found) / n
+    refuse_texts(references)
+    if _either(lists).isdisjoint(itertools.chain.from_iterable(references)):  # of most images
+        return 0.0, 0.0
+    male, female = word_lists(lists)
+    n = len(references)
+    return (
+        sum(not male.isdisjoint(words) for words in references) / n,
+        sum(not female.isdisjoint(words) for words in references) / n,
+    )
 
 
 def unsupported(mentioned: tuple[bool, bool], supported: tuple[float, float]) -> float:

@@ -17,6 +17,7 @@ made of. Their sizes are in `recipes`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ from har_jax.miniature.pretrain import lm_figures, pair_figures, train_lm, train
 from har_jax.miniature.recipes import ClipRecipe, LmRecipe, Recipe
 from har_jax.miniature.scenes import Settings
 from har_jax.miniature.towers import FAMILIES as ENCODERS
+from har_jax.miniature.workers import side_by_side
 from har_jax.models.decoders.gpt2 import GPT2, GPT2Config
 from har_jax.text.tokenizer import CaptionTokenizer, train_gpt2_tokenizer, train_tokenizer
 from har_jax.types import Int
@@ -75,6 +77,7 @@ def build(
     encoder: str = "clip",
     decoder: str = "mistral",
     say: Callable[[str], None] = print,
+    workers: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Makes what is missing of `out_dir`'s `names`; returns figures of each.
 
@@ -85,6 +88,8 @@ def build(
       steps: of each training, at most; for models that need not be good.
       encoder, decoder: the families of the captioner's, by their `model_type`.
       say: takes a line on each model.
+      workers: how many are made at a time, each in a process on its share of the cores (`workers`);
+        with 1 in this process. An accelerator belongs to one process, so there it has to be 1.
 
     Raises:
       UserError: no such dataset or family, more scenes of a dataset of other images, or `out_dir`
@@ -92,10 +97,8 @@ def build(
     """
     recipe, out, made_here = recipe or Recipe(), Path(out_dir), names(encoder, decoder)
     recipe = recipe if steps is None else recipe.within(steps)
-    train = open_split(data_dir, "train")
-    card = read_card(data_dir)
-    held_out = open_split(data_dir, "val") if "val" in card.get("splits", {}) else train
-    settings = Settings.from_card(card)
+    train, _ = _open_splits(data_dir)
+    settings = Settings.from_card(read_card(data_dir))
     if scenes and settings is None:
         raise UserError(
             f"{data_dir} holds no scenes, so no more of them can be drawn: leave --scenes"
@@ -106,21 +109,57 @@ def build(
     origin = {"data": data, "seed": seed, "recipe": sizes}
     done = {name: _figures_of(out / name, origin) for name in made_here}
     missing = [name for name, figures in done.items() if figures is None]
-    material = Material(train, held_out, settings, recipe)
-    for name in missing:
-        own_seed = seed + made_here.index(name)
-        with hf_dir.staging(out / name) as made:
-            if name in made_here[:2]:
-                family = "clip" if name == "clip-b" else encoder
-                figures = _build_towers(made, material, recipe, name, family, own_seed)
-            elif name == "gpt2":
-                figures = _build_gpt2(made, train, held_out, recipe, own_seed)
-            else:
-                figures = _build_lm(made, train, held_out, recipe, name, own_seed)
-            hf_dir.write_json(made / RECORD, {**origin, "figures": figures})
+    making = _Making(os.fspath(data_dir), out, made_here, encoder, seed, recipe, origin)
+    one_by_one = ((name, making(name)) for name in missing)
+    workers = min(workers, len(missing))
+    made = side_by_side(making, missing, workers) if workers > 1 else one_by_one
+    for name, figures in made:
         done[name] = figures
         say(f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
     return {name: figures or {} for name, figures in done.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Making:
+    """Makes one of the models, in this process or, pickled, in another."""
+
+    data_dir: str
+    out: Path
+    names: tuple[str, ...]
+    encoder: str
+    seed: int
+    recipe: Recipe
+    origin: dict[str, Any]
+
+    @functools.cached_property
+    def _splits(self) -> tuple[Split, Split]:
+        return _open_splits(self.data_dir)
+
+    @functools.cached_property
+    def _material(self) -> Material:
+        settings = Settings.from_card(read_card(self.data_dir))
+        return Material(*self._splits, settings, self.recipe)
+
+    def __call__(self, name: str) -> dict[str, float]:
+        """Writes the model; returns its figures."""
+        recipe, seed = self.recipe, self.seed + self.names.index(name)
+        with hf_dir.staging(self.out / name) as made:
+            if name in self.names[:2]:
+                family = "clip" if name == "clip-b" else self.encoder
+                figures = _build_towers(made, self._material, recipe, name, family, seed)
+            elif name == "gpt2":
+                figures = _build_gpt2(made, *self._splits, recipe, seed)
+            else:
+                figures = _build_lm(made, *self._splits, recipe, name, seed)
+            hf_dir.write_json(made / RECORD, {**self.origin, "figures": figures})
+        return figures
+
+
+def _open_splits(data_dir: str | os.PathLike[str]) -> tuple[Split, Split]:
+    """What is trained on, and what figures come from."""
+    train = open_split(data_dir, "train")
+    there = "val" in read_card(data_dir).get("splits", {})
+    return train, open_split(data_dir, "val") if there else train
 
 
 def _figures_of(directory: Path, origin: dict[str, Any]) -> dict[str, float] | None:

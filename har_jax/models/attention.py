@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,10 @@ QUERY_BLOCK = 64
 end: in four of them, 5/8 of the products are made."""
 
 MAX_BLOCKS = 4
+
+
+KERNELS = {"cudnn": "gpu", "splash": "tpu"}
+"""Kernels of JAX's for `attend_alone`, and the platform of the devices that each computes on."""
 
 
 class KV(NamedTuple):
@@ -54,10 +58,19 @@ def attend_alone(
     *,
     causal: bool,
     window: int | None = None,
-    implementation: Literal["xla", "cudnn"] = "cudnn",
+    kernel: str,
 ) -> Float[Array, "B T N H"]:
-    """Attention of sequences that read nothing but themselves, by a kernel of JAX's: cuDNN's needs
-    an NVIDIA GPU, float16 or bfloat16, and heads of at most 256 (a multiple of 8)."""
+    """Attention of sequences that read nothing but themselves, by a kernel of JAX's.
+
+    Args:
+      kernel: "cudnn" (NVIDIA GPUs, float16 or bfloat16, heads of at most 256 and a multiple of 8),
+        "splash" (TPUs), or "xla".
+    """
+    if kernel == "splash":
+        # Not before it is wanted: Pallas takes a second to be imported.
+        from har_jax.models.splash import splash_attention
+
+        return splash_attention(q_btnh, k_btkh, v_btkh, causal=causal, window=window)
     near = None if window is None or window >= q_btnh.shape[1] else (window - 1, 0)
     return jax.nn.dot_product_attention(
         q_btnh,
@@ -65,7 +78,7 @@ def attend_alone(
         v_btkh,
         is_causal=causal,
         local_window_size=near,
-        implementation=implementation,
+        implementation=cast(Any, kernel),
     )
 
 

@@ -79,6 +79,9 @@ def add_foundation(commands: Any) -> None:
     few = "at most so many steps of each training, for models that need not be good (default: 120 "
     few += "to 570, minutes)"
     parser.add_argument("--steps", type=word(Count), metavar="N", help=few)
+    beside = "how many models are made at a time, each in a process on its share of the cores "
+    beside += "(default: one for each core of CPUs; 1 on an accelerator, which one process holds)"
+    parser.add_argument("--workers", type=word(Count), metavar="N", help=beside)
     for part, default, families in (
         ("encoder", "clip", "clip, siglip, dinov2, dinov2_with_registers"),
         ("decoder", "mistral", "mistral, llama, smollm3, qwen2, qwen3, gpt2"),
@@ -94,7 +97,7 @@ def foundation(arguments: argparse.Namespace) -> None:
         builder.check_free(arguments.out, overwrite=False)
     dataset.open_split(arguments.data, "train")  # a mistake is told before JAX starts
     from har_jax.hardware import keep_memory
-    from har_jax.miniature import models
+    from har_jax.miniature import models, workers
 
     keep_memory()
     models.build(
@@ -105,6 +108,7 @@ def foundation(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         encoder=arguments.encoder,
         decoder=arguments.decoder,
+        workers=arguments.workers or workers.useful(),
     )
 
 

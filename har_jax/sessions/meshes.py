@@ -12,6 +12,7 @@ from har_jax.config import Config, check_devices
 from har_jax.errors import UserError
 from har_jax.hardware import device_memory
 from har_jax.loading.blueprint import Blueprint
+from har_jax.models.attention import KERNELS
 from har_jax.sessions.budget import budget
 from har_jax.sharding import MESH_AXES, resolve_mesh_shape
 
@@ -42,8 +43,15 @@ def choose_mesh(blueprint: Blueprint, config: Config, devices: Sequence[Any]) ->
     `SHARE` of their memory, or else the one on which they hold least.
 
     Raises:
-      UserError: as `mesh_over`; or the batch divides no mesh of these devices.
+      UserError: as `mesh_over`; the batch divides no mesh of these devices; or they do not have the
+        kernel of `config.model.attention`.
     """
+    kernel, platform = config.model.attention, devices[0].platform
+    if KERNELS.get(kernel, platform) != platform:
+        raise UserError(
+            f"config.model.attention={kernel} is a kernel for {KERNELS[kernel].upper()}s, and the "
+            f"devices are {platform.upper()}s; set --config.model.attention=blocks"
+        )
     if not config.mesh.auto:
         return mesh_over(devices, config)
     memory = device_memory(devices[0])

@@ -43,6 +43,7 @@ _BREAKS = dict.fromkeys(map(ord, "\n\r\x0b\x0c\u2028\u2029"), " ")
 _BREAKS |= dict.fromkeys(range(0xD800, 0xE000), "?")  # as Java writes half a character
 _APART = "can not, gon na, got ta, lem me, gim me, wan na"
 _ASSIMILATED = {pair.replace(" ", ""): tuple(pair.split()) for pair in _APART.split(", ")}
+_UNDIVIDED = frozenset(_ASSIMILATED)
 
 
 def words(caption: str) -> list[str]:
@@ -69,11 +70,12 @@ def split_tokens(tokens: Sequence[str]) -> list[str]:
 
 
 def _without_scanner(caption: str) -> list[str] | None:
-    """The tokens of a caption of plain words, which hold no white space; None if it has others."""
+    """The tokens of a caption of plain words, which hold no white space; None if it has others, or
+    if its end may depend on the next line."""
     text = caption.rstrip(" \n")
     if text.endswith("."):
         text = text[:-1]
-        if not text.endswith(" ") and _keeps_period(text[text.rfind(" ") + 1 :]):
+        if _period_matters(text[text.rfind(" ") + 1 :]):
             return None
     only_letters = text.isascii() and text.replace(" ", "").isalpha()
     if not only_letters:
@@ -81,7 +83,7 @@ def _without_scanner(caption: str) -> list[str] | None:
             return None
         text = text.replace(",", " ").replace(".", " ").replace("'s", " 's")
     found = text.lower().split()
-    if _ASSIMILATED.keys().isdisjoint(found):
+    if _UNDIVIDED.isdisjoint(found):
         return found
     if "'" in text:  # "gonna's" does not come apart
         return None
@@ -92,16 +94,23 @@ def tokens_of_lines(captions: Sequence[str]) -> list[list[str]]:
     """The tokens of each caption, as the Java tool leaves them when it gets all in this order."""
     found = []
     for i, caption in enumerate(captions):
-        tail = caption.rstrip()[-8:]  # the pattern is shorter
-        if tail.endswith(".") and _LOOKS_AHEAD.search(tail):
-            following = next((text for text in captions[i + 1 : i + 100] if text.strip()), "")
-            found.append(_scan(caption, following))
-        else:
-            found.append(tokens(caption))
+        tokens = _without_scanner(caption)
+        if tokens is None:
+            following = ""
+            if _LOOKS_AHEAD.search(caption.rstrip()[-8:]):  # the pattern is shorter
+                following = next((text for text in captions[i + 1 : i + 100] if text.strip()), "")
+            tokens = _scan(caption, following)
+        found.append(tokens)
     return found
 
 
 @functools.lru_cache(maxsize=4096)
+def _period_matters(word: str) -> bool:
+    """Whether a period after the last word of a caption may belong to it, perhaps by what the next
+    line begins with ("no.")."""
+    return bool(word) and (_LOOKS_AHEAD.search(f"{word}.") is not None or _keeps_period(word))
+
+
 def _keeps_period(word: str) -> bool:
     """Whether a period after `word` belongs to it: abbreviations, single letters, "x-U.S"."""
     if word.isascii() and word.isalpha() and not _ABBREVIATION.fullmatch(word):

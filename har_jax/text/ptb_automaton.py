@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 # Letters (and digits) that Unicode got after version 6.2, which the Stanford lexer was built with.
 _LATER_LETTERS = """
@@ -250,8 +250,8 @@ class State(dict):
         # Characters that belong to the same sets behave alike, so their steps are shared.
         sets = self._automaton.sets_of(c)
         if sets not in self._steps:
-            targets = [them for chars, them in self._moves if sets >> chars & 1]
-            self._steps[sets] = self._automaton.state(targets)
+            targets = {them for chars, them in self._moves if sets >> chars & 1}
+            self._steps[sets] = self._automaton.reached(targets)
         self[c] = result = self._steps[sets]
         return result
 
@@ -278,7 +278,7 @@ class Automaton:
         self._states: dict[frozenset[int], State] = {}
         self._reached: dict[int, frozenset[int]] = {}
         self._sets_of: dict[str, int] = {}
-        start = self.state([self._reach(begin) for begin, _ in ends])
+        start = self.reached([begin for begin, _ in ends])
         assert start is not None  # there is a pattern
         self.start = start
 
@@ -295,19 +295,13 @@ class Automaton:
             self._reached[seed] = frozenset(m for m in members if moves[m] or m in accepts)
         return self._reached[seed]
 
-    def moves_of(self, members: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
-        """[(number of a character set, the states that its characters lead to)]."""
-        targets: dict[int, list[int]] = {}
-        for member in members:
-            move = self._moves[member]
-            if move:
-                targets.setdefault(move[0], []).append(move[1])
-        reached = {chars: map(self._reach, them) for chars, them in targets.items()}
-        return [(chars, frozenset().union(*them)) for chars, them in reached.items()]
+    def moves_of(self, members: Iterable[int]) -> list[tuple[int, int]]:
+        """(number of a character set, the NFA's state that its characters lead to) of some."""
+        return [move for member in members if (move := self._moves[member])]
 
-    def state(self, targets: Sequence[frozenset[int]]) -> State | None:
-        """The state of all these states of the NFA."""
-        members = frozenset().union(*targets)
+    def reached(self, targets: Iterable[int]) -> State | None:
+        """The state of all that these states of the NFA reach."""
+        members = frozenset().union(*map(self._reach, targets))
         if not members:
             return None
         if members not in self._states:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -167,8 +168,6 @@ def test_the_two_clips_differ(built):
 
 
 def test_what_is_there_is_kept_and_what_is_gone_made_again(built, data, tmp_path):
-    import shutil
-
     out, figures = built
     copy = shutil.copytree(out, tmp_path / "mini")
     for name in ("clip-b", "gpt2"):
@@ -186,6 +185,20 @@ def test_what_is_there_is_kept_and_what_is_gone_made_again(built, data, tmp_path
     assert not (copy / "gpt2").exists()
     with pytest.raises(UserError, match="made of other seed"):
         build(data, copy, seed=1, recipe=SMALL)
+
+
+def test_two_at_a_time_are_as_good_as_one_by_one(built, data, tmp_path):
+    out, figures = built
+    copy = shutil.copytree(out, tmp_path / "mini")
+    for name in ("clip-b", "gpt2"):
+        shutil.rmtree(copy / name)
+    lines = []
+    again = build(data, copy, recipe=SMALL, workers=2, say=lines.append)
+    assert list(again) == list(figures)
+    assert sorted(line.split(":")[0] for line in lines) == ["clip-b", "gpt2"]
+    for name in figures:
+        # Products are divided among other numbers of cores.
+        assert again[name] == pytest.approx(figures[name], rel=1e-3)
 
 
 def test_an_interrupted_build_leaves_nothing_behind(data, tmp_path, monkeypatch):

@@ -158,19 +158,39 @@ def _coco(
 
     def take_annotation(_: int, annotation: Any) -> None:
         written, text = _id(annotation, "image_id"), _field(annotation, "caption")
+        keep(written, _caption_id(annotation, "id"), text)
+
+    def keep(written: Id, number: int | None, text: Any) -> None:
         if written not in captions and problems is not None:
             problems.add("captions of images that are not listed", f"image {shown_id(written)}")
             return
-        captions.setdefault(written, []).append((_caption_id(annotation, "id"), text))
+        captions.setdefault(written, []).append((number, text))
 
     _each(path, "image", images, take_image, problems)
     known = len(captions)
-    _each(path, "annotation", annotations, take_annotation, problems)
+    plain = _plain_rows(annotations)
+    for row in plain:
+        keep(*row)
+    if not plain:
+        _each(path, "annotation", annotations, take_annotation, problems)
     listed += [(written, (), "", None) for written in list(captions)[known:]]
     return [
         Entry(split, written, names, tuple(captions[written]), domain=domain, source=source)
         for written, names, domain, source in listed
     ]
+
+
+def _plain_rows(annotations: Sequence[Any]) -> list[tuple[int, int, str]]:
+    """(image, id of the caption, caption) of annotations that are all as COCO has them, looked at
+    together; [] where one is not, and each has to be looked at."""
+    try:
+        rows = [(row["image_id"], row["id"], row["caption"]) for row in annotations]
+    except (KeyError, TypeError, IndexError):
+        return []
+    numbers = [number for image, caption, _ in rows for number in (image, caption)]
+    if {type(text) for *_, text in rows} != {str} or set(map(type, numbers)) != {int}:
+        return []
+    return rows if is_plain(min(numbers)) and is_plain(max(numbers)) else []
 
 
 def _karpathy(

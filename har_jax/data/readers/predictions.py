@@ -29,6 +29,9 @@ RESULTS = (
 )
 
 
+_RESULT = {"image_id", "caption"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Predictions:
     """Captions by the id that the file has of an image, or by its file's name where it has none.
@@ -75,6 +78,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     for written, row in zip(captions, rows, strict=True):
+        if row.keys() == _RESULT:
+            continue
         if isinstance(name := _first(row, IMAGE), str) and name.strip():
             names[written] = posixpath.normpath(name.strip())
     return Predictions(captions, names)
@@ -129,7 +134,7 @@ def _with_id(row: Any) -> Any:
     """A row as COCO's results have it; what is none stays as it is, to be told."""
     if not isinstance(row, dict):
         return row
-    if {"image_id", "caption"} <= row.keys() and row["image_id"] != "":
+    if row.keys() >= _RESULT and row["image_id"] != "":
         return row
     written = _first(row, ID)
     written = _first(row, IMAGE) if written is None or written in MISSING else written

@@ -83,7 +83,8 @@ class Attention(nnx.Module):
         # A kernel of JAX's takes no window that is an array, as one of scanned layers may be.
         if alone and (window is None or isinstance(window, int)):
             q, k, v = q_brtnh[:, 0], k_brtkh[:, 0], v_brtkh[:, 0]
-            return self.o(attend_alone(q, k, v, causal=True, window=window)[:, None]), own
+            out = attend_alone(q, k, v, causal=True, window=window, kernel=self.kernel)
+            return self.o(out[:, None]), own
         if written is not None:  # one token: write it into its slot of the caption's cache
             own = written.with_slot(own, at_t[0] - (0 if shared is None else shared.length))
         return self.o(attend(q_brtnh, at_t, shared, own, window)), own

@@ -72,7 +72,8 @@ class Attention(nnx.Module):
         q_bsnh, k_bsnh, v_bsnh = self.q(x_bsd), self.k(x_bsd), self.v(x_bsd)
         own = KV(heads_first(k_bsnh), heads_first(v_bsnh))
         if mask_st is None and self.kernel != "blocks":
-            return self.o(attend_alone(q_bsnh, k_bsnh, v_bsnh, causal=False)), own
+            out_bsnh = attend_alone(q_bsnh, k_bsnh, v_bsnh, causal=False, kernel=self.kernel)
+            return self.o(out_bsnh), own
         q_bsnh = q_bsnh * q_bsnh.shape[-1] ** -0.5
         scores = jnp.einsum("bsnh,bnth->bnst", q_bsnh, own.k, preferred_element_type=jnp.float32)
         if mask_st is not None:
