@@ -121,6 +121,19 @@ def test_a_run_that_cannot_fit_is_refused(directories, monkeypatch):
         budgets.refuse_if_too_large(found, mesh)
 
 
+@pytest.mark.parametrize(("kernel", "its"), [("cudnn", "GPUs"), ("splash", "TPUs")])
+def test_attention_of_other_devices(directories, kernel, its):
+    """A run that asks for it is refused; a captioner that was trained so is read here too."""
+    changes = {"model.attention": kernel, "model.dtype": "bfloat16"}
+    config = configuration(directories, **changes)
+    blueprint = draw(config.model)
+    with pytest.raises(UserError, match=f"attention={kernel} is a kernel for {its}, .* are CPUs"):
+        meshes.choose_mesh(blueprint, config, jax.devices())
+    placed = blueprint.placed_on(make_mesh())
+    assert (blueprint.config.attention, placed.config.attention) == (kernel, "blocks")
+    assert placed.model.attention == "blocks"
+
+
 def test_floors_are_the_issue_tables(directories):
     """`docs/performance.md`, "Floors": one H100, B=64, K=5, T=20, LoRA, 256 patches and BOS."""
     folder = described_folder(directories)
