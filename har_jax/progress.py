@@ -58,6 +58,12 @@ class progress(tqdm):
         except OSError:
             pass
 
+    def close(self) -> None:
+        drawn = not self.disable
+        super().close()
+        if drawn and self.line is not None:
+            self.fp.write("\r")  # tqdm leaves the cursor behind the bar that it blanks
+
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         super().__exit__(kind, value, trace)
         if self._log:

@@ -73,8 +73,13 @@ import pathlib, sys, time
 from har_jax.miniature import workers
 
 def work(name):
+    begun = pathlib.Path(name + ".partial")
+    begun.touch()
     pathlib.Path(name).write_text(str(__import__("os").getpid()))
-    time.sleep(60)
+    try:
+        time.sleep(60)
+    finally:
+        begun.unlink()
 
 if __name__ == "__main__":
     list(workers.side_by_side(work, sys.argv[1:], 2))
@@ -94,6 +99,7 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
         parent.kill()
         parent.wait()
     _wait(lambda: not any(_runs(pid) for pid in pids))
+    assert not list(tmp_path.glob("*.partial")), "what was begun is removed"
 
 
 def _wait(done, seconds=60):
