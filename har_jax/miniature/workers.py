@@ -93,7 +93,7 @@ def _received(here: connection.Connection, name: str, process: Any) -> Any:
 def _stop(processes: Sequence[Any]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
     for process in processes:
         process.join(_PATIENCE)
         process.kill()
@@ -108,6 +108,9 @@ def _worker(
     lock: Any,
 ) -> None:
     """Runs in the new process, before JAX counts the cores."""
+    # Ctrl-C reaches the parent too, which then asks: once, so that what was begun is removed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
@@ -125,10 +128,15 @@ def _worker(
         there.send((None, RuntimeError(f"{name}: {error!r:.1000}")))
 
 
+def _interrupt(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGINT)  # which lets it remove what it began
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)
     os._exit(1)
