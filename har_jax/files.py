@@ -83,8 +83,8 @@ def followed(path: str | os.PathLike[str], *, replaced: bool = False) -> pathlib
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1) -> None:
-    """Writes what `plain` understands, in one step; the text is that of `dumps`, but for floats
-    such as 1e-7, which Python writes as 1e-07."""
+    """Writes what `plain` understands, in one step, to be read by people: with `indent` spaces for
+    each level, or all in one line."""
     try:  # five times as fast as json, which indents in Python
         data = msgspec.json.encode(value, enc_hook=_known)
     except TypeError:  # such as a key that is None
@@ -93,8 +93,11 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 1)
 
 
 def _known(value: Any) -> Any:
+    for kind in (str, int, float):
+        if isinstance(value, kind):  # of a class of its own
+            return kind(value)
     found = plain(value)
-    if found is value:
+    if found is value or isinstance(value, list | tuple):  # a tuple that is a key
         raise TypeError(f"JSON cannot hold {value!r:.80}, a {type(value).__name__}")
     return found
 

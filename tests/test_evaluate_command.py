@@ -169,6 +169,7 @@ def test_references_in_rows(run, form):
         (results(), {"1": ["a"], "01": ["b"]}, "has 1 twice"),
         (results(), "", "CSV.*DIR:SPLIT"),
         ("", coco(), "CSV"),
+        ([{"image_id": {"a": 1}, "text": "x"}], coco(), "the id is no number and no text but"),
     ],
 )
 def test_bad_rows_give_one_line(run, predictions, references, told):

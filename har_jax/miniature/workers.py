@@ -94,8 +94,9 @@ def _stop(processes: Sequence[Any]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
+    end = time.monotonic() + _PATIENCE
     for process in processes:
-        process.join(_PATIENCE)
+        process.join(max(0, end - time.monotonic()))
         process.kill()
 
 
@@ -120,7 +121,7 @@ def _worker(
     try:
         there.send((work(name), None))
     except UserError as error:
-        there.send((None, error))
+        there.send((None, UserError(str(error))))  # a subclass may not be picklable
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

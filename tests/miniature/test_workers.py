@@ -69,7 +69,7 @@ def test_the_others_are_stopped_and_may_tidy_up(tmp_path, name, error, message):
 
 
 SCRIPT = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from har_jax.miniature import workers
 
 def work(name):
@@ -82,23 +82,39 @@ def work(name):
         begun.unlink()
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
     list(workers.side_by_side(work, sys.argv[1:], 2))
 """
 
 
-def test_nothing_outlives_a_killed_parent(tmp_path):
+@pytest.fixture
+def at_work(tmp_path):
+    """A program whose two workers have begun, in a session of its own; and their pids."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     files = [tmp_path / "a", tmp_path / "b"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, script, *files], env=environment)
+    how = {"env": environment, "start_new_session": True, "stderr": subprocess.DEVNULL}
+    parent = subprocess.Popen([sys.executable, script, *files], **how)
     try:
         _wait(lambda: all(file.exists() and file.read_text() for file in files))
-        pids = [int(file.read_text()) for file in files]
+        yield parent, [int(file.read_text()) for file in files]
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_nothing_outlives_a_killed_parent(at_work, tmp_path):
+    parent, pids = at_work
+    parent.kill()
     _wait(lambda: not any(_runs(pid) for pid in pids))
+    assert not list(tmp_path.glob("*.partial")), "what was begun is removed"
+
+
+def test_ctrl_c_reaches_all_of_them(at_work, tmp_path):
+    parent, pids = at_work
+    os.killpg(parent.pid, signal.SIGINT)
+    _wait(lambda: not any(_runs(pid) for pid in [parent.pid, *pids]))
     assert not list(tmp_path.glob("*.partial")), "what was begun is removed"
 
 

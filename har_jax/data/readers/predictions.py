@@ -137,7 +137,8 @@ def _with_id(row: Any) -> Any:
     if row.keys() >= _RESULT and row["image_id"] != "":
         return row
     written = _first(row, ID)
-    written = _first(row, IMAGE) if written is None or written in MISSING else written
+    if written is None or (isinstance(written, str) and written in MISSING):
+        written = _first(row, IMAGE)
     caption = _first(row, CAPTION)
     caption = caption[0] if isinstance(caption, list) and len(caption) == 1 else caption
     found = {"image_id": written, "caption": caption}
