@@ -83,9 +83,10 @@ class Checkpoints:
             "optimizer": ocp.StandardCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        with _told(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
 
     def save(
         self,

@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
+
 from har_jax.errors import UserError, did_you_mean
 from har_jax.files import dumps, write_json
 from har_jax.foreign import Size, read_typed
@@ -68,6 +70,17 @@ def unsealed(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
+class _OfOrbax(msgspec.Struct):
+    """What Orbax writes of a step, and asks of it before it looks at any step of a run."""
+
+    item_handlers: dict[str, Any] | str | None = None
+    metrics: dict[str, Any] | None = None
+    performance_metrics: dict[str, Any] | None = None
+    init_timestamp_nsecs: int | None = None
+    commit_timestamp_nsecs: int | None = None
+    custom_metadata: dict[str, Any] | None = None
+
+
 def damage(step: pathlib.Path, items: Collection[str] = ITEMS) -> str:
     """What is not as it was written in some items of a step's directory; "" if all is well."""
     what = "the checkpoint as it was written"
@@ -75,7 +88,7 @@ def damage(step: pathlib.Path, items: Collection[str] = ITEMS) -> str:
         if not (step / item).is_dir():
             return f"{item} is missing"
     try:
-        read_typed(step / "_CHECKPOINT_METADATA", dict[str, Any], what)
+        read_typed(step / "_CHECKPOINT_METADATA", _OfOrbax, what)
         if "progress" in items:
             unsealed(step / "progress" / "metadata")
         if not (step / _SUMS).exists():  # of an older version

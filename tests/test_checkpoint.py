@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, on which mesh, and what a misfit says."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,32 @@ def test_a_damaged_step_is_in_nobodys_way(tmp_path, caplog, item):
     checkpoints.save(2, {"a": params["a"] + 1}, optimizer, {"n": 2}, {"CIDEr": 0.5})
     checkpoints.close()
     assert resolve_step(tmp_path, "latest") == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("item_handlers", True),
+        ("metrics", 3),
+        ("performance_metrics", []),
+        ("init_timestamp_nsecs", "a"),
+        ("commit_timestamp_nsecs", 1.5),
+        ("custom_metadata", [1]),
+        ("performance_metrics", {"speed": 1.5}),
+    ],
+)
+def test_what_orbax_writes_of_a_step_is_not_so(tmp_path, key, value):
+    """Orbax reads it of all steps before any: the step is set aside, or it is told in a line."""
+    two_steps(tmp_path)
+    file = tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    if value == {"speed": 1.5}:
+        with pytest.raises(UserError, match=r"checkpoints is damaged .*'speed'"):
+            Checkpoints(tmp_path)
+        return
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == 1
+    checkpoints.close()
 
 
 def test_figures_that_cannot_be_read_are_given_up_last(tmp_path, caplog):
