@@ -60,7 +60,8 @@ class CorpusScores:
     bleu_counts: Int64[np.ndarray, "I columns"] | None
 
 
-_RESULT = {"image_id", "caption"}
+RESULT_KEYS = {"image_id", "caption"}
+"""Of an entry of COCO results."""
 
 
 def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
@@ -72,7 +73,7 @@ def predictions_from_results(results: Iterable[Any]) -> dict[Id, str]:
     """
     predictions: dict[Id, str] = {}
     for i, result in enumerate(results):
-        if not isinstance(result, Mapping) or not result.keys() >= _RESULT:
+        if not isinstance(result, Mapping) or not result.keys() >= RESULT_KEYS:
             raise UserError(
                 f"entry {i} of the results is {reprlib.repr(result)}, not "
                 '{"image_id": ..., "caption": ...}'

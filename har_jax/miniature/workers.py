@@ -1,8 +1,7 @@
 """Work by name in processes beside each other, each on cores of its own.
 
-A miniature model is too small for several cores: half of a step is products of one core's size and
-what stands between them, so that two trainings, a core each, are done sooner than one after the
-other.
+A miniature model is too small for several cores: two trainings, a core each, are done sooner than
+one after the other on both (docs/performance.md, "The demo").
 """
 
 from __future__ import annotations

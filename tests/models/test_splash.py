@@ -75,7 +75,6 @@ def test_gradients_are_those_of_plain_products(t, n, k, h, causal, window):
         np.testing.assert_allclose(found, exact, atol=2e-5)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @pytest.mark.parametrize("k", [4, 1])
 def test_on_a_mesh_each_device_has_its_images_and_heads(k):
     q, keys, values, _ = _heads(130, 4, k, 16, b=4)

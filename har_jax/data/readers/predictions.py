@@ -21,15 +21,12 @@ from har_jax.data.readers.rows import json_values, table_rows
 from har_jax.errors import UserError
 from har_jax.foreign import parse_json, read_text
 from har_jax.ids import MISSING, Id, number_in
-from har_jax.metrics.corpus import predictions_from_results
+from har_jax.metrics.corpus import RESULT_KEYS, predictions_from_results
 
 RESULTS = (
     'COCO results, a list of {"image_id": ..., "caption": ...}; the same as JSON lines or CSV; or '
     "one JSON object {image: caption}"
 )
-
-
-_RESULT = {"image_id", "caption"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     for written, row in zip(captions, rows, strict=True):
-        if row.keys() == _RESULT:
+        if row.keys() == RESULT_KEYS:
             continue
         if isinstance(name := _first(row, IMAGE), str) and name.strip():
             names[written] = posixpath.normpath(name.strip())
@@ -134,7 +131,7 @@ def _with_id(row: Any) -> Any:
     """A row as COCO's results have it; what is none stays as it is, to be told."""
     if not isinstance(row, dict):
         return row
-    if row.keys() >= _RESULT and row["image_id"] != "":
+    if row.keys() >= RESULT_KEYS and row["image_id"] != "":
         return row
     written = _first(row, ID)
     if written is None or (isinstance(written, str) and written in MISSING):
