@@ -50,6 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clip", type=path, metavar="HF_DIR", help="CLIP of CLIPScore (default: the run's choice)")
     pac = "CLIP of PAC-S's weights, for PAC-S and RefPAC-S (docs/metrics.md)"
     add("--pac", type=path, metavar="HF_DIR", help=pac)
+    objects = "COCO instances JSON, for CHAIR"
+    add("--instances", type=path, metavar="FILE", help=objects)
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
     add_scored(parser, "sampling, control and bootstrap")
     add_metrics(parser)
@@ -68,7 +70,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     truth = "COCO's or Karpathy's JSON, CSV, {image: [captions]}, or a dataset: DIR or DIR:SPLIT"
     add("--references", type=path, metavar="FILE", help=truth)
     add("--images", type=path, metavar="DIR", help="the image files, for CLIPScore and PAC-S")
-    add("--instances", type=path, metavar="FILE", help="COCO instances JSON, for CHAIR")
     return parser.parse_args(argv)
 
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_captioner(args: argparse.Namespace) -> dict[str, Any]:
-    for flag in ("references", "images", "instances"):
+    for flag in ("references", "images"):
         if getattr(args, flag):
             raise UserError(f"--{flag} goes with --predictions; a run has its own (see --data)")
     settings = chosen(args, "step", "data", "batch_size", "features", "allow_overlap")
@@ -103,7 +104,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     gc.disable()  # there is nothing to collect, and looking takes a seventh of the time
     from har_jax.evaluation.from_files import evaluate_files
 
-    settings = chosen(args, "images", "instances", "seed") | metrics_of(args)
+    settings = chosen(args, "images", "seed") | metrics_of(args)
     try:
         return evaluate_files(args.predictions, args.references, args.out, **settings).scores
     finally:
@@ -111,7 +112,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    shared = ("split", "clip", "pac", "control", "against", "limit", "words")
+    shared = ("split", "clip", "pac", "instances", "control", "against", "limit", "words")
     return {name: getattr(args, name) for name in (*shared, *names)}
 
 

@@ -1,4 +1,4 @@
-"""`python -m har_jax.evaluate` on files: its results, and one clear line for each bad input."""
+"""`python -m har_jax.evaluate` on files: its results."""
 
 import json
 import os
@@ -12,70 +12,13 @@ import pytest
 from har_jax.evaluate import main
 from har_jax.evaluation.score import KEYS
 from tests.conftest import ROOT
-
-CAPTIONS = {
-    1: ["A red circle above a square.", "There is a red circle.", "red circle over a square"],
-    2: ["Two blue squares side by side.", "A pair of blue squares", "blue squares"],
-    3: ["A green star on a striped ground.", "One green star", "a star that is green"],
-    4: ["A yellow ring.", "a large yellow ring in the middle", "yellow ring"],
-}
-
-
-def coco(captions=CAPTIONS):
-    rows = [(i, text) for i, texts in captions.items() for text in texts]
-    return {
-        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in captions],
-        "annotations": [
-            {"id": k, "image_id": i, "caption": text} for k, (i, text) in enumerate(rows)
-        ],
-    }
-
-
-def karpathy():
-    splits = {1: "test", 2: "test", 3: "restval", 4: "train"}
-    return {
-        "dataset": "coco",
-        "images": [
-            {
-                "cocoid": i,
-                "imgid": 0,
-                "split": splits[i],
-                "filepath": "val2014",
-                "filename": f"{i}.jpg",
-                "sentences": [{"raw": text, "tokens": []} for text in texts],
-            }
-            for i, texts in CAPTIONS.items()
-        ],
-    }
-
-
-def results(ids=CAPTIONS):
-    return [{"image_id": i, "caption": CAPTIONS[i][1]} for i in ids]
+from tests.evaluate_files import CAPTIONS, coco, evaluates, karpathy, results
 
 
 @pytest.fixture
 def run(tmp_path, capsys, monkeypatch):
-    """Writes both files, runs the command and returns (exit code, stdout, stderr, out dir)."""
     monkeypatch.setattr("shutil.which", lambda name: None)  # no Java: METEOR would take seconds
-
-    def call(predictions, references, *flags):
-        for name, value in (("results.json", predictions), ("captions.json", references)):
-            if value is not None:
-                text = value if isinstance(value, str) else json.dumps(value)
-                (tmp_path / name).write_text(text)
-        out = tmp_path / "out"
-        code = main(
-            [
-                f"--predictions={tmp_path / 'results.json'}",
-                f"--references={tmp_path / 'captions.json'}",
-                f"--out={out}",
-                *flags,
-            ]
-        )
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err, out
-
-    return call
+    return evaluates(tmp_path, capsys)
 
 
 def test_writes_what_the_contract_says(run):
@@ -356,141 +299,10 @@ def test_older_scores_do_not_survive_other_predictions(run):
     assert code == 0 and "control" not in scores and scores["n_images"] == 2
 
 
-BAD = {
-    "not JSON": ("[{", coco(), r"not valid JSON \(line 1"),
-    "references not JSON": (results(), "{", "not valid JSON"),
-    "no file": (None, coco(), "no file .*results.json"),
-    "no list": ({"image_id": 1}, coco(), "holds a dict, not a list"),
-    "empty": ([], coco(), "holds no predictions"),
-    "no caption": ([{"image_id": 1}], coco(), "entry 0 .*caption"),
-    "number for a caption": ([{"image_id": 1, "caption": 3}], coco(), "image 1 is 3, not a text"),
-    "fraction for an id": ([{"image_id": 1.5, "caption": "x"}], coco(), "no whole number"),
-    "nothing for an id": ([{"image_id": None, "caption": "x"}], coco(), "no number and no text"),
-    "an object over lines": ('{\n"image_id": 1\n}', coco(), "holds a dict, not a list"),
-    "cut lines": ('{"image_id": 1, "caption": "x"}\n{"image', coco(), "line 2 is not valid JSON"),
-    "duplicate": (results((1, 1)), coco(), "image 1 has two predictions"),
-    "unknown image": (
-        [*results(), {"image_id": 99, "caption": "x"}],
-        coco(),
-        "1 of 5 predictions .* image 99",
-    ),
-    "no images": (results(), {"annotations": []}, "no list `images`"),
-    "neither format": (results(), {"images": [{"id": 1}]}, "neither `annotations`"),
-    "no captions": (results(), {"images": [], "annotations": []}, "no captions"),
-    "annotation without id": (
-        results(),
-        {"images": [], "annotations": [{"caption": "x"}]},
-        "annotation 0 has no 'image_id'",
-    ),
-    "caption is null": (
-        results(),
-        {"images": [], "annotations": [{"image_id": 1, "caption": None}]},
-        "caption None, which is no text",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_give_one_line_and_exit_2(run, name):
-    predictions, references, message = BAD[name]
-    code, printed, err, out = run(predictions, references)
-    assert code == 2 and not printed
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert re.search(message, err), err
-    assert not out.exists(), "nothing is left behind"
-
-
-def test_an_unknown_split_is_suggested(run):
-    code, _, err, _ = run(results(), karpathy(), "--split=tset")
-    assert code == 2 and "did you mean 'test'" in err and "restval, test, train" in err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--out=o"], "--checkpoint=RUN.*--predictions=FILE"),
-        (["--out=o", "--checkpoint=a", "--predictions=b"], "either"),
-        (["--out=o", "--predictions=b"], "--references"),
-        (["--out=o", "--checkpoint=a", "--references=b"], "--references goes with --predictions"),
-        (["--out=o", "--checkpoint=a", "--metrics=,"], "--metrics is empty"),
-        (["--out=o", "--predictions=b", "--references=c", "--metrics=,"], "--metrics is empty"),
-        (["--out=o", "--checkpoint=absent"], "absent"),
-        (["--out=o", "--checkpoint=a", "--limit=-1"], "--limit: it is -1; it must be at least 0"),
-    ],
-)
-def test_bad_arguments(flags, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(flags) == 2
-    err = capsys.readouterr().err
-    assert re.search(message, err) and err.count("\n") == 1, err
-    assert not list(tmp_path.iterdir())
-
-
-def test_out_that_is_a_file(run, tmp_path):
-    (tmp_path / "out").write_text("here")
-    code, _, err, _ = run(results(), coco())
-    assert code == 2 and "is a file" in err
-    assert (tmp_path / "out").read_text() == "here"
-
-
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0 and "examples:" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def trained(workspace, tmp_path_factory):
-    """A run of two steps: its captions are noise, but everything about them is real."""
-    from har_jax import train
-    from tests.training.commands import train_arguments
-
-    path = tmp_path_factory.mktemp("runs") / "mle"
-    assert train.main(train_arguments(workspace, path, steps=2)) == 0
-    return path
-
-
-def test_a_run_is_captioned_and_scored(trained, workspace, tmp_path, capsys, monkeypatch):
-    from har_jax.data.dataset import open_split
-
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    out = tmp_path / "eval"
-    flags = [f"--checkpoint={trained}", "--control=shuffle", "--limit=11", f"--out={out}"]
-    assert main(flags) == 0
-    scores = json.loads((out / "scores.json").read_text())
-    split = open_split(workspace / "data", "test")
-    rows = json.loads((out / "per_image.json").read_text())
-    assert [row["image_id"] for row in rows] == split.ids[:11]
-    assert all(row["references"] == split.references()[row["image_id"]] for row in rows)
-    assert scores["n_images"] == 11 and "ratio" in scores["control"]
-    assert scores["source"] | {"split": "test", "step": 2, "method": "greedy"} == scores["source"]
-    assert "config.eval.clip_score" in scores["skipped"]["CLIPScore"]
-    cut = sum(not row["ended"] for row in rows) / len(rows)
-    assert scores["health"]["cut_rate"] == pytest.approx(cut)
-    assert "mle, step 2, test, greedy: 11 images" in capsys.readouterr().out
-    before = (out / "predictions.json").read_text()
-    assert main([*flags, "--batch-size=16", f"--against={out}"]) == 0
-    against = json.loads((out / "scores.json").read_text())["against"]
-    assert against["n_images"] == 11 and against["metrics"]["CIDEr"]["difference"] == 0
-    assert (out / "predictions.json").read_text() == before, "batches do not show in the captions"
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--split=tset", "did you mean 'test'"),
-        ("--step=77", "no checkpoint of step 77"),
-        ("--data=absent", "absent"),
-        ("--clip=absent", "absent"),
-        ("--against=absent.json", "there is no file 'absent.json'"),
-    ],
-)
-def test_what_a_run_lacks(trained, tmp_path, capsys, flag, message):
-    out = tmp_path / "eval"
-    assert main([f"--checkpoint={trained}", flag, f"--out={out}"]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ") and message in last
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["{}", "{}.png", "photos/{:012}.jpg", "COCO_val2014_{:012}.jpg"])

@@ -23,29 +23,20 @@ from har_jax.data.dataset import open_split
 from har_jax.errors import UserError
 from har_jax.interchange.families.mistral import load_mistral
 from har_jax.loading.blueprint import draw
-from har_jax.loading.parts import read_parts
 from har_jax.loading.weights import new_trained
 from har_jax.models import lora
 from har_jax.models.functional import part, split
 from har_jax.sessions.assemble import assemble
 from har_jax.sessions.plan import plan_session
 from har_jax.sharding import make_mesh
-from har_jax.training.run_dir import open_run, read_run, run_info
+from har_jax.training.run_dir import read_run
 from tests.conftest import ROOT
 from tests.helpers import long
+from tests.lora import LORA, mistake
 from tests.training.commands import train_arguments
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-
-LORA = {
-    "model__lora__rank": 4,
-    "model__lora__alpha": 8,
-    "model__lora__targets": "attn.(q|k|v|o)|mlp.down|lm_head",
-    "optim__lr": 3e-2,
-    "optim__name": "adamw",
-    "data__val_split": "",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -334,13 +325,6 @@ def test_another_dtype_is_that_of_everything(run, captioner):
 # ---------------------------------------------------------------------------------- mistakes
 
 
-def mistake(capsys, command, *argv):
-    assert command.main([str(arg) for arg in argv]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
 def test_scst_must_have_the_adapters_of_its_parent(workspace, run, tmp_path, capsys):
     for changed in ({"model__lora__rank": 8}, {"model__lora__targets": "attn.q"}):
         argv = train_arguments(
@@ -348,22 +332,6 @@ def test_scst_must_have_the_adapters_of_its_parent(workspace, run, tmp_path, cap
         )
         key = next(iter(changed)).replace("__", ".")
         assert f"was trained with {key}=" in mistake(capsys, train, *argv)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "changes,said",
-    [
-        ({"targets": "attention.q"}, "'attention.q' matches no linear layer of the decoder"),
-        ({"targets": "attn.(q"}, "'attn.(q' is no regular expression (missing ), unterminated"),
-        ({"rank": -1}, "config.model.lora.rank is -1"),
-        ({"alpha": 0}, "config.model.lora.alpha is 0"),
-    ],
-)
-def test_settings_that_cannot_be(workspace, tmp_path, capsys, changes, said):
-    settings = {**LORA, **{f"model__lora__{key}": value for key, value in changes.items()}}
-    argv = train_arguments(workspace, tmp_path / "run", **settings)
-    assert said in mistake(capsys, train, *argv)
     assert not (tmp_path / "run").exists()
 
 
@@ -392,28 +360,3 @@ def test_directories_that_do_not_fit(workspace, exported, tmp_path):
         (adapters / "adapter_config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(UserError, match=said):
             har_jax.load_captioner(adapters)
-
-
-def test_a_run_without_adapters_has_none_to_export(tmp_path, capsys, workspace):
-    settings = train_arguments(workspace, tmp_path / "run", model__train_lm=False)
-    arguments, overrides = train.parse(settings)
-    config = config_file.load(arguments.config, overrides)
-    parts = read_parts(config.model)
-    open_run(tmp_path / "run", config, run_info(config, base=parts.identity))
-    projector = new_trained(parts.blueprint, 0, make_mesh())
-    checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save(1, projector, {"count": np.zeros(2)}, {})
-    checkpoints.close()
-    argv = [f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}", "--format=peft"]
-    said = mistake(capsys, export, *argv)
-    assert "was trained without LoRA" in said
-    # Its projector fits its base: parts that lie apart are the same captioner.
-    whole = har_jax.load_captioner(tmp_path / "run")
-    parts = har_jax.load_captioner(
-        encoder=workspace / "models/clip-l",
-        lm=workspace / "models/mistral",
-        projector=tmp_path / "run",
-    )
-    assert parts.params.keys() == whole.params.keys()
-    for name, value in whole.params.items():
-        np.testing.assert_array_equal(parts.params[name], value, err_msg=name)

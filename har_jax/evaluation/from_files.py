@@ -14,7 +14,7 @@ from har_jax.data.image_files import ImageFiles
 from har_jax.data.readers.predictions import read_predictions
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import check_covers, read_other
-from har_jax.evaluation.extras import CHAIR, clip_input, objects_of
+from har_jax.evaluation.extras import clip_input, objects_of
 from har_jax.evaluation.references import (
     by_number,
     read_references,
@@ -89,8 +89,6 @@ def evaluate_files(
     why = "no images were given (--images=DIR with the image files)" if clip else _NO_CLIP
     paths = image_files(images, known.filenames, texts) if images and (clip or pac) else {}
     objects = objects_of(instances, known.numbers, texts) if instances else None
-    if instances and CHAIR not in metrics:
-        metrics = (*metrics, CHAIR)
     evaluation = evaluate_captions(
         truth,
         texts,

@@ -18,6 +18,7 @@ from har_jax.data.protocols import Images, Part, Writer
 from har_jax.decoding.settings import DecodeSettings
 from har_jax.errors import UserError
 from har_jax.evaluation.compare import Other, check_covers, read_other
+from har_jax.evaluation.extras import objects_of
 from har_jax.evaluation.kept import KeptWriter
 from har_jax.evaluation.leak import check_unseen
 from har_jax.evaluation.references import numbers_of
@@ -123,6 +124,7 @@ def evaluate_writer(
     scorer: ClipScorer | None = None,
     no_clip: str = "no scoring CLIP was given",
     pac: ClipScorer | None = None,
+    objects: Mapping[int, Collection[str]] | None = None,
     control: str | None = None,
     against: Other | None = None,
     limit: int = 0,
@@ -139,6 +141,7 @@ def evaluate_writer(
       writer: a captioner, or anything else that turns images into texts.
       scorer: for CLIPScore; `no_clip` says why there is none.
       pac: for PAC-S.
+      objects: COCO's categories in each image, for CHAIR.
       control: "shuffle", see `evaluation.score.shuffle_control`.
       against: another system, to compare with over the same images.
       limit: the first so many images; 0: all.
@@ -168,6 +171,7 @@ def evaluate_writer(
         clip=ClipInput(scorer, pairs) if scorer else None,
         no_clip=no_clip,
         pac=ClipInput(pac, pairs) if pac else None,
+        objects=objects,
         ended=found.ended if found.cut_rate is not None else None,
         filenames=dict(zip(split.ids, split.filenames, strict=True)),
         control=control,
@@ -195,6 +199,7 @@ def evaluate_run(
     data: str | None = None,
     clip: str | None = None,
     pac: str | None = None,
+    instances: str | None = None,
     control: str | None = None,
     against: str | None = None,
     limit: int = 0,
@@ -215,6 +220,7 @@ def evaluate_run(
       checkpoint: what `load_captioner` takes; of one that is no run `data` has to be given.
       data, clip: instead of the run's own `config.data.dir` and `config.eval.clip_score`.
       pac: HF directory of the CLIP of PAC-S.
+      instances: COCO's instances JSON, for CHAIR; the references' objects count in any case.
       against: COCO results of another system, or its evaluation's directory.
       captioner: one loaded already, of the same run.
       features: a feature cache instead of the run's own `config.data.features`, or "none" to
@@ -232,9 +238,14 @@ def evaluate_run(
     config, run = described.config, described.run
     rows, warnings = _rows(described, data, split, allow=allow_overlap)
     words_of(rows.directory, words)  # refused before anything is loaded
+    scored = rows.ids[: limit or len(rows)]
     other = read_other(against, numbers_of(rows)) if against else None
     if other is not None:
-        check_covers(other, rows.ids[: limit or len(rows)])
+        check_covers(other, scored)
+    objects = None
+    if instances:
+        numbers = numbers_of(rows) or {i: i for i in rows.ids}
+        objects = objects_of(instances, numbers, scored)
     cache = features_for(config, rows, features)
     # 2. Who scores, and who writes.
     clip, size = clip or config.eval.clip_score, config.eval.batch_size
@@ -254,6 +265,7 @@ def evaluate_run(
         out,
         scorer=scorer,
         pac=other_scorer,
+        objects=objects,
         no_clip="neither --clip=HF_DIR nor the run's config.eval.clip_score names a scoring CLIP",
         control=control,
         against=other,

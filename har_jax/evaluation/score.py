@@ -72,7 +72,7 @@ def evaluate_captions(
     Args:
       no_clip: why `clip` is None, for `skipped`.
       pac: for PAC-S, by another CLIP.
-      objects: COCO's categories in each image, for CHAIR.
+      objects: COCO's categories in each image, for CHAIR, which is computed where they are given.
       ended: whether each caption reached EOS, where that is known.
       metrics: some of `metrics.corpus.METRICS`, the others are skipped; with `OFFICIAL` among
         them pycocoevalcap computes them. CHAIR too.
@@ -91,6 +91,7 @@ def evaluate_captions(
     ids = list(predictions)
     references = {i: list(references[i]) for i in ids if i in references}
     metrics, chair = split_metrics(metrics)
+    chair = chair or objects is not None
     found = score_captions(references, predictions, metrics=metrics, words=words)
     corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
     skipped = dict(found.skipped)

@@ -12,7 +12,7 @@ from har_jax.data.features.build import Build, write
 from har_jax.data.features.cache import FeatureCache, Origin
 from har_jax.data.features.imported import open_import
 from har_jax.errors import UserError
-from tests.data.test_feature_cache import ORIGIN, SHAPE, feature_of
+from tests.data.caches import ORIGIN, SHAPE, feature_of
 
 
 @pytest.mark.parametrize("kind", ["npy", "json", "txt"])

@@ -7,8 +7,8 @@ import pytest
 
 from har_jax.data.verify import problems
 from har_jax.prepare import main
+from tests.data.caches import make
 from tests.data.test_dataset import forget_sums
-from tests.data.test_feature_cache import make
 
 
 def verify(directory, capsys):

@@ -16,7 +16,7 @@ from har_jax.files import write_json
 from har_jax.reports.dots import Estimate, make_dots
 from har_jax.reports.paper import Shown, chosen, markdown, page
 from tests.experiments import worlds
-from tests.reports.test_report import Page
+from tests.reports.pages import Page
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>|&"
 

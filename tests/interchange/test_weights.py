@@ -1,7 +1,6 @@
 """Reading and writing weights: shards, dtypes, meshes, and all that can be wrong with a file."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,86 +8,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
-from har_jax.errors import UserError
 from har_jax.interchange import hf_dir, safetensors_file, table, weights
-from har_jax.interchange.families.clip import load_clip, load_vision, save_clip
+from har_jax.interchange.families.clip import load_clip, load_vision
 from har_jax.interchange.families.mistral import MISTRAL, load_mistral, save_mistral
 from har_jax.interchange.table import Row
 from har_jax.models.decoders import Mistral, MistralConfig
-from har_jax.models.encoders.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.functional import split
 from har_jax.sharding import make_mesh
-from tests.helpers import initialise
-
-LM = MistralConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=4,
-    sliding_window=None,
+from tests.interchange.weight_files import (
+    LM,
+    NORM,
+    message,
+    put,
+    random,
+    same,
+    shard,
+    tensors_of,
 )
-CLIP_CONFIG = CLIPConfig(
-    VisionConfig(8, 12, 1, 2, image_size=8, patch_size=4),
-    TextConfig(8, 12, 1, 2, vocab_size=20, max_position_embeddings=6, eos_token_id=19),
-    projection_dim=6,
-)
-NORM = "model.norm.weight"
-
-
-def random(cls, config):
-    """Drawn in one compiled function; op by op it takes seconds."""
-    structure, params = initialise(lambda key: cls(config, rngs=nnx.Rngs(key)), 0)
-    return structure.merge(params)
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("weights")
-    save_mistral(random(Mistral, LM), directory / "lm")
-    save_clip(random(CLIP, CLIP_CONFIG), directory / "clip")
-    return directory
-
-
-@pytest.fixture
-def lm(saved, tmp_path):
-    """A directory that a test may damage."""
-    return shutil.copytree(saved / "lm", tmp_path / "lm")
-
-
-@pytest.fixture
-def clip(saved, tmp_path):
-    return shutil.copytree(saved / "clip", tmp_path / "clip")
-
-
-def tensors_of(directory) -> dict[str, np.ndarray]:
-    return dict(safetensors.numpy.load_file(directory / "model.safetensors"))
-
-
-def put(directory, tensors, name="model.safetensors") -> None:
-    safetensors.numpy.save_file(tensors, directory / name, {"format": "pt"})
-
-
-def shard(directory) -> None:
-    """Two files and an index, as transformers writes large models."""
-    tensors = tensors_of(directory)
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, part in parts.items():
-        put(directory, {n: tensors[n] for n in part}, file)
-    index = {"weight_map": {n: file for file, part in parts.items() for n in part}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "model.safetensors").unlink()
-
-
-def same(a, b) -> bool:
-    a, b = split(a)[1], split(b)[1]
-    return a.keys() == b.keys() and all((np.asarray(a[k]) == np.asarray(b[k])).all() for k in a)
-
 
 # ------------------------------------------------------------------------------------- the format
 
@@ -211,14 +148,6 @@ def test_buffers_and_repeated_heads_are_passed_over(saved, clip, tmp_path):
 
 
 # ------------------------------------------------------------------------------------- bad input
-
-
-def message(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def test_one_error_lists_everything_wrong(lm):
@@ -345,72 +274,7 @@ def test_bad_directories(tmp_path, lm):
     assert "needs object, got array" in message(lambda: load_mistral(lm))
 
 
-def test_hub_names_go_through_the_cache(monkeypatch, saved):
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    calls = []
-
-    def download(name, **_):
-        calls.append(name)
-        return str(saved / "lm")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    load_mistral("some-org/some-model")
-    assert calls == ["some-org/some-model"]
-
-    def offline(name, **_):
-        raise errors.LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    assert "neither in the local cache nor" in message(lambda: load_mistral("some-org/some-model"))
-
-    def odd(name, **_):
-        raise OSError("disk full\nand more")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", odd)
-    assert "disk full" in message(lambda: load_mistral("some-org/some-model"))
-
-
 # ------------------------------------------------------------------------------------- writing
-
-
-def test_staging_leaves_nothing_half_written(tmp_path):
-    def fail() -> None:
-        with hf_dir.staging(tmp_path / "out") as made:
-            (made / "half").write_text("x")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-    with hf_dir.staging(tmp_path / "out") as made:
-        (made / "whole").write_text("x")
-        assert not (tmp_path / "out").exists()
-    assert [f.name for f in tmp_path.iterdir()] == ["out"]
-
-    def again() -> None:
-        with hf_dir.staging(tmp_path / "out"):
-            pass
-
-    assert "exists already" in message(again)
-
-
-def test_saving_beside_a_tokenizer_keeps_it(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    save_mistral(random(Mistral, LM), tmp_path)
-    names = sorted(f.name for f in tmp_path.iterdir())
-    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
-
-
-def test_fingerprints_follow_the_weights(saved, lm):
-    before = hf_dir.weights_fingerprint(lm)
-    assert before.startswith("sha256:")
-    assert before == hf_dir.weights_fingerprint(saved / "lm")
-    tensors = tensors_of(lm)
-    tensors[NORM][0] += 1
-    put(lm, tensors)
-    assert hf_dir.weights_fingerprint(lm) != before
 
 
 def test_every_parameter_has_its_row():

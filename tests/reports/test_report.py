@@ -1,18 +1,14 @@
 """The report: one valid file that needs no other, from whatever a run directory holds."""
 
 import contextlib
-import html.parser
-import io
 import json
 import pathlib
 import re
 import shutil
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 
 from har_jax.data.builder import write
 from har_jax.data.dataset import Example
@@ -21,19 +17,17 @@ from har_jax.evaluation.score import evaluate_captions, write_evaluation, write_
 from har_jax.files import write_json
 from har_jax.reports import page as pages
 from har_jax.reports import paper
-from har_jax.reports.charts import Line, make_plot, nice_ticks, smoothed
 from har_jax.reports.page import render, templates, write_report
 from har_jax.reports.run_view import (
     DatasetImages,
     RunView,
     Sample,
     ScoredSplit,
-    choose_examples,
-    data_uri,
     examples_of,
     read_view,
 )
 from har_jax.training.loggers import JsonLines
+from tests.reports.pages import Page, png
 
 REFERENCES = {
     i: [f"a {colour} {shape}", f"one {colour} {shape} <here> & there"]
@@ -41,44 +35,6 @@ REFERENCES = {
         (c, s) for c in ("red", "blue", "green", "grey") for s in ("circle", "square", "star")
     )
 }
-VOID = {"meta", "img", "input"}
-
-
-class Page(html.parser.HTMLParser):
-    """Collects tags and attributes, and sees that every element is closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.open, self.text = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, k, v or "") for k, v in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, k, v or "") for k, v in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def values(self, tag, name):
-        return [v for t, k, v in self.attributes if t == tag and k == name]
-
-
-def png(i, side=24):
-    rng = np.random.default_rng(i)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -363,40 +319,3 @@ def test_cider_is_computed_where_it_is_missing(world):
     full = examples_of({"SCST": split}, {})
     again = examples_of({"SCST": without}, REFERENCES)
     assert [e.captions for e in full] == [e.captions for e in again]
-
-
-def test_examples_are_chosen_by_gain():
-    rows = {i: {"caption": "x", "CIDEr": 0.0, "references": ["r"]} for i in range(30)}
-    after = {i: {**row, "CIDEr": float(i - 10)} for i, row in rows.items()}
-    chosen = choose_examples(
-        examples_of({"A": ScoredSplit({}, rows), "B": ScoredSplit({}, after)}, {}), 3
-    )
-    assert chosen["gain"] == [29, 28, 27] and chosen["loss"] == [0, 1, 2]
-    assert len(set(chosen["random"])) == 3
-
-
-def test_large_images_are_scaled_and_small_ones_left():
-    small = png(0)
-    assert json.dumps(data_uri(small)) and data_uri(small).startswith("data:image/png")
-    large = data_uri(png(0, side=800))
-    assert large.startswith("data:image/jpeg") and len(large) < 200_000
-    assert data_uri(b"nothing") is None
-
-
-@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 5.0), (2, 5.0)], [(0, -1e-9), (10, 1e9)]])
-def test_charts_of_few_or_odd_points(points):
-    plot = make_plot([Line("a & b", points)], description="<x>", percent=True)
-    svg = templates().get_template("charts.html.j2").module.svg(plot)
-    Page(svg)
-    assert "nan" not in svg and "a &amp; b" in svg
-
-
-def test_ticks_enclose_the_values():
-    for low, high in ((0, 1), (0.013, 0.0131), (-7, 1200), (3, 3)):
-        ticks = nice_ticks(low, high, 5)
-        assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
-
-
-def test_smoothing_keeps_a_straight_line():
-    line = [(x, 2.0 * x) for x in range(50)]
-    assert np.allclose(smoothed(line)[10:40], line[10:40])

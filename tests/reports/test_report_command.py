@@ -18,7 +18,7 @@ from har_jax.reports.run_view import read_view
 from har_jax.reports.tables import interval_of, scores_table, step_of
 from tests.conftest import ROOT
 from tests.reports import hostile
-from tests.reports.test_report import Page
+from tests.reports.pages import Page
 
 
 @pytest.fixture(scope="module")
