@@ -50,8 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clip", type=path, metavar="HF_DIR", help="CLIP of CLIPScore (default: the run's choice)")
     pac = "CLIP of PAC-S's weights, for PAC-S and RefPAC-S (docs/metrics.md)"
     add("--pac", type=path, metavar="HF_DIR", help=pac)
-    objects = "COCO instances JSON, for CHAIR"
-    add("--instances", type=path, metavar="FILE", help=objects)
+    add("--instances", type=path, metavar="FILE", help="COCO instances JSON, for CHAIR")
     add("--control", choices=["shuffle"], help="also score captions of other images: does it look?")
     add_scored(parser, "sampling, control and bootstrap")
     add_metrics(parser)

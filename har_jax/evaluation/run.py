@@ -35,7 +35,7 @@ from har_jax.loading.parts import read_parts
 from har_jax.loading.sources import Source, read_source
 from har_jax.loading.writer import CaptionerWriter
 from har_jax.metrics.corpus import METRICS
-from har_jax.metrics.embedding_scores import PAC
+from har_jax.metrics.embedding_scores import CLIP, PAC
 from har_jax.progress import progress
 from har_jax.scorers.clip import ClipScorer, independence_warning
 
@@ -235,36 +235,28 @@ def evaluate_run(
     check_out(out)
     how = DecodeSettings(method, **settings)
     described = read_source(checkpoint, given or {}, step)
-    config, run = described.config, described.run
+    config, kind = described.config, described.kind
     rows, warnings = _rows(described, data, split, allow=allow_overlap)
     words_of(rows.directory, words)  # refused before anything is loaded
     scored = rows.ids[: limit or len(rows)]
     other = read_other(against, numbers_of(rows)) if against else None
     if other is not None:
         check_covers(other, scored)
-    objects = None
-    if instances:
-        numbers = numbers_of(rows) or {i: i for i in rows.ids}
-        objects = objects_of(instances, numbers, scored)
+    objects = _objects(instances, rows, scored) if instances else None
     cache = features_for(config, rows, features)
     # 2. Who scores, and who writes.
-    clip, size = clip or config.eval.clip_score, config.eval.batch_size
-    scorer = ClipScorer(clip, batch_size=size) if clip else None
-    other_scorer = ClipScorer(pac, batch_size=size, kind=PAC) if pac else None
-    judges = filter(None, (scorer, other_scorer))
-    told = [independence_warning(x.fingerprint, run, x.files.kind.key) for x in judges]
-    warnings += filter(None, told)
+    judges, told = _judges(described, clip, pac)
     captioner = captioner or load_captioner(checkpoint, step=step, **(given or {}))
-    stage = config.stage if described.kind == "run" else described.kind
-    source = {"checkpoint": described.name, "stage": stage, "step": captioner.step}
+    source = {"checkpoint": described.name, "step": captioner.step}
+    source |= {"stage": config.stage if kind == "run" else kind}
     source |= {"data": data or config.data.dir, "split": split, "method": method, "seed": seed}
     source |= {"features": str(cache.directory)} if cache else {}
     return evaluate_writer(
         CaptionerWriter(captioner, how, seed, batch_size, cache),
         rows,
         out,
-        scorer=scorer,
-        pac=other_scorer,
+        scorer=judges.get(CLIP.key),
+        pac=judges.get(PAC.key),
         objects=objects,
         no_clip="neither --clip=HF_DIR nor the run's config.eval.clip_score names a scoring CLIP",
         control=control,
@@ -272,11 +264,32 @@ def evaluate_run(
         limit=limit,
         seed=seed,
         source=source | settings,
-        warnings=warnings,
+        warnings=warnings + told,
         desc=f"captions, {method}",
         words=words,
         metrics=metrics,
     )
+
+
+def _objects(instances: str, rows: Split, scored: Collection[int]) -> dict[int, set[str]]:
+    """See `evaluation.extras.objects_of`."""
+    return objects_of(instances, numbers_of(rows) or {i: i for i in rows.ids}, scored)
+
+
+def _judges(
+    captioner: Source, clip: str | None, pac: str | None
+) -> tuple[dict[str, ClipScorer], list[str]]:
+    """The networks that score, by the key of their score, and warnings; `clip` is the captioner's
+    own choice where it is None."""
+    config = captioner.config.eval
+    given = ((CLIP, clip or config.clip_score), (PAC, pac))
+    judges = {
+        kind.key: ClipScorer(path, batch_size=config.batch_size, kind=kind)
+        for kind, path in given
+        if path
+    }
+    told = (independence_warning(x.fingerprint, captioner.run, k) for k, x in judges.items())
+    return judges, [text for text in told if text]
 
 
 def _rows(

@@ -91,13 +91,12 @@ def evaluate_captions(
     ids = list(predictions)
     references = {i: list(references[i]) for i in ids if i in references}
     metrics, chair = split_metrics(metrics)
-    chair = chair or objects is not None
     found = score_captions(references, predictions, metrics=metrics, words=words)
     corpus: dict[str, float | None] = {**dict.fromkeys(KEYS), **found.corpus}
     skipped = dict(found.skipped)
     per_image = {i: dict(found.per_image[i]) for i in ids}
     signature = found.signature
-    asked = Asked(clip, no_clip, pac, chair, objects, words)
+    asked = Asked(clip, no_clip, pac, chair or objects is not None, objects, words)
     for extra in extra_scores(references, predictions, asked):
         corpus |= extra.corpus
         skipped |= extra.skipped
