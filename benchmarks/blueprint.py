@@ -51,7 +51,7 @@ def describe(directory: pathlib.Path, scan_layers: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scan-layers", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--describe", type=pathlib.Path, help=argparse.SUPPRESS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import tempfile
+from typing import Literal
 
 import jax
 
@@ -25,6 +26,13 @@ from har_jax.sessions.budget import floors
 from har_jax.sharding import MESH_AXES
 
 IMAGES = 113_287
+ROWS: list[tuple[Literal["mle", "scst"], Literal["pooled", "patch"], int]] = [
+    ("scst", "pooled", 16),
+    ("scst", "patch", 16),
+    ("scst", "patch", 0),
+    ("mle", "patch", 16),
+]
+"""Stage, projector and rank of LoRA; 0: all weights learn."""
 
 
 def main() -> None:
@@ -33,12 +41,7 @@ def main() -> None:
     print("| chip | step | encode | prefill | rollout | update | together | COCO, an epoch |")
     print("|---|---|---|---|---|---|---|---|")
     for name in ("h100", "a100", "v5p", "v6e", "v5e"):
-        for stage, projector, rank in (
-            ("scst", "pooled", 16),
-            ("scst", "patch", 16),
-            ("scst", "patch", 0),
-            ("mle", "patch", 16),
-        ):
+        for stage, projector, rank in ROWS:
             model = ModelConfig(
                 encoder="clip-vit-large-patch14",
                 lm="Mistral-7B-v0.1",

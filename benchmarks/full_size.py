@@ -17,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from har_jax.interchange import safetensors_file
 from har_jax.interchange.families.clip import VISION_FAMILY
+from har_jax.interchange.families.family import Family
 from har_jax.interchange.families.mistral import MISTRAL
 from har_jax.interchange.table import sources
 from har_jax.presets.published import CONFIGS
@@ -40,6 +42,7 @@ SETTINGS = [
         "data.captions_per_image=2",
         "data.val_split=",
         "eval.every=0",
+        "eval.clip_score=",
         "model.dtype=bfloat16",
         "model.frozen_dtype=int8",
         "model.lora.rank=8",
@@ -61,9 +64,9 @@ def write_weights(directory: pathlib.Path, name: str, layers: int | None, tokeni
     if layers:
         where["num_hidden_layers"] = layers
     (directory / "config.json").write_text(json.dumps(config))
-    family = MISTRAL if config["model_type"] == "mistral" else VISION_FAMILY
+    family: Family[Any] = MISTRAL if config["model_type"] == "mistral" else VISION_FAMILY
     described = family.read_config(directory)
-    table, structure = family.table(False), family.structure(described, "bfloat16")
+    table, structure = family.table, family.structure(described, "bfloat16")
     specs, fills = {}, {}
     for path, like in structure.shapes.items():
         (source,) = sources(table, path, like.shape)

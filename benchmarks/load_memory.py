@@ -121,7 +121,7 @@ def load(directory: pathlib.Path, dtype: str, scan_layers: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--stored", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

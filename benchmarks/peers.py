@@ -102,6 +102,7 @@ class Ours:
                 cache = captioner.prefill(captioner.project(features))
                 writing = self.structure.merge(jax.lax.stop_gradient(params))
                 written = decode(writing, jax.lax.stop_gradient(cache), self.plan, key)
+                assert written.samples is not None
                 tokens = written.samples.tokens
                 return -jnp.mean(captioner.score(cache, tokens) * weights[..., None])
 
@@ -112,7 +113,7 @@ class Ours:
         self.loss, self.roll = jax.jit(loss), jax.jit(roll)
         donating = (0, 1)  # as training does, and as PyTorch writes into what is there
         steps = (jax.jit(f, donate_argnums=donating) for f in (update, step))
-        self._steps = dict(zip(("mle", "scst"), steps, strict=True))
+        self._steps: dict[str, Any] = dict(zip(("mle", "scst"), steps, strict=True))
 
     def step(self, name: str, *given: Any) -> None:
         self.params, self.state, _ = self._steps[name](self.params, self.state, *given)

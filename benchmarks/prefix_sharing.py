@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"{device.platform}: {device.device_kind}, JAX {jax.__version__}; B={B}, K={K}, T={T}")
     for grid in (4, 8, 16):
-        vision = VisionConfig(
+        vision: Any = VisionConfig(
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=2,

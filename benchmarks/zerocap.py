@@ -62,13 +62,20 @@ class Forgetful(ZeroCap):
         return at
 
 
+KEYS: list[Any] = [None]  # nothing is drawn
+
+
 def whole_texts(zerocap: ZeroCap) -> ZeroCap:
     """Candidates are read from BOS on, by taking every beginning for an empty one."""
     crossing = zerocap.judge.crossing
     texts = crossing.texts
     crossing._spaced_v = np.zeros_like(crossing._spaced_v)
     bos = zerocap.clip.tokenize.bos_id
-    crossing.texts = lambda starts, rows, ids: texts(starts, [[bos]] * len(rows), ids)
+
+    def from_bos(beginnings: Sequence[str], rows: list[list[int]], ids_nc: np.ndarray) -> Any:
+        return texts(beginnings, [[bos]] * len(rows), ids_nc)
+
+    crossing.texts = from_bos
     return zerocap
 
 
@@ -105,12 +112,12 @@ def compare(args: argparse.Namespace) -> None:
     features = many["all"].features(pictures)
 
     def batch(zerocap: ZeroCap) -> Callable[[int], list[str]]:
-        return lambda i: [w.text for w in zerocap.write(features, [None] * BATCH)]
+        return lambda i: [w.text for w in zerocap.write(features, KEYS * BATCH)]
 
     ways: dict[str, tuple[Callable[[int], list[str]], int]] = {
         name: (batch(zerocap), BATCH) for name, zerocap in many.items()
     }
-    ways["one image"] = (lambda i: [w.text for w in one.write(features[i : i + 1], [None])], 1)
+    ways["one image"] = (lambda i: [w.text for w in one.write(features[i : i + 1], KEYS)], 1)
     ways["PyTorch"] = (lambda i: [published.caption([images[i]]).with_prompt], 1)
     for name, (write, _) in ways.items():
         if name != "PyTorch":
