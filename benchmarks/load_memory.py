@@ -65,7 +65,7 @@ def write_checkpoint(directory: pathlib.Path, gigabytes: float, stored: str, dty
 
     width = safetensors_file.DTYPES[{"float32": "F32", "bfloat16": "BF16"}[dtype]].itemsize
     one, two = (sum(np.prod(s) for s in shapes(n).values()) * width for n in (1, 2))
-    layers = 1 + int(-(-(gigabytes * 1e9 - one) // (two - one)))
+    layers = max(1, 1 + int(-(-(gigabytes * 1e9 - one) // (two - one))))
     config = dataclasses.replace(config, num_hidden_layers=layers)
     kind = safetensors_file.DTYPES[{"float32": "F32", "bfloat16": "BF16"}[stored]]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The benchmark for accelerators runs, on models of a few numbers, where there is none."""
+"""Benchmarks run: that for accelerators where there is none, and all others, on little."""
 
 import json
 import os
@@ -23,3 +23,40 @@ def test_accelerator_benchmark_writes_its_figures(tmp_path):
     assert len(steps) == 8 and any("int8 base, P=17" in name for name in steps)
     assert all(row["seconds"] > 0 and row["device"] for row in rows[1:])
     assert any(row.get("tokens_per_second", 0) > 0 for row in rows)
+
+
+LITTLE = {
+    "blueprint": ["benchmarks/blueprint.py", "--rounds=1"],
+    "floors": ["benchmarks/floors.py"],
+    "layouts": ["benchmarks/layouts.py", "--layers=2", "--width=32", "--rounds=1"],
+    "load_memory": ["benchmarks/load_memory.py", "--gigabytes=0.02"],
+    "prefix_sharing": ["benchmarks/prefix_sharing.py"],
+    "quantised": ["benchmarks/quantised.py"],
+    "reward": ["-m", "benchmarks.reward", "--images=8", "--captions=2", "--rounds=1"],
+    "sampling": ["benchmarks/sampling.py"],
+    "zerocap": ["benchmarks/zerocap.py", "--images=1", "--candidates=16", "--tokens=2"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LITTLE)
+def test_benchmarks_run(name):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        [sys.executable, *LITTLE[name]], cwd=ROOT, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
+
+
+@pytest.mark.long
+def test_the_smoke_test_of_full_size_runs_on_one_layer(tmp_path, workspace):
+    """`train` of both stages, `export`, and transformers opens it."""
+    command = [sys.executable, "benchmarks/full_size.py", "--layers=1", f"--dir={tmp_path}"]
+    command.append(f"--tokenizer={workspace / 'models/mistral'}")
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (tmp_path / "llava" / "model.safetensors.index.json").is_file() or list(
+        (tmp_path / "llava").glob("*.safetensors")
+    )
