@@ -60,7 +60,7 @@ def torch_decoder(size: str) -> Any:
         head_dim=SIZES[size]["hidden_size"] // 8,
         max_position_embeddings=512,
         sliding_window=None,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore  # of the base class
     )
     return transformers.MistralForCausalLM(config)
 
