@@ -4,7 +4,7 @@
 # make fuzz    35,400 hostile inputs, in six minutes (make test draws one of forty)
 # make properties   the property tests with examples that are drawn afresh, 1,000 of each
 # make kill    training killed 100 times, MLE and SCST, continued bit for bit (make test kills it twice)
-# make long    further seeds, layouts and sizes of the tests, and the benchmark for accelerators, tiny
+# make long    further seeds, layouts and sizes of the tests, and the benchmarks, on little
 # make types   the tests with every annotated call checked (jaxtyping and beartype; 20 minutes)
 # make docs    the documentation's site in build/docs; its tutorials are executed (minutes)
 # make lint    ruff and pyright

@@ -1,6 +1,5 @@
-"""Makes the pictures of the documentation from the pages of a demo, by Chromium.
-
-make demo && .venv/bin/python docs/pictures.py --demo=runs/demo --data=data/scenes
+"""Makes the pictures of the documentation from the pages of a demo, by Chromium: `make demo`, then
+`.venv/bin/python docs/pictures.py --demo=runs/demo --data=data/scenes`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ sys.path.insert(0, str(DOCS.parent))
 from har_jax import prepare, report  # noqa: E402
 from tests.reports.browser import Browser  # noqa: E402
 
-# name: (page, width, dark, the heading that it begins at, height)
+# name: (page, width, dark, the heading that it begins at or the top, height)
 PICTURES = {
     "report.png": ("report", 1100, False, "", 1600),
     "images/report.png": ("report", 900, False, "", 1100),
@@ -30,7 +29,7 @@ PICTURES = {
 TOP = """
 (heading => {
   const found = [...document.querySelectorAll('h1, h2')].find(e => e.textContent.trim() == heading);
-  return found ? Math.floor(found.getBoundingClientRect().top + scrollY) - 16 : 0;
+  return Math.floor(found.getBoundingClientRect().top + scrollY) - 16;
 })
 """
 
@@ -50,7 +49,7 @@ def main() -> None:
         with Browser(here / "profile") as browser:
             for name, (page, width, dark, heading, height) in PICTURES.items():
                 shown = browser.open(pages[page], width=width, dark=dark)
-                top = shown.ask(f"{TOP.strip()}({heading!r})")
+                top = shown.ask(f"{TOP.strip()}({heading!r})") if heading else 0
                 (DOCS / name).write_bytes(shown.picture(top, height))
                 print(DOCS / name)
 

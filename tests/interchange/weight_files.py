@@ -1,5 +1,6 @@
 """Small models, their files, and what tests do to these."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,30 +9,17 @@ import safetensors.numpy
 from flax import nnx
 
 from har_jax.errors import UserError
-from har_jax.models.decoders import MistralConfig
 from har_jax.models.encoders.clip import CLIPConfig, TextConfig, VisionConfig
 from har_jax.models.functional import split
+from tests import helpers
 from tests.helpers import initialise
 
-LM = MistralConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=4,
-    sliding_window=None,
-)
-
-
+LM = dataclasses.replace(helpers.LM, vocab_size=32)
 CLIP_CONFIG = CLIPConfig(
     VisionConfig(8, 12, 1, 2, image_size=8, patch_size=4),
     TextConfig(8, 12, 1, 2, vocab_size=20, max_position_embeddings=6, eos_token_id=19),
     projection_dim=6,
 )
-
-
 NORM = "model.norm.weight"
 
 
